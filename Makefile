@@ -1,0 +1,30 @@
+# Each target is a line or two over scripts/; without make, run the lines themselves.
+
+.PHONY: demo test check soak bench lock clean
+
+demo: ## the main job, on the embedded store; PROVIDER=openai and the like for a real model
+	@scripts/setup
+	@.venv/bin/cloister demo $(if $(PROVIDER),--provider $(PROVIDER))
+
+test: ## all tests but the long ones; ARGS="-k window" for some
+	@scripts/setup dev
+	@.venv/bin/pytest $(ARGS)
+
+check: ## format, lint, types, layers, snippets of the documents
+	@scripts/check
+
+soak: ## the long tests, and many more examples for the others
+	@scripts/setup dev
+	@HYPOTHESIS_PROFILE=soak .venv/bin/pytest -m "soak or not soak" $(ARGS)
+
+bench: ## the tables of docs/performance.md
+	@scripts/setup dev
+	@set -e; for file in bench/*.py; do echo "--- $$file"; .venv/bin/python $$file; done
+
+lock: ## write the lock files anew; ARGS=--upgrade for the newest versions
+	@scripts/setup dev
+	@scripts/lock $(ARGS)
+
+clean:
+	rm -rf .venv .cache build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""What holds for every test: no network but this machine's own, no settings of whoever runs it, bounded examples."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+# Settings, keys and proxies of the person who runs the tests would make them pass or fail for no reason of ours.
+# CLOISTER_TEST_… names the servers to test with, and stays.
+for name in list(os.environ):
+    ours = name.startswith("CLOISTER_") and not name.startswith("CLOISTER_TEST_")
+    if ours or name.endswith("_API_KEY") or name.lower().endswith("_proxy"):
+        del os.environ[name]
+
+settings.register_profile("default", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("default"), max_examples=100, print_blob=True)
+settings.register_profile("soak", settings.get_profile("default"), max_examples=5_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
+
+
+def _is_local(host: object) -> bool:
+    if host in (None, "", "localhost", b"localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("socket.connect", "socket.sendto"):
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else None  # otherwise a Unix socket
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    else:
+        return
+    if not _is_local(host):
+        raise RuntimeError(f"a test tried to reach {host!r}; tests talk to this machine only")
+
+
+# An audit hook, not a patched socket: it sees connections made from C as well. uvloop goes past both.
+sys.addaudithook(_refuse_network)
