@@ -1,0 +1,70 @@
+"""Small files that hold secrets: whole or absent, and for their owner alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from cloister.errors import ConfigurationError
+
+
+def read_secret(path: Path, what: str) -> str:
+    """Read a file of ASCII text that only its owner may read, or raise `ConfigurationError`; *what* names it."""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            data = file.read(1 << 20)
+    except FileNotFoundError:
+        raise ConfigurationError(f"the {what} {path} does not exist") from None
+    except OSError as error:
+        raise ConfigurationError(f"the {what} {path} cannot be read: {error.strerror}") from None
+    if os.name == "posix" and mode & 0o077:
+        raise ConfigurationError(f"the {what} {path} can be read by others; run `chmod 600 {path}`")
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not a {what} of cloister") from None
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, since another process may be reading it; `FileExistsError` if it is there."""
+    fresh = _write_beside(path, data)
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists already; it was left as it is") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        fresh.unlink()
+    _sync_folder(path)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """Replace a file by another, whole or not at all."""
+    os.replace(_write_beside(path, data), path)
+    _sync_folder(path)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return fresh
+
+
+def _sync_folder(path: Path) -> None:
+    """Make sure that a crash does not undo the creation of *path*."""
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

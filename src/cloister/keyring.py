@@ -1,0 +1,188 @@
+"""Master keys: made, kept in a file or handed over in the environment, added to and destroyed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from cloister import files
+from cloister.errors import ConfigurationError
+from cloister.sealing import KEY_BYTES, after_name, fields, key_of, named, seal, subkey, unknown_key, unseal
+
+
+class Keyring:
+    """Hold named 256-bit master keys, oldest first: the newest seals, all of them open.
+
+    A keyring that comes from a file follows it: keys that another process has added are picked up when they are needed.
+    """
+
+    def __init__(self, keys: Mapping[str, bytes], *, path: Path | None = None) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._set(keys)
+
+    def _set(self, keys: Mapping[str, bytes]) -> None:
+        if not keys:
+            raise ConfigurationError("a keyring needs at least one key; make one with `cloister keys new`")
+        for key_id, key in keys.items():
+            if not (1 <= len(key_id) <= 64 and key_id.isascii() and key_id.replace("-", "").replace("_", "").isalnum()):
+                raise ConfigurationError("a key's name is 1 to 64 ASCII letters, digits, - or _")
+            if len(key) != KEY_BYTES:
+                raise ConfigurationError(f"master key {key_id!r} has {len(key)} bytes; it must have {KEY_BYTES}")
+        self._keys = dict(keys)
+        self._wrapping = {key_id: AESGCM(subkey(key, "wrap")) for key_id, key in keys.items()}
+
+    @classmethod
+    def generate(cls) -> Keyring:
+        """Make a keyring of one new random key, held in memory alone."""
+        return cls(dict([_new_key(())]))
+
+    @classmethod
+    def create_file(cls, path: str | os.PathLike[str]) -> Keyring:
+        """Make a key file with one new random key, mode 0600; `FileExistsError` if there is one."""
+        path = Path(path)
+        name, key = _new_key(())
+        files.write_new(path, _format({name: key}))
+        return cls.from_file(path)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Keyring:
+        """Read a key file: one ``name base64-key`` a line, oldest first, readable by its owner alone.
+
+        Raises `ConfigurationError` if it is missing, unreadable, readable by others, or malformed.
+        """
+        path = Path(path)
+        keyring = cls(_read(path), path=path)
+        keyring._stamp = keyring._stat()
+        return keyring
+
+    @classmethod
+    def from_env(cls, environ: MutableMapping[str, str] = os.environ) -> Keyring:
+        """Take ``CLOISTER_KEYS`` (``name:base64-key,…``, oldest first) out of the environment.
+
+        The variable is removed, so that nothing this process starts inherits it. Raises `ConfigurationError` if it is
+        missing or malformed.
+        """
+        text = environ.pop("CLOISTER_KEYS", None)
+        if not text:
+            raise ConfigurationError("CLOISTER_KEYS is not set; make a value for it with `cloister keys new --print`")
+        return cls(_parse((entry.strip().partition(":")[::2] for entry in text.split(",")), "CLOISTER_KEYS"))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Give the names of the keys, oldest first; the last one seals."""
+        return tuple(self._keys)
+
+    def add(self) -> str:
+        """Add a new random key, which seals from now on, and give its name. A key file is rewritten at once."""
+        with self._alone():
+            name, key = _new_key(self._keys)
+            self._replace({**self._keys, name: key})
+        return name
+
+    def remove(self, name: str) -> None:
+        """Destroy a key. What is still under it can never be opened again; `ConfigurationError` if it is the newest."""
+        with self._alone():
+            if name not in self._keys:
+                raise ConfigurationError(f"the keyring holds no key {name!r}; it holds {', '.join(self._keys)}")
+            if name == self.names[-1]:
+                raise ConfigurationError("the newest key seals; add another with `cloister keys rotate` before")
+            self._replace({other: key for other, key in self._keys.items() if other != name})
+
+    async def wrap(self, secret: bytes, context: bytes) -> bytes:
+        self._follow()
+        name = self.names[-1]
+        return named(name, seal(self._wrapping[name], secret, fields(name) + context))
+
+    async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        name = key_of(wrapped)
+        if name not in self._keys:
+            self._follow()
+        if name not in self._keys:
+            raise unknown_key(name)
+        return unseal(self._wrapping[name], after_name(wrapped), fields(name) + context, "the secret of a session")
+
+    async def derive(self, label: str) -> Mapping[str, bytes]:
+        self._follow()
+        return {name: subkey(key, "tenant/" + label) for name, key in self._keys.items()}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Change the key file alone: of two that read it and write it back, one would lose the other's new key."""
+        if self._path is None:
+            yield
+            return
+        lock = self._path.with_name(self._path.name + ".lock")
+        try:
+            os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            raise ConfigurationError(f"another process is changing the keys; if none is, delete {lock}") from None
+        try:
+            self._set(_read(self._path))
+            yield
+        finally:
+            lock.unlink()
+
+    def _replace(self, keys: Mapping[str, bytes]) -> None:
+        if self._path is not None:
+            files.overwrite(self._path, _format(keys))
+            self._stamp = self._stat()
+        self._set(keys)
+
+    def _follow(self) -> None:
+        """Read the key file again if another process has rewritten it."""
+        if self._path is not None and self._stat() != self._stamp:
+            self._stamp = self._stat()
+            self._set(_read(self._path))
+
+    def _stat(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path or "")
+        except OSError:
+            return self._stamp  # gone or out of reach: go on with what was read
+        return found.st_mtime_ns, found.st_ino
+
+    def __repr__(self) -> str:
+        return f"Keyring({', '.join(self._keys)})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a keyring cannot be pickled: it would write the master keys")
+
+
+def _new_key(taken: Iterable[str]) -> tuple[str, bytes]:
+    name = f"key-{len(list(taken)) + 1}-{secrets.token_hex(4)}"
+    return name, secrets.token_bytes(KEY_BYTES)
+
+
+def _format(keys: Mapping[str, bytes]) -> bytes:
+    lines = [f"{name} {base64.urlsafe_b64encode(key).decode()}" for name, key in keys.items()]
+    return "\n".join(["# cloister master keys, oldest first; the last one seals", *lines, ""]).encode()
+
+
+def _parse(pairs: Iterable[tuple[str, ...]], source: str) -> dict[str, bytes]:
+    keys: dict[str, bytes] = {}
+    for name, text in pairs:
+        if not text.strip():  # then the name may well be the key, so it is not repeated here
+            raise ConfigurationError(f"{source}: an entry does not have the form of a name and a key")
+        try:
+            key = base64.b64decode(text.strip().replace("-", "+").replace("_", "/"), validate=True)
+        except (binascii.Error, ValueError):
+            raise ConfigurationError(f"{source}: the key {name[:64]!r} is not base64") from None
+        if name in keys:
+            raise ConfigurationError(f"{source}: the name {name[:64]!r} stands there twice")
+        keys[name] = key
+    return keys
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    lines = files.read_secret(path, "key file").splitlines()
+    pairs = (line.partition(" ")[::2] for line in lines if line.strip() and not line.startswith("#"))
+    return _parse(pairs, f"the key file {path}")

@@ -1,0 +1,263 @@
+"""Who can open what: session keys, and the sealed form of items, heads and what outlives a session.
+
+Everything stored is AES-256-GCM under random 96-bit nonces. A session has a random 256-bit secret, wrapped by a master
+key; item and head keys are derived from it by HKDF-SHA-256 (RFC 5869), one label per purpose. Associated data is a
+sequence of length-prefixed fields and names format, owner, session, position, role and the tag of the item before, so
+that a missing, moved, repeated or substituted item does not open. GCM does not commit to its key; heads therefore carry
+a commitment derived from the session secret (Albertini et al., "How to Abuse and Fix Authenticated Encryption Without
+Key Commitment", USENIX Security 2022).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import NoReturn, Protocol
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from cloister.errors import ConfigurationError, IntegrityError
+from cloister.model import ROLES, Head, Item, Owner, SealedItem
+
+_FORMAT = b"\x01"
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
+_SHA256 = SHA256()
+_COMMITMENT_BYTES = 32
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_item = msgspec.msgpack.Decoder(Item).decode
+_decode_head = msgspec.msgpack.Decoder(Head).decode
+
+
+def fields(*parts: str | bytes) -> bytes:
+    """Join *parts* so that no two different lists give the same bytes: each behind its length."""
+    joined = bytearray()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        joined += len(data).to_bytes(4, "big") + data
+    return bytes(joined)
+
+
+# What stands between position and predecessor in the context of an item: role, and the length of a tag or of none.
+_BEHIND: dict[str, bytes] = {role: fields(role) + _TAG_BYTES.to_bytes(4, "big") for role in ROLES}
+_FIRST: dict[str, bytes] = {role: fields(role, b"") for role in ROLES}
+
+
+def owner_fields(owner: Owner) -> bytes:
+    """Encode *owner* so that no two owners look alike, tenantless ones included."""
+    return fields("" if owner.tenant is None else owner.tenant, owner.user)
+
+
+def tag(sealed: bytes) -> bytes:
+    """Give the authentication tag of a sealed item, which its successor names."""
+    return sealed[-_TAG_BYTES:]
+
+
+def subkey(secret: bytes, label: str) -> bytes:
+    """Derive the key for one purpose, which *label* names."""
+    return HKDFExpand(_SHA256, KEY_BYTES, b"cloister/1/" + label.encode()).derive(secret)
+
+
+def seal(key: AESGCM, plain: bytes, context: bytes) -> bytes:
+    """Seal *plain* so that it opens only in *context*, under a random nonce."""
+    nonce = os.urandom(_NONCE_BYTES)
+    return _FORMAT + nonce + key.encrypt(nonce, plain, context)
+
+
+def unseal(key: AESGCM, sealed: bytes, context: bytes, what: str) -> bytes:
+    """Open what `seal` sealed, or raise an `IntegrityError` that says *what* does not open."""
+    try:
+        if sealed[:1] != _FORMAT:
+            raise InvalidTag
+        return key.decrypt(sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :], context)
+    except (InvalidTag, ValueError, TypeError):
+        raise _does_not_open(what) from None
+
+
+def _does_not_open(what: str) -> IntegrityError:
+    return IntegrityError(
+        f"{what} does not open: the store returned something else than was stored for this owner. "
+        "Nothing was shown; see the audit log, and `cloister doctor` for the store"
+    )
+
+
+class SessionKeys:
+    """Seal and open what belongs to one session of one owner. Lives no longer than one turn."""
+
+    __slots__ = ("_commitment", "_context", "_head", "_item", "_secret")
+
+    def __init__(self, secret: bytes, owner: Owner, session_id: str) -> None:
+        self._context = owner_fields(owner) + fields(session_id)
+        self._secret = secret
+        self._item = AESGCM(subkey(secret, "item"))
+        self._head = AESGCM(subkey(secret, "head"))
+        self._commitment = subkey(secret, "commitment")
+
+    def seal_item(self, item: Item, position: int, previous: bytes) -> SealedItem:
+        """Seal *item* for its *position* behind the item whose tag is *previous* (empty for the first)."""
+        sealed = seal(self._item, _encode(item), self._item_context(position, item.role, previous))
+        return SealedItem(position, item.role, item.tokens, sealed)
+
+    def open_items(self, rows: Iterable[SealedItem], previous: bytes, last: bytes | None = None) -> list[Item]:
+        """Open consecutive *rows* behind the tag *previous*, the last of which must have the tag *last* where given.
+
+        Raises `IntegrityError` for any that is missing, moved, repeated, changed or somebody else's.
+        """
+        # Forty times a turn, hence written out: this is `unseal` in the context that `_item_context` gives.
+        decrypt, owned = self._item.decrypt, self._context
+        items = []
+        following = None
+        try:
+            for row in rows:
+                position, sealed = row.position, row.sealed
+                if following is not None and position != following:
+                    raise IntegrityError("the store left out or reordered items of a session")
+                if sealed[:1] != _FORMAT:
+                    raise InvalidTag
+                link = _BEHIND[row.role] if previous else _FIRST[row.role]
+                context = owned + position.to_bytes(8, "big") + link + previous
+                item = _decode_item(decrypt(sealed[1:13], sealed[13:], context))
+                if item.tokens != row.tokens:
+                    raise IntegrityError("the token count beside an item is not the one that was sealed")
+                items.append(item)
+                following, previous = position + 1, sealed[-_TAG_BYTES:]
+        except msgspec.MsgspecError:
+            raise IntegrityError("an item was sealed in a form that this version of cloister does not read") from None
+        except (InvalidTag, KeyError, ValueError, TypeError, AttributeError, OverflowError):
+            raise _does_not_open("an item") from None
+        if last is not None and not hmac.compare_digest(previous, last):
+            raise IntegrityError("the store left out the newest items of a session")
+        return items
+
+    def seal_head(self, head: Head) -> bytes:
+        """Seal *head*, with a commitment to the session secret in front."""
+        return self._commitment + seal(self._head, _encode(head), fields("head") + self._context)
+
+    def open_head(self, sealed: bytes) -> Head:
+        """Open a sealed head, or raise `IntegrityError`."""
+        committed = hmac.compare_digest(sealed[:_COMMITMENT_BYTES], self._commitment)
+        body = sealed[_COMMITMENT_BYTES:] if committed else b""
+        plain = unseal(self._head, body, fields("head") + self._context, "the head of a session")
+        try:
+            return _decode_head(plain)
+        except msgspec.MsgspecError:
+            raise IntegrityError("a session was sealed in a form that this version of cloister does not read") from None
+
+    def seal_record(self, key: bytes, plain: bytes) -> bytes:
+        """Seal what was answered under the idempotency key that *key* is the digest of."""
+        return seal(self._record, plain, fields("record", key) + self._context)
+
+    def open_record(self, key: bytes, sealed: bytes) -> bytes:
+        """Open what `seal_record` sealed under the same key, or raise `IntegrityError`."""
+        return unseal(self._record, sealed, fields("record", key) + self._context, "an idempotency record")
+
+    @property
+    def _record(self) -> AESGCM:
+        return AESGCM(subkey(self._secret, "record"))  # seldom wanted
+
+    def _item_context(self, position: int, role: str, previous: bytes) -> bytes:
+        return self._context + position.to_bytes(8, "big") + fields(role, previous)
+
+    def __repr__(self) -> str:
+        return "SessionKeys(…)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("session keys are never written anywhere")
+
+
+class MasterKeys(Protocol):
+    """Wrap and unwrap session secrets. Implement it to keep master keys in a KMS.
+
+    What ``wrap`` returns must name its key; ``unwrap`` of one whose key is unknown raises `ConfigurationError`, of a
+    damaged or foreign one `IntegrityError`. ``derive`` gives a 32-byte key per master key, by key id, newest last.
+    """
+
+    async def wrap(self, secret: bytes, context: bytes) -> bytes: ...
+
+    async def unwrap(self, wrapped: bytes, context: bytes) -> bytes: ...
+
+    async def derive(self, label: str) -> Mapping[str, bytes]: ...
+
+
+def wrap_context(owner: Owner, session_id: str) -> bytes:
+    """Give the associated data under which a session's secret is wrapped."""
+    return fields("wrap") + owner_fields(owner) + fields(session_id)
+
+
+def new_secret() -> bytes:
+    """Mint a session secret."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def key_of(blob: bytes) -> str:
+    """Read which master key a wrapped secret or a carried text names."""
+    try:
+        if blob[:1] != _FORMAT or not 1 <= blob[1] <= len(blob) - 2:
+            raise ValueError
+        return blob[2 : 2 + blob[1]].decode("ascii")
+    except (ValueError, IndexError):
+        raise IntegrityError("a wrapped secret does not say which master key it is under, so it is damaged") from None
+
+
+def named(key_id: str, sealed: bytes) -> bytes:
+    """Put the name of the master key in front."""
+    name = key_id.encode("ascii")
+    return _FORMAT + bytes([len(name)]) + name + sealed
+
+
+def after_name(blob: bytes) -> bytes:
+    """Give what stands behind the name of the master key."""
+    return blob[2 + blob[1] :]
+
+
+class TenantKeys:
+    """Seal what has to outlive a session's secret, under a tenant-level key for one *purpose*."""
+
+    def __init__(self, derived: Mapping[str, bytes], purpose: str) -> None:
+        self._keys = dict(derived)
+        self._purpose = purpose
+
+    @classmethod
+    async def derive(cls, keys: MasterKeys, owner: Owner, purpose: str) -> TenantKeys:
+        """Derive the keys of *owner*'s tenant from each master key."""
+        tenant = hashlib.sha256(fields(owner.tenant or "")).hexdigest()
+        return cls(await keys.derive(f"{purpose}/{tenant}"), purpose)
+
+    def seal(self, owner: Owner, session_id: str, plain: bytes) -> bytes:
+        """Seal *plain* under the newest key, bound to owner and session."""
+        name, key = list(self._keys.items())[-1]
+        return named(name, seal(AESGCM(key), plain, self._context(name, owner, session_id)))
+
+    def open(self, owner: Owner, session_id: str, sealed: bytes) -> bytes:
+        """Open what `seal` sealed, or raise `IntegrityError`; `ConfigurationError` if its key is not there."""
+        name = key_of(sealed)
+        if name not in self._keys:
+            raise unknown_key(name)
+        context = self._context(name, owner, session_id)
+        return unseal(AESGCM(self._keys[name]), after_name(sealed), context, f"the {self._purpose} of a session")
+
+    def _context(self, name: str, owner: Owner, session_id: str) -> bytes:
+        return fields(self._purpose, name) + owner_fields(owner) + fields(session_id)
+
+    def __repr__(self) -> str:
+        return f"TenantKeys({self._purpose!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("tenant keys are never written anywhere")
+
+
+def unknown_key(key_id: str) -> ConfigurationError:
+    """Say that a key is missing: a matter of set-up, which is mended by adding it back, and no alarm."""
+    return ConfigurationError(
+        f"this session is under the master key {key_id!r}, which the keyring does not hold: "
+        "add that key back (it must not have been retired), then try again"
+    )
