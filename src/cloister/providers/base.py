@@ -1,0 +1,39 @@
+"""What a provider is: something that answers a list of messages, whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Be what a provider is asked: messages of the OpenAI chat format, already fitted to the window.
+
+    ``model=None`` asks for the provider's own. ``options`` are those of the chat format (``temperature``,
+    ``max_tokens``, ``tools`` …).
+    """
+
+    messages: list[dict[str, Any]] = field(repr=False)
+    model: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Provider(Protocol):
+    """Answers. What it gives back is anything that `cloister.wire` can read.
+
+    ``complete`` gives a whole answer: text, or a response of the OpenAI chat, OpenAI Responses or Anthropic Messages
+    format, as a dict or as an SDK's object. ``stream`` gives the chunks of one, or pieces of text; a stream of chunks
+    must carry its format's finish marker, the end of the iterator is one only for text. Closing the iterator early
+    cancels the call. Every failure is a `ProviderError`.
+    """
+
+    name: str
+    model: str
+
+    async def complete(self, request: Request) -> Any: ...
+
+    def stream(self, request: Request) -> AsyncIterator[Any]: ...
+
+    async def close(self) -> None: ...

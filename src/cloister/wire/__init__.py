@@ -1,0 +1,12 @@
+"""The formats that models are asked and answer in: OpenAI chat, OpenAI Responses, Anthropic Messages.
+
+``read`` takes a whole answer, a `Reader` a streamed one; both give an `Answer`. ``chat``, ``responses`` and
+``anthropic`` put items into the keyword arguments of the SDKs; ``item`` and ``answer_item`` make items. Nothing here
+waits.
+"""
+
+from cloister.wire.answers import Answer, read
+from cloister.wire.requests import answer_item, anthropic, chat, item, responses
+from cloister.wire.streams import Reader
+
+__all__ = ["Answer", "Reader", "answer_item", "anthropic", "chat", "item", "read", "responses"]
