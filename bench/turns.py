@@ -1,0 +1,241 @@
+"""What a turn costs: ours against the leanest hand-written code on the same driver and commit scheme, in one run.
+
+    python bench/turns.py [FOLDER]
+
+A turn reads the newest 40 messages and appends a question of 200 characters and a reply of 400, durably. Raw: sqlite3
+with WAL and synchronous=FULL, items sealed with AES-256-GCM, reads on the event loop, one writer thread that commits
+all waiting turns at once; no owner check beyond a WHERE clause, no leases, no chain, no audit. Both sides run in turn,
+A B A B …, and each figure is a median; a ratio is the median of the pairs' ratios. FOLDER should lie on a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import uvloop
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from cloister import AsyncCloister, Limits, Session, window
+from cloister.model import Item
+
+QUESTION = ("How do I move the meeting with the legal team to next week? " * 4)[:200]
+REPLY = ("Here is what I would suggest, step by step, with the reasons. " * 7)[:400]
+LENGTHS = (10, 100, 1_000, 10_000)
+ROUNDS, TURNS = 7, 12
+SESSIONS, TURNS_EACH = 32, 12
+TAIL = 40
+
+
+def history(count: int) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": (QUESTION, REPLY)[n % 2]} for n in range(count)]
+
+
+class Raw:
+    """The leanest code that seals, reads a bounded tail and commits in groups."""
+
+    def __init__(self, path: Path, *, grouped: bool = True) -> None:
+        self.path = path
+        self.grouped = grouped
+        self.key = AESGCM(os.urandom(32))
+        self.encode, self.decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+
+    def connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    async def open(self) -> None:
+        self.reader, self.writer = self.connect(), self.connect()
+        self.writer.executescript(
+            "CREATE TABLE s (id TEXT PRIMARY KEY, owner TEXT NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;"
+            "CREATE TABLE m (sid TEXT, seq INTEGER, body BLOB, PRIMARY KEY (sid, seq)) WITHOUT ROWID;"
+        )
+        self.pool = ThreadPoolExecutor(1)
+        self.waiting: list[tuple[str, list[bytes], asyncio.Future[None]]] = []
+        self.flushing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        self.pool.shutdown()
+        self.reader.close()
+        self.writer.close()
+
+    def seal(self, sid: str, role: str, text: str) -> bytes:
+        nonce = os.urandom(12)
+        return nonce + self.key.encrypt(nonce, self.encode([role, text]), sid.encode())
+
+    async def start(self, count: int) -> str:
+        sid = os.urandom(16).hex()
+        rows = [(sid, n, self.seal(sid, m["role"], m["content"])) for n, m in enumerate(history(count))]
+        self.writer.execute("BEGIN")
+        self.writer.execute("INSERT INTO s VALUES (?, 'ana', ?)", (sid, count))
+        self.writer.executemany("INSERT INTO m VALUES (?, ?, ?)", rows)
+        self.writer.execute("COMMIT")
+        return sid
+
+    def write(self, batch: list[tuple[str, list[bytes], asyncio.Future[None]]]) -> None:
+        for part in [batch] if self.grouped else [[one] for one in batch]:
+            self.writer.execute("BEGIN IMMEDIATE")
+            for sid, bodies, _ in part:
+                (seq,) = self.writer.execute(
+                    "UPDATE s SET seq = seq + 2 WHERE id = ? AND owner = 'ana' RETURNING seq", (sid,)
+                ).fetchone()
+                self.writer.executemany(
+                    "INSERT INTO m VALUES (?, ?, ?)", [(sid, seq - 2 + k, body) for k, body in enumerate(bodies)]
+                )
+            self.writer.execute("COMMIT")
+
+    async def flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.waiting:
+            batch, self.waiting = self.waiting, []
+            await loop.run_in_executor(self.pool, self.write, batch)
+            for *_, done in batch:
+                done.set_result(None)
+        self.flushing = None
+
+    async def turn(self, sid: str) -> None:
+        rows = self.reader.execute(
+            "SELECT m.body FROM s JOIN m ON m.sid = s.id WHERE s.id = ? AND s.owner = 'ana' ORDER BY m.seq DESC LIMIT ?",
+            (sid, TAIL),
+        ).fetchall()
+        context = [self.decode(self.key.decrypt(body[:12], body[12:], sid.encode())) for (body,) in reversed(rows)]
+        assert len(context) == min(TAIL, len(context))
+        done = asyncio.get_running_loop().create_future()
+        self.waiting.append((sid, [self.seal(sid, "user", QUESTION), self.seal(sid, "assistant", REPLY)], done))
+        if self.flushing is None:
+            self.flushing = asyncio.create_task(self.flush())
+        await done
+
+
+class Ours:
+    """The public library call, bring-your-own-model."""
+
+    def __init__(self, path: Path) -> None:
+        counter = window.counter_for(None)
+        question = window.item_tokens(Item("user", QUESTION), counter)
+        reply = window.item_tokens(Item("assistant", REPLY), counter)
+        # Room for 40 messages, the question, and what primes the reply.
+        budget = TAIL // 2 * (question + reply) + question + 8
+        self.opening = AsyncCloister.open(f"sqlite:///{path}", context_tokens=budget, limits=Limits.keep())
+
+    async def open(self) -> None:
+        self.cloister = await self.opening.__aenter__()
+
+    async def close(self) -> None:
+        await self.opening.__aexit__(None, None, None)
+
+    async def start(self, count: int) -> Session:
+        return await self.cloister.user("ana").start(items=history(count))
+
+    async def turn(self, session: Session) -> None:
+        async with session.turn(QUESTION) as turn:
+            sent = turn.messages
+            assert len(sent) <= TAIL + 1
+            await turn.finish(REPLY)
+
+
+async def timed(turn: Callable[..., Awaitable[None]], session: object, turns: int) -> float:
+    began = time.perf_counter()
+    for _ in range(turns):
+        await turn(session)
+    return (time.perf_counter() - began) / turns
+
+
+async def rate(side: Raw | Ours, sessions: Sequence[object]) -> float:
+    began = time.perf_counter()
+    await asyncio.gather(*(timed(side.turn, session, TURNS_EACH) for session in sessions))
+    return len(sessions) * TURNS_EACH / (time.perf_counter() - began)
+
+
+async def lengths(folder: Path) -> None:
+    raw, ours = Raw(folder / "raw.db"), Ours(folder / "ours.db")
+    await raw.open()
+    await ours.open()
+    found: dict[int, list[tuple[float, float]]] = {}
+    sessions = {n: (await raw.start(n), await ours.start(n)) for n in LENGTHS}
+    for n in LENGTHS:
+        await timed(raw.turn, sessions[n][0], 3)
+        await timed(ours.turn, sessions[n][1], 3)
+    for _ in range(ROUNDS):
+        for n in LENGTHS:
+            turns = 2 if n == 10 else TURNS
+            pair = await timed(raw.turn, sessions[n][0], turns), await timed(ours.turn, sessions[n][1], turns)
+            found.setdefault(n, []).append(pair)
+    print(f"{'messages':>10} {'raw ms':>8} {'ours ms':>8} {'ours/raw':>9}")
+    for n, pairs in found.items():
+        raw_ms, ours_ms = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+        print(f"{n:>10} {raw_ms:8.3f} {ours_ms:8.3f} {statistics.median(b / a for a, b in pairs):9.2f}")
+    long = statistics.median(b[1] / a[1] for a, b in zip(found[100], found[10_000], strict=True))
+    print(f"ours at 10,000 messages / at 100: {long:.2f}")
+    await raw.close()
+    await ours.close()
+
+
+async def crowd(folder: Path) -> None:
+    raw, single, ours = Raw(folder / "raw.db"), Raw(folder / "single.db", grouped=False), Ours(folder / "ours.db")
+    sides: dict[str, Raw | Ours] = {"raw, group commit": raw, "raw, one commit per turn": single, "ours": ours}
+    sessions: dict[str, list[object]] = {}
+    for name, side in sides.items():
+        await side.open()
+        sessions[name] = [await side.start(100) for _ in range(SESSIONS)]
+        await rate(side, sessions[name])
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            found[name].append(await rate(side, sessions[name]))
+    print(f"\n{SESSIONS} sessions at once, turns/s (100 messages each at the start)")
+    for name, rates in found.items():
+        print(f"{name:>26} {statistics.median(rates):9.0f}")
+    cost = statistics.median(a / b for a, b in zip(found["raw, group commit"], found["ours"], strict=True))
+    gain = statistics.median(b / a for a, b in zip(found["raw, one commit per turn"], found["ours"], strict=True))
+    print(f"ours costs {cost:.2f} of raw; {gain:.2f} times the turns/s of one commit per turn")
+    for side in sides.values():
+        await side.close()
+
+
+async def stored(folder: Path) -> None:
+    ours = Ours(folder / "ours.db")
+    await ours.open()
+    sessions = [await ours.start(10) for _ in range(SESSIONS)]
+    before = _bytes(folder / "ours.db")
+    turns = 40
+    for _ in range(turns):
+        for session in sessions:
+            await ours.turn(session)
+    after = _bytes(folder / "ours.db")
+    await ours.close()
+    grown = {name: (after[name] - before[name]) / 1024 / (turns * SESSIONS) for name in after}
+    print(f"\nstored per turn: {grown['total'] - grown['audit']:.2f} KiB, and {grown['audit']:.2f} KiB of audit")
+
+
+def _bytes(path: Path) -> dict[str, int]:
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    pages = dict(db.execute("SELECT name, sum(pgsize) FROM dbstat GROUP BY name").fetchall())
+    db.close()
+    return {"total": sum(pages.values()), "audit": pages["audit"]}
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as name:
+        for number, part in enumerate((lengths, crowd, stored)):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            gc.collect()
+            await part(folder)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,120 @@
+"""Keep the conversations of many users of one language model apart.
+
+Names are loaded when they are first used, so that importing cloister costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cloister.audit import AuditKey
+    from cloister.errors import (
+        BudgetExceeded,
+        CloisterError,
+        ConfigurationError,
+        IntegrityError,
+        NoScope,
+        ProviderAuth,
+        ProviderError,
+        ProviderRateLimited,
+        ProviderTimeout,
+        ReplyBlocked,
+        ScopeClosed,
+        SessionBusy,
+        SessionConflict,
+        SessionExpired,
+        SessionNotFound,
+        StoreError,
+        StoreUnavailable,
+        TokenInvalid,
+    )
+    from cloister.keyring import Keyring
+    from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
+    from cloister.providers.anthropic import Anthropic
+    from cloister.providers.base import Provider, Request
+    from cloister.providers.offline import Offline
+    from cloister.providers.openai import OpenAICompatible
+    from cloister.scope import Scope, current
+    from cloister.sealing import MasterKeys
+    from cloister.stores.base import Store
+    from cloister.sync import Cloister
+    from cloister.turn import AsyncCloister, ReplyStream, Session, Turn, User
+
+_HOMES = {
+    "audit": "AuditKey",
+    "errors": (
+        "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
+        " ProviderRateLimited ProviderTimeout ReplyBlocked ScopeClosed SessionBusy SessionConflict SessionExpired"
+        " SessionNotFound StoreError StoreUnavailable TokenInvalid"
+    ),
+    "keyring": "Keyring",
+    "model": "Erasure Item Limits Owner Reply Usage",
+    "providers.anthropic": "Anthropic",
+    "providers.base": "Provider Request",
+    "providers.offline": "Offline",
+    "providers.openai": "OpenAICompatible",
+    "scope": "Scope current",
+    "sealing": "MasterKeys",
+    "stores.base": "Store",
+    "sync": "Cloister",
+    "turn": "AsyncCloister ReplyStream Session Turn User",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Anthropic",
+    "AsyncCloister",
+    "AuditKey",
+    "BudgetExceeded",
+    "Cloister",
+    "CloisterError",
+    "ConfigurationError",
+    "Erasure",
+    "IntegrityError",
+    "Item",
+    "Keyring",
+    "Limits",
+    "MasterKeys",
+    "NoScope",
+    "Offline",
+    "OpenAICompatible",
+    "Owner",
+    "Provider",
+    "ProviderAuth",
+    "ProviderError",
+    "ProviderRateLimited",
+    "ProviderTimeout",
+    "Reply",
+    "ReplyBlocked",
+    "ReplyStream",
+    "Request",
+    "Scope",
+    "ScopeClosed",
+    "Session",
+    "SessionBusy",
+    "SessionConflict",
+    "SessionExpired",
+    "SessionNotFound",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "TokenInvalid",
+    "Turn",
+    "Usage",
+    "User",
+    "current",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cloister' has no attribute {name!r}")
+    value = getattr(import_module(f"cloister.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

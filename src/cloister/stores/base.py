@@ -1,0 +1,269 @@
+"""What a store is: something that keeps sealed rows, names the owner in every call and echoes every request.
+
+A store compares versions and leases and never opens anything. Its promises are written as tests in
+`cloister.testing.StoreConformance`; a class that passes them is a store, whatever it inherits from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from cloister.audit import Entry, Event, Heads
+from cloister.model import Owner, SealedItem, SealedSession
+
+LEASE = timedelta(seconds=8)
+"""How long a lease lives after it was taken or renewed, on the store's own clock."""
+RENEW_EVERY = timedelta(seconds=2)
+MOST_CLAIMS = 3
+"""How many owners a fingerprint remembers; from one more on it is common knowledge."""
+
+
+class Fingerprint(msgspec.Struct, frozen=True):
+    """Be a keyed digest of something said: a claim of its owner, or (``common``) what anybody may say.
+
+    ``scope`` is the tenant, or empty for the whole deployment; ``expires_at`` is in microseconds since 1970.
+    """
+
+    scope: str
+    digest: bytes
+    owner: Owner
+    expires_at: int | None = None
+    common: bool = False
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Be the answer kept under an idempotency key, whose digest is ``key``: sealed, and swept after ``expires_at``.
+
+    ``session`` is the id that the caller used, under which it is filed, even if that session is over; ``holder`` the
+    session that took the turn and whose secret opens the record: another one where the turn renewed it.
+    """
+
+    session: str
+    holder: str
+    key: bytes
+    sealed: bytes
+    expires_at: int
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """Be everything that a turn changes, to be stored together or not at all.
+
+    It applies to the session at version ``version`` while ``lease`` is held, or, if ``session.turn`` is what the
+    session already carries, has been applied and answers so.
+    """
+
+    version: int
+    lease: bytes
+    session: SealedSession
+    items: Sequence[SealedItem] = ()
+    entries: Sequence[Event] = ()
+    fingerprints: Sequence[Fingerprint] = ()
+    record: Record | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Say that a request was carried out. ``repeated``: it had been before. ``count``: how many rows it concerned."""
+
+    echo: bytes
+    repeated: bool = False
+    count: int = 0
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Be what a turn starts from.
+
+    ``session`` is None if this owner has no such session. ``items`` are its newest, oldest of them first, and
+    ``before`` is the tag of the one before them (empty at the beginning). ``busy``: the lease is somebody else's, and
+    nothing else was read.
+    """
+
+    echo: bytes
+    session: SealedSession | None = None
+    items: Sequence[SealedItem] = ()
+    before: bytes = b""
+    record: Record | None = None
+    busy: bool = False
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Be consecutive items of a session, oldest first, and the tag of the one before them."""
+
+    echo: bytes
+    session: SealedSession | None = None
+    items: Sequence[SealedItem] = ()
+    before: bytes = b""
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """Be some of an owner's live sessions, newest first."""
+
+    echo: bytes
+    sessions: Sequence[SealedSession] = ()
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """Be the owners of the fingerprints that were asked for and are known; no owner at all means common knowledge."""
+
+    echo: bytes
+    owners: dict[bytes, tuple[Owner, ...]]
+
+
+class Store(Protocol):
+    """Keep sealed sessions and their items. Every call names the owner and a nonce, which the answer echoes.
+
+    Absence is an answer, faults are errors: `StoreUnavailable` where the store cannot be reached, is locked, full or
+    read-only, `StoreError` for any other.
+    """
+
+    @property
+    def url(self) -> str:
+        """Say where the rows lie, without secrets, for messages and `doctor`."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """Name the file of an embedded store, beside which its keys may lie."""
+        ...
+
+    @property
+    def volatile(self) -> bool:
+        """Say whether everything is gone when the process ends."""
+        ...
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def create(
+        self,
+        session: SealedSession,
+        items: Sequence[SealedItem] = (),
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+        fingerprints: Sequence[Fingerprint] = (),
+        record: Record | None = None,
+    ) -> Receipt:
+        """Keep a new session; `SessionConflict` if its id is taken, unless by the same turn, which has been stored."""
+        ...
+
+    async def load(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        budget: int,
+        lease: bytes | None = None,
+        record: bytes | None = None,
+    ) -> Loaded:
+        """Read a session, the record kept under the digest *record*, and its newest items.
+
+        The items go back until their tokens exceed *budget*: the one that does is left out, and nothing before it is
+        read. With *lease*, take that lease first; if another holds it, say ``busy``. No lease is left behind for a
+        session that this owner does not have or that has ended.
+        """
+        ...
+
+    async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        """Let *lease* live for another `LEASE`; `SessionConflict` if it is no longer held."""
+        ...
+
+    async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        """Give *lease* back, if it is still held."""
+        ...
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        """Store all of *commit* at once and release its lease, or raise `SessionConflict` and store nothing."""
+        ...
+
+    async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
+        """Read a session and up to *limit* of its items from position *first* on."""
+        ...
+
+    async def sessions(self, owner: Owner, *, nonce: bytes, limit: int, before: tuple[int, str] | None) -> Listing:
+        """List live sessions of *owner*, latest created first, those below (``created_at``, id) *before*."""
+        ...
+
+    async def end(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        ended: str,
+        now: int,
+        version: int | None = None,
+        lease: bytes | None = None,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        """Destroy a session's secret, head and items at once and leave a tombstone that says *ended*.
+
+        The carried system text stays only if *ended* is ``"expired"``. With *version*, only if the session is still at
+        that version and nobody but *lease* works on it. ``count`` is 0 if there was nothing to end.
+        """
+        ...
+
+    async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        """Destroy everything of *owner*, tombstones, fingerprints and audit mapping too; entries go first.
+
+        ``count`` is the number of sessions that there were.
+        """
+        ...
+
+    async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
+        """Put *entries* on record by themselves."""
+        ...
+
+    async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        """Say whose the fingerprints *digests* are, expired ones left out."""
+        ...
+
+    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+        """Remove tombstones that are older, records and fingerprints that have expired."""
+        ...
+
+    async def expired(self, *, now: int, limit: int) -> Sequence[SealedSession]:
+        """Name live sessions, of all owners, whose time is up by their clear columns."""
+        ...
+
+    async def owner_of(self, session_id: str) -> Owner | None:
+        """Say whose session this is, for the audit log alone: the answer never reaches a caller."""
+        ...
+
+    async def tenanted(self) -> bool | None:
+        """Say whether any session belongs to a named tenant; None if there is no session yet."""
+        ...
+
+    async def all(self, *, after: tuple[str, str, str] | None, limit: int) -> Sequence[SealedSession]:
+        """Read sessions and tombstones of all owners, in the order of (tenant, user, id), for rotation and copies."""
+        ...
+
+    async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
+        """Replace wrapped secret and carried text if they still are those of *old*; ``count`` is 0 if not."""
+        ...
+
+    def audit(self) -> AsyncIterator[Entry]:
+        """Give all audit entries in the order in which they lie."""
+        ...
+
+    async def audit_owners(self) -> dict[str, Owner]:
+        """Say which owner each audit id stands for; erased owners are not among them."""
+        ...
+
+    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+        """Give the last *limit* audit entries, oldest first."""
+        ...
+
+    def heads(self) -> Heads:
+        """Say how far the writers of this process have come."""
+        ...
+
+    async def distrust(self) -> None:
+        """Drop every connection: an answer on one of them was not what was asked for."""
+        ...

@@ -1,0 +1,277 @@
+"""Sealed rows in this process's memory: for tests, demonstrations and conversations that nobody keeps."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from cloister.audit import Chain, Entry, Event, Heads, new_audit_id
+from cloister.errors import SessionConflict
+from cloister.model import Owner, SealedItem, SealedSession
+from cloister.sealing import tag
+from cloister.stores.base import (
+    LEASE,
+    MOST_CLAIMS,
+    Claims,
+    Commit,
+    Fingerprint,
+    Listing,
+    Loaded,
+    Page,
+    Receipt,
+    Record,
+)
+
+_Key = tuple[Owner, str]
+
+
+@dataclass(slots=True)
+class _Kept:
+    session: SealedSession
+    items: list[SealedItem] = field(default_factory=list)
+    ended_at: int = 0
+
+
+class MemoryStore:
+    """Keep everything in dicts. No method waits, so each is atomic on its event loop."""
+
+    url = "memory://"
+    path = None
+    volatile = True
+
+    def __init__(self) -> None:
+        self._sessions: dict[_Key, _Kept] = {}
+        self._records: dict[tuple[Owner, str, bytes], Record] = {}
+        self._leases: dict[_Key, tuple[bytes, float]] = {}
+        self._claims: dict[tuple[str, bytes], dict[Owner | None, int | None]] = defaultdict(dict)
+        self._audit_ids: dict[Owner, str] = {}
+        self._chain = Chain.new()
+        self._entries: list[Entry] = []
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def create(
+        self,
+        session: SealedSession,
+        items: Sequence[SealedItem] = (),
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+        fingerprints: Sequence[Fingerprint] = (),
+        record: Record | None = None,
+    ) -> Receipt:
+        if kept := self._sessions.get((session.owner, session.id)):
+            if kept.session.turn == session.turn:
+                return Receipt(nonce, repeated=True)
+            raise SessionConflict("a session with this id exists already; nothing was stored")
+        self._sessions[session.owner, session.id] = _Kept(session, list(items))
+        self._keep(session.owner, record)
+        self._claim(fingerprints)
+        self._put(entries)
+        return Receipt(nonce)
+
+    async def load(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        budget: int,
+        lease: bytes | None = None,
+        record: bytes | None = None,
+    ) -> Loaded:
+        kept = self._sessions.get((owner, session_id))
+        found = self._records.get((owner, session_id, record)) if record is not None else None
+        if kept is None or kept.session.ended:
+            return Loaded(nonce, kept.session if kept else None, record=found)
+        if lease is not None and not self._take(owner, session_id, lease):
+            return Loaded(nonce, busy=True)
+        first = len(kept.items)
+        while first and (budget := budget - kept.items[first - 1].tokens) >= 0:
+            first -= 1
+        before = tag(kept.items[first - 1].sealed) if first else b""
+        return Loaded(nonce, kept.session, kept.items[first:], before, found)
+
+    async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        self._check_lease(owner, session_id, lease)
+        self._leases[owner, session_id] = lease, time.monotonic() + LEASE.total_seconds()
+        return Receipt(nonce)
+
+    async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        if self._leases.get((owner, session_id), (b"",))[0] == lease:
+            del self._leases[owner, session_id]
+        return Receipt(nonce)
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        session = commit.session
+        kept = self._sessions.get((session.owner, session.id))
+        if kept is None or kept.session.ended:
+            raise SessionConflict("the session was ended meanwhile; nothing was stored")
+        if kept.session.turn == session.turn:
+            return Receipt(nonce, repeated=True)
+        self._check_lease(session.owner, session.id, commit.lease)
+        if kept.session.version != commit.version:
+            raise SessionConflict("the session changed meanwhile; nothing was stored, so send it again")
+        kept.session = msgspec.structs.replace(session, wrapped=kept.session.wrapped, carry=kept.session.carry)
+        kept.items.extend(commit.items)
+        self._keep(session.owner, commit.record)
+        self._claim(commit.fingerprints)
+        self._put(commit.entries)
+        del self._leases[session.owner, session.id]
+        return Receipt(nonce)
+
+    async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
+        kept = self._sessions.get((owner, session_id))
+        if kept is None:
+            return Page(nonce)
+        before = tag(kept.items[first - 1].sealed) if 0 < first <= len(kept.items) else b""
+        return Page(nonce, kept.session, kept.items[first : first + limit], before)
+
+    async def sessions(self, owner: Owner, *, nonce: bytes, limit: int, before: tuple[int, str] | None) -> Listing:
+        rows = [
+            kept.session for (whose, _), kept in self._sessions.items() if whose == owner and not kept.session.ended
+        ]
+        rows = sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)
+        return Listing(nonce, [row for row in rows if before is None or (row.created_at, row.id) < before][:limit])
+
+    async def end(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        ended: str,
+        now: int,
+        version: int | None = None,
+        lease: bytes | None = None,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        kept = self._sessions.get((owner, session_id))
+        if kept is None or kept.session.ended:
+            return Receipt(nonce)
+        if version is not None and (kept.session.version != version or not self._free(owner, session_id, lease)):
+            return Receipt(nonce)
+        carry = kept.session.carry if ended == "expired" else None
+        gone = msgspec.structs.replace(
+            kept.session, wrapped=None, head=None, turn=b"", count=0, tokens=0, carry=carry, ended=ended
+        )
+        self._sessions[owner, session_id] = _Kept(gone, ended_at=now)
+        self._leases.pop((owner, session_id), None)
+        self._put(entries)
+        return Receipt(nonce, count=1)
+
+    async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        self._put(entries)
+        keys = [key for key in self._sessions if key[0] == owner]
+        for key in keys:
+            del self._sessions[key]
+            self._leases.pop(key, None)
+        self._records = {known: record for known, record in self._records.items() if known[0] != owner}
+        for owners in self._claims.values():
+            owners.pop(owner, None)
+        self._audit_ids.pop(owner, None)
+        return Receipt(nonce, count=len(keys))
+
+    async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
+        self._put(entries)
+        return Receipt(nonce)
+
+    async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        found = {}
+        for digest in digests:
+            owners = self._claims.get((scope, digest), {})
+            live = tuple(owner for owner, until in owners.items() if owner and (until is None or until > now))
+            if None in owners or live:
+                found[digest] = () if None in owners else live
+        return Claims(nonce, found)
+
+    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+        old = [key for key, kept in self._sessions.items() if kept.session.ended and kept.ended_at < tombstones_before]
+        for key in old:
+            del self._sessions[key]
+        self._records = {key: record for key, record in self._records.items() if record.expires_at > now}
+        for claim, owners in list(self._claims.items()):
+            live = {owner: until for owner, until in owners.items() if until is None or until > now}
+            if live:
+                self._claims[claim] = live
+            else:
+                del self._claims[claim]
+        return Receipt(nonce, count=len(old))
+
+    async def expired(self, *, now: int, limit: int) -> Sequence[SealedSession]:
+        rows = (kept.session for kept in self._sessions.values() if not kept.session.ended)
+        return [row for row in rows if row.expires_at is not None and row.expires_at <= now][:limit]
+
+    async def owner_of(self, session_id: str) -> Owner | None:
+        return next((owner for owner, known in self._sessions if known == session_id), None)
+
+    async def tenanted(self) -> bool | None:
+        return any(owner.tenant is not None for owner, _ in self._sessions) if self._sessions else None
+
+    async def all(self, *, after: tuple[str, str, str] | None, limit: int) -> Sequence[SealedSession]:
+        rows = {(o.tenant or "", o.user, known): kept.session for (o, known), kept in self._sessions.items()}
+        return [rows[key] for key in sorted(rows) if after is None or key > after][:limit]
+
+    async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
+        kept = self._sessions.get((old.owner, old.id))
+        if kept is None or (kept.session.wrapped, kept.session.carry) != (old.wrapped, old.carry):
+            return Receipt(nonce)
+        kept.session = msgspec.structs.replace(kept.session, wrapped=wrapped, carry=carry)
+        return Receipt(nonce, count=1)
+
+    async def audit(self) -> AsyncIterator[Entry]:
+        for entry in list(self._entries):
+            yield entry
+
+    async def audit_owners(self) -> dict[str, Owner]:
+        return {audit_id: owner for owner, audit_id in self._audit_ids.items()}
+
+    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+        return self._entries[-limit:]
+
+    def heads(self) -> Heads:
+        return {self._chain.writer: (self._chain.number, self._chain.last.hex())}
+
+    async def distrust(self) -> None:
+        pass
+
+    def _free(self, owner: Owner, session_id: str, lease: bytes | None) -> bool:
+        holder, until = self._leases.get((owner, session_id), (lease, 0.0))
+        return holder == lease or until <= time.monotonic()
+
+    def _take(self, owner: Owner, session_id: str, lease: bytes) -> bool:
+        if free := self._free(owner, session_id, lease):
+            self._leases[owner, session_id] = lease, time.monotonic() + LEASE.total_seconds()
+        return free
+
+    def _check_lease(self, owner: Owner, session_id: str, lease: bytes) -> None:
+        holder, until = self._leases.get((owner, session_id), (b"", 0.0))
+        if holder != lease or until <= time.monotonic():
+            raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
+
+    def _keep(self, owner: Owner, record: Record | None) -> None:
+        if record is not None:
+            self._records[owner, record.session, record.key] = record
+
+    def _claim(self, fingerprints: Sequence[Fingerprint]) -> None:
+        for fingerprint in fingerprints:
+            owners = self._claims[fingerprint.scope, fingerprint.digest]
+            owners[None if fingerprint.common else fingerprint.owner] = fingerprint.expires_at
+            if len(owners) > MOST_CLAIMS and None not in owners:
+                owners[None] = fingerprint.expires_at
+
+    def _put(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._chain, entry = self._chain.extend(event, self._audit_id(event.owner), self._audit_id(event.other))
+            self._entries.append(entry)
+
+    def _audit_id(self, owner: Owner | None) -> str:
+        return "" if owner is None else self._audit_ids.setdefault(owner, new_audit_id())

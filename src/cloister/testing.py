@@ -1,0 +1,581 @@
+"""The promises as tests, for any store and any provider: subclass, give a fixture, run pytest.
+
+::
+
+    class TestMine(StoreConformance):
+        @pytest.fixture
+        async def store(self) -> AsyncIterator[Store]:
+            store = MyStore()
+            await store.open()
+            yield store
+            await store.close()
+
+The fixtures and tests are coroutines: set ``asyncio_mode = auto`` for pytest-asyncio. Nothing here is optional.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloister import audit, sessions, wire
+from cloister.audit import Entry, Event, event
+from cloister.errors import SessionConflict
+from cloister.model import Owner, SealedItem, SealedSession, to_micros
+from cloister.providers.base import Provider, Request
+from cloister.sealing import tag
+from cloister.stores.base import Commit, Fingerprint, Loaded, Record, Store
+
+ANA = Owner("acme", "ana")
+BEN = Owner("acme", "ben")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+# Owners that a store which joins, folds, trims or interprets names would take for one another.
+LOOKALIKES = (
+    Owner(None, "ana"),
+    Owner("acme", "ana"),
+    Owner("acme", "Ana"),
+    Owner("acme2", "ana"),
+    Owner("acme", "an"),
+    Owner("a:b", "c"),
+    Owner("a", "b:c"),
+    Owner("acme", "%"),
+    Owner("acme", "_na"),
+    Owner("acme", "*"),
+    Owner("acme", "{ana}"),
+    Owner("acme", "ana'--"),
+    Owner("acme", "\N{FULLWIDTH LATIN SMALL LETTER A}na"),
+    Owner("acme", "x" * 256),
+)
+
+
+class FakeClock:
+    """Be a clock that stands still until it is moved."""
+
+    def __init__(self, now: datetime = START) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, by: timedelta) -> None:
+        """Move on, or back."""
+        self.now += by
+
+
+def sealed_session(owner: Owner = ANA, session_id: str | None = None, **changes: Any) -> SealedSession:
+    """Make a session as a store sees it: bytes that it cannot open."""
+    made = SealedSession(
+        owner=owner,
+        id=session_id or sessions.new_id(),
+        wrapped=secrets.token_bytes(61),
+        head=secrets.token_bytes(160),
+        version=1,
+        count=0,
+        tokens=0,
+        created_at=to_micros(START),
+        updated_at=to_micros(START),
+        expires_at=to_micros(START + timedelta(minutes=30)),
+        turn=secrets.token_bytes(16),
+        carry=secrets.token_bytes(40),
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def sealed_items(count: int, first: int = 0, tokens: int = 10) -> list[SealedItem]:
+    """Make items as a store sees them."""
+    roles = ("user", "assistant")
+    return [SealedItem(n, roles[n % 2], tokens, secrets.token_bytes(60)) for n in range(first, first + count)]
+
+
+def grown(session: SealedSession, items: Sequence[SealedItem], lease: bytes, **changes: Any) -> Commit:
+    """Make the commit that appends *items* to *session*."""
+    after = msgspec.structs.replace(
+        session,
+        version=session.version + 1,
+        head=secrets.token_bytes(160),
+        count=session.count + len(items),
+        tokens=session.tokens + sum(item.tokens for item in items),
+        turn=secrets.token_bytes(16),
+    )
+    entry = event("turn.committed", START, session.owner, sessions.digest(session.id))
+    made = Commit(session.version, lease, after, items, [entry])
+    return msgspec.structs.replace(made, **changes)
+
+
+def nonce() -> bytes:
+    """Make what an answer has to echo."""
+    return secrets.token_bytes(16)
+
+
+async def load(store: Store, owner: Owner, session_id: str, budget: int = 10_000, **options: Any) -> Loaded:
+    """Load a session and check the echo."""
+    asked = nonce()
+    loaded = await store.load(owner, session_id, nonce=asked, budget=budget, **options)
+    assert loaded.echo == asked
+    return loaded
+
+
+async def entries_of(store: Store) -> list[Entry]:
+    """Give all audit entries of *store*."""
+    return [entry async for entry in store.audit()]
+
+
+async def _started(store: Store, owner: Owner = ANA, items: int = 0, **changes: Any) -> SealedSession:
+    rows = sealed_items(items)
+    session = sealed_session(owner, count=items, tokens=10 * items, **changes)
+    started = event("session.started", START, owner, sessions.digest(session.id))
+    await store.create(session, rows, nonce=nonce(), entries=[started])
+    return session
+
+
+async def _leased(store: Store, session: SealedSession) -> bytes:
+    lease = secrets.token_bytes(16)
+    assert not (await load(store, session.owner, session.id, lease=lease)).busy
+    return lease
+
+
+class StoreConformance:
+    """The contract of `cloister.stores.base.Store`, as tests. Give a ``store`` fixture: open, empty, closed after."""
+
+    # --- what was stored comes back, to its owner -------------------------------------------------------------------
+
+    async def test_returns_what_was_stored(self, store: Store) -> None:
+        """A session and its items come back as they were stored."""
+        session, items = sealed_session(count=3, tokens=30), sealed_items(3)
+        await store.create(session, items, nonce=nonce())
+        loaded = await load(store, ANA, session.id)
+        assert loaded.session == session
+        assert list(loaded.items) == items
+        assert loaded.before == b""
+
+    async def test_foreign_looks_missing(self, store: Store) -> None:
+        """Somebody else's session and no session give the same answer to every request."""
+        session = await _started(store, ANA, items=2)
+        for session_id in (session.id, sessions.new_id()):
+            loaded = await load(store, BEN, session_id, lease=b"ben's", record=b"key")
+            assert msgspec.structs.replace(loaded, echo=b"", items=tuple(loaded.items)) == Loaded(b"")
+            page = await store.items(BEN, session_id, nonce=nonce(), first=0, limit=10)
+            assert (page.session, list(page.items)) == (None, [])
+            ended = await store.end(BEN, session_id, nonce=nonce(), ended="ended", now=0)
+            assert ended.count == 0
+        assert (await load(store, ANA, session.id)).session == session
+
+    async def test_no_name_is_taken_for_another(self, store: Store) -> None:
+        """Each of many look-alike owners has a session of the same id to itself, and erasing one leaves the others."""
+        shared = sessions.new_id()
+        for owner in LOOKALIKES:
+            await store.create(sealed_session(owner, shared), nonce=nonce())
+        for owner in LOOKALIKES:
+            found = (await load(store, owner, shared)).session
+            assert found is not None
+            assert found.owner == owner
+            listing = await store.sessions(owner, nonce=nonce(), limit=100, before=None)
+            assert [row.owner for row in listing.sessions] == [owner]
+        await store.erase(LOOKALIKES[1], nonce=nonce())
+        gone = [owner for owner in LOOKALIKES if (await load(store, owner, shared)).session is None]
+        assert gone == [LOOKALIKES[1]]
+
+    async def test_refuses_a_taken_id(self, store: Store) -> None:
+        """A session cannot be put in another's place, but storing it twice is harmless."""
+        session = await _started(store, items=2)
+        again = await store.create(session, sealed_items(2), nonce=nonce())
+        assert again.repeated
+        with pytest.raises(SessionConflict):
+            await store.create(sealed_session(ANA, session.id), nonce=nonce())
+        assert (await load(store, ANA, session.id)).session == session
+
+    async def test_every_answer_echoes(self, store: Store) -> None:
+        """Every answer carries the nonce of its request, and no other."""
+        session = await _started(store, items=1)
+        lease = secrets.token_bytes(16)
+        requests: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
+            (store.load, (ANA, session.id), {"budget": 10}),
+            (store.load, (ANA, session.id), {"budget": 10, "lease": lease}),
+            (store.load, (ANA, session.id), {"budget": 10, "lease": b"another"}),
+            (store.load, (BEN, session.id), {"budget": 10}),
+            (store.renew, (ANA, session.id, lease), {}),
+            (store.items, (ANA, session.id), {"first": 0, "limit": 10}),
+            (store.sessions, (ANA,), {"limit": 10, "before": None}),
+            (store.commit, (grown(session, sealed_items(1, 1), lease),), {}),
+            (store.release, (ANA, session.id, lease), {}),
+            (store.record, ([event("turn.failed", START, ANA)],), {}),
+            (store.claims, ("", [b"12345678"]), {"now": 0}),
+            (store.create, (sealed_session(),), {}),
+            (store.rewrap, (session, b"w", None), {}),
+            (store.end, (ANA, session.id), {"ended": "ended", "now": 0}),
+            (store.sweep, (), {"now": 0, "tombstones_before": 0}),
+            (store.erase, (ANA,), {}),
+        ]
+        for method, arguments, options in requests:
+            asked = nonce()
+            reply = await method(*arguments, nonce=asked, **options)
+            assert reply.echo == asked, method.__name__
+
+    # --- the tail -----------------------------------------------------------------------------------------------------
+
+    async def test_reads_the_newest_first(self, store: Store) -> None:
+        """A load reads back from the newest item to the token budget, in order, with the tag of the one before."""
+        session, items = sealed_session(count=20, tokens=200), sealed_items(20)
+        await store.create(session, items, nonce=nonce())
+        for budget, kept in ((0, 0), (9, 0), (10, 1), (35, 3), (199, 19), (200, 20), (10_000, 20)):
+            loaded = await load(store, ANA, session.id, budget)
+            assert list(loaded.items) == items[20 - kept :]
+            assert loaded.before == (b"" if kept == 20 else tag(items[19 - kept].sealed))
+
+    async def test_pages_from_the_oldest(self, store: Store) -> None:
+        """A page begins where it was asked to, in order, with the tag of the item before it."""
+        session, items = sealed_session(count=7, tokens=70), sealed_items(7)
+        await store.create(session, items, nonce=nonce())
+        for first in range(9):
+            page = await store.items(ANA, session.id, nonce=nonce(), first=first, limit=3)
+            assert list(page.items) == items[first : first + 3]
+            assert page.session == session
+            if 0 < first < 7:
+                assert page.before == tag(items[first - 1].sealed)
+
+    # --- commits ------------------------------------------------------------------------------------------------------
+
+    async def test_commits_all_at_once(self, store: Store) -> None:
+        """Items, head, entries, record and fingerprints of a commit are all there afterwards."""
+        session = await _started(store, items=2)
+        lease = await _leased(store, session)
+        record = Record(session.id, session.id, b"key", b"answer", to_micros(START) + 1)
+        prints = [Fingerprint("acme", b"12345678", ANA)]
+        commit = grown(session, sealed_items(2, 2), lease, record=record, fingerprints=prints)
+        assert not (await store.commit(commit, nonce=nonce())).repeated
+        loaded = await load(store, ANA, session.id, record=b"key")
+        assert loaded.session == commit.session
+        assert list(loaded.items)[2:] == list(commit.items)
+        assert loaded.record == record
+        assert [entry.event for entry in await entries_of(store)] == ["session.started", "turn.committed"]
+        assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {b"12345678": (ANA,)}
+
+    async def test_a_refused_commit_leaves_nothing(self, store: Store) -> None:
+        """A commit at another version, or without the lease, stores nothing of itself."""
+        session = await _started(store, items=2)
+        lease = await _leased(store, session)
+        record = Record(session.id, session.id, b"key", b"answer", to_micros(START) + 1)
+        prints = [Fingerprint("acme", b"12345678", ANA)]
+        good = grown(session, sealed_items(2, 2), lease, record=record, fingerprints=prints)
+        other = await _leased(store, await _started(store))
+        for bad in (
+            msgspec.structs.replace(good, version=session.version - 1),
+            msgspec.structs.replace(good, version=session.version + 1),
+            msgspec.structs.replace(good, lease=secrets.token_bytes(16)),
+            msgspec.structs.replace(good, lease=other),
+            msgspec.structs.replace(good, lease=b""),
+            msgspec.structs.replace(good, session=msgspec.structs.replace(good.session, owner=BEN)),
+        ):
+            with pytest.raises(SessionConflict):
+                await store.commit(bad, nonce=nonce())
+        loaded = await load(store, ANA, session.id, record=b"key")
+        assert loaded.session == session
+        assert len(loaded.items) == 2
+        assert loaded.record is None
+        assert {entry.event for entry in await entries_of(store)} == {"session.started"}
+        assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {}
+
+    async def test_a_repeated_commit_is_stored_once(self, store: Store) -> None:
+        """Committing the same turn again answers success and changes nothing."""
+        session = await _started(store)
+        commit = grown(session, sealed_items(2), await _leased(store, session))
+        await store.commit(commit, nonce=nonce())
+        assert (await store.commit(commit, nonce=nonce())).repeated
+        assert len((await load(store, ANA, session.id)).items) == 2
+        assert len(await entries_of(store)) == 2
+
+    async def test_of_two_commits_one_wins(self, store: Store) -> None:
+        """Of many commits at the same version at once, exactly one is stored."""
+        session = await _started(store)
+        lease = await _leased(store, session)
+        commits = [grown(session, sealed_items(2), lease) for _ in range(8)]
+        outcomes = await asyncio.gather(
+            *(store.commit(commit, nonce=nonce()) for commit in commits), return_exceptions=True
+        )
+        assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) == 1
+        assert all(isinstance(o, SessionConflict) for o in outcomes if isinstance(o, BaseException))
+        loaded = await load(store, ANA, session.id)
+        won = [c for c, o in zip(commits, outcomes, strict=True) if not isinstance(o, BaseException)]
+        assert list(loaded.items) == list(won[0].items)
+
+    async def test_a_commit_keeps_the_secret(self, store: Store) -> None:
+        """A commit does not touch wrapped secret and carried text, which rotation replaces meanwhile."""
+        session = await _started(store)
+        lease = await _leased(store, session)
+        assert (await store.rewrap(session, b"new wrap", b"new carry", nonce=nonce())).count == 1
+        await store.commit(grown(session, sealed_items(2), lease), nonce=nonce())
+        found = (await load(store, ANA, session.id)).session
+        assert found is not None
+        assert (found.wrapped, found.carry) == (b"new wrap", b"new carry")
+
+    # --- leases -------------------------------------------------------------------------------------------------------
+
+    async def test_one_lease_at_a_time(self, store: Store) -> None:
+        """A lease that is held keeps others out until it is given back or the turn is committed."""
+        session = await _started(store)
+        first, second = await _leased(store, session), secrets.token_bytes(16)
+        busy = await load(store, ANA, session.id, lease=second)
+        assert busy.busy
+        assert busy.session is None
+        await store.release(ANA, session.id, second, nonce=nonce())  # not its own: no effect
+        assert (await load(store, ANA, session.id, lease=second)).busy
+        await store.renew(ANA, session.id, first, nonce=nonce())
+        with pytest.raises(SessionConflict):
+            await store.renew(ANA, session.id, second, nonce=nonce())
+        await store.release(ANA, session.id, first, nonce=nonce())
+        assert not (await load(store, ANA, session.id, lease=second)).busy
+        await store.commit(grown(session, sealed_items(1), second), nonce=nonce())
+        assert not (await load(store, ANA, session.id, lease=first)).busy
+
+    async def test_a_lease_is_its_owners(self, store: Store) -> None:
+        """Nobody holds up somebody else's session, and none is left for a session that is not there."""
+        session = await _started(store)
+        await load(store, BEN, session.id, lease=b"ben's")
+        assert not (await load(store, ANA, session.id, lease=b"ana's")).busy
+        missing = sessions.new_id()
+        await load(store, ANA, missing, lease=b"one")
+        await store.create(sealed_session(ANA, missing), nonce=nonce())
+        assert not (await load(store, ANA, missing, lease=b"another")).busy
+
+    async def test_reading_needs_no_lease(self, store: Store) -> None:
+        """Loading without a lease and paging work while somebody holds one."""
+        session = await _started(store, items=1)
+        await _leased(store, session)
+        assert (await load(store, ANA, session.id)).session == session
+        assert len((await store.items(ANA, session.id, nonce=nonce(), first=0, limit=9)).items) == 1
+
+    # --- listing ------------------------------------------------------------------------------------------------------
+
+    async def test_lists_its_owners_sessions(self, store: Store) -> None:
+        """A listing gives the owner's live sessions, latest first, from the cursor on."""
+        made = [await _started(store, ANA, created_at=to_micros(START) + n // 2) for n in range(6)]
+        await _started(store, BEN)
+        await store.end(ANA, made[0].id, nonce=nonce(), ended="ended", now=0)
+        expected = sorted(made[1:], key=lambda row: (row.created_at, row.id), reverse=True)
+        found: list[SealedSession] = []
+        before = None
+        for _ in range(4):
+            page = (await store.sessions(ANA, nonce=nonce(), limit=2, before=before)).sessions
+            found += page
+            before = (found[-1].created_at, found[-1].id)
+        assert found == expected
+
+    async def test_names_owners_for_the_log_alone(self, store: Store) -> None:
+        """The store can say whose a session is, and whether it holds tenants."""
+        assert await store.tenanted() is None
+        tenantless = await _started(store, Owner(None, "ana"))
+        assert await store.tenanted() is False
+        session = await _started(store, BEN)
+        assert await store.tenanted() is True
+        assert await store.owner_of(session.id) == BEN
+        assert await store.owner_of(tenantless.id) == Owner(None, "ana")
+        assert await store.owner_of(sessions.new_id()) is None
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
+
+    async def test_an_end_destroys(self, store: Store) -> None:
+        """An ended session leaves a tombstone without secret, head and items; only expiry leaves the system text."""
+        for ended in ("expired", "ended"):
+            session = await _started(store, items=4)
+            receipt = await store.end(ANA, session.id, nonce=nonce(), ended=ended, now=to_micros(START))
+            assert receipt.count == 1
+            loaded = await load(store, ANA, session.id, lease=b"late")
+            assert loaded.session is not None
+            assert (loaded.session.wrapped, loaded.session.head, loaded.session.ended) == (None, None, ended)
+            assert loaded.session.carry == (session.carry if ended == "expired" else None)
+            assert not loaded.items
+            assert not (await store.items(ANA, session.id, nonce=nonce(), first=0, limit=9)).items
+            assert (await store.end(ANA, session.id, nonce=nonce(), ended="ended", now=0)).count == 0
+
+    async def test_a_late_commit_is_refused(self, store: Store) -> None:
+        """A turn whose session was ended or erased meanwhile stores nothing."""
+        for destroy in ("end", "erase"):
+            session = await _started(store)
+            commit = grown(session, sealed_items(2), await _leased(store, session))
+            if destroy == "end":
+                await store.end(ANA, session.id, nonce=nonce(), ended="ended", now=0)
+            else:
+                await store.erase(ANA, nonce=nonce())
+            with pytest.raises(SessionConflict):
+                await store.commit(commit, nonce=nonce())
+            assert not (await load(store, ANA, session.id)).items
+
+    async def test_expiry_waits_for_work(self, store: Store) -> None:
+        """An end at a version does nothing if the session has moved on, or somebody is at work on it."""
+        session = await _started(store)
+        lease = await _leased(store, session)
+
+        async def expire(version: int) -> int:
+            return (await store.end(ANA, session.id, nonce=nonce(), ended="expired", now=0, version=version)).count
+
+        assert await expire(session.version) == 0
+        await store.commit(grown(session, sealed_items(1), lease), nonce=nonce())
+        assert await expire(session.version) == 0
+        assert await expire(session.version + 1) == 1
+
+    async def test_erases_one_owner(self, store: Store) -> None:
+        """An erasure removes everything of its owner, tombstones and audit name too, and nothing of anybody else."""
+        mine = [await _started(store, ANA, items=2) for _ in range(3)]
+        other = await _started(store, BEN, items=2)
+        await store.end(ANA, mine[0].id, nonce=nonce(), ended="expired", now=0)
+        lease = await _leased(store, mine[1])
+        prints = [Fingerprint("acme", b"12345678", ANA), Fingerprint("acme", b"12345678", BEN)]
+        await store.commit(grown(mine[1], (), lease, fingerprints=prints), nonce=nonce())
+        erased = event("owner.erased", START, ANA)
+        assert (await store.erase(ANA, nonce=nonce(), entries=[erased])).count == 3
+        assert [(await load(store, ANA, row.id)).session for row in mine] == [None] * 3
+        assert (await load(store, BEN, other.id)).session == other
+        assert len((await load(store, BEN, other.id)).items) == 2
+        assert set((await store.audit_owners()).values()) == {BEN}
+        assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {b"12345678": (BEN,)}
+        assert (await entries_of(store))[-1].event == "owner.erased"
+
+    async def test_sweeps(self, store: Store) -> None:
+        """What is due is named; old tombstones, expired records and fingerprints go, and nothing else."""
+        moment = to_micros(START)
+        due = await _started(store, expires_at=moment)
+        later = await _started(store, expires_at=moment + 1)
+        for_ever = await _started(store, expires_at=None)
+        assert [row.id for row in await store.expired(now=moment, limit=9)] == [due.id]
+        await store.end(ANA, due.id, nonce=nonce(), ended="expired", now=moment)
+        assert await store.expired(now=moment, limit=9) == []
+        lease = await _leased(store, later)
+        commit = grown(
+            later,
+            sealed_items(1),
+            lease,
+            record=Record(later.id, later.id, b"key", b"answer", moment),
+            fingerprints=[Fingerprint("acme", b"12345678", ANA, moment), Fingerprint("acme", b"87654321", ANA)],
+        )
+        await store.commit(commit, nonce=nonce())
+        assert (await store.sweep(now=moment, tombstones_before=moment, nonce=nonce())).count == 0
+        assert (await load(store, ANA, later.id, record=b"key")).record is None
+        known = (await store.claims("acme", [b"12345678", b"87654321"], now=0, nonce=nonce())).owners
+        assert known == {b"87654321": (ANA,)}
+        assert (await load(store, ANA, due.id)).session is not None
+        assert (await store.sweep(now=moment, tombstones_before=moment + 1, nonce=nonce())).count == 1
+        assert (await load(store, ANA, due.id)).session is None
+        assert (await load(store, ANA, later.id)).session == commit.session
+        assert (await load(store, ANA, for_ever.id)).session == for_ever
+
+    async def test_a_record_outlives_its_session(self, store: Store) -> None:
+        """A record is found under the id that the caller used, by its owner alone, after that session has ended."""
+        old = await _started(store)
+        await store.end(ANA, old.id, nonce=nonce(), ended="expired", now=0)
+        new = sealed_session()
+        kept = Record(old.id, new.id, b"key", b"answer", to_micros(START))
+        await store.create(new, nonce=nonce(), record=kept)
+        assert (await load(store, ANA, old.id, record=b"key")).record == kept
+        assert (await load(store, ANA, old.id, record=b"other")).record is None
+        assert (await load(store, BEN, old.id, record=b"key")).record is None
+
+    # --- fingerprints -------------------------------------------------------------------------------------------------
+
+    async def test_fingerprints_become_common(self, store: Store) -> None:
+        """A fingerprint names up to three owners of its scope; one more, or a common claim, makes it nobody's."""
+        owners = [Owner("acme", name) for name in ("ana", "ben", "cleo", "dan")]
+        session = await _started(store)
+        for number, owner in enumerate(owners, 1):
+            lease = await _leased(store, session)
+            commit = grown(session, (), lease, fingerprints=[Fingerprint("acme", b"12345678", owner)] * 2)
+            await store.commit(commit, nonce=nonce())
+            session = commit.session
+            claims = (await store.claims("acme", [b"12345678", b"unknown!"], now=0, nonce=nonce())).owners
+            assert set(claims) == {b"12345678"}
+            assert set(claims[b"12345678"]) == (set(owners[:number]) if number < 4 else set())
+        assert (await store.claims("other", [b"12345678"], now=0, nonce=nonce())).owners == {}
+        lease = await _leased(store, session)
+        common = [Fingerprint("acme", b"abcdefgh", ANA, common=True), Fingerprint("acme", b"abcdefgh", ANA)]
+        await store.commit(grown(session, (), lease, fingerprints=common), nonce=nonce())
+        assert (await store.claims("acme", [b"abcdefgh"], now=0, nonce=nonce())).owners == {b"abcdefgh": ()}
+
+    # --- audit --------------------------------------------------------------------------------------------------------
+
+    async def test_entries_verify(self, store: Store) -> None:
+        """What is put on record comes back in order, names no owner, verifies, and its heads say how far it goes."""
+        events: list[Event] = [
+            event("turn.committed", START + timedelta(seconds=n), (ANA, BEN)[n % 2], "digest", count=n)
+            for n in range(9)
+        ]
+        await store.record(events[:4], nonce=nonce())
+        await asyncio.gather(*(store.record([noted], nonce=nonce()) for noted in events[4:]))
+        entries = await entries_of(store)
+        assert sorted(entry.at for entry in entries) == [noted.at for noted in events]
+        names = await store.audit_owners()
+        assert {names[entry.owner] for entry in entries} == {ANA, BEN}
+        assert not any(text in entry.owner for entry in entries for text in ("ana", "ben", "acme"))
+        report = audit.verify(entries, store.heads())
+        assert (report.faults, report.entries, report.unsigned) == ([], 9, 0)
+        assert list(await store.audit_tail(3)) == entries[-3:]
+
+    # --- rotation -----------------------------------------------------------------------------------------------------
+
+    async def test_gives_all_for_rotation(self, store: Store) -> None:
+        """All sessions and tombstones come once, in order; a secret is replaced only if it is still the same."""
+        made = [await _started(store, owner) for owner in (BEN, ANA, Owner(None, "zoe"), ANA)]
+        await store.end(ANA, made[1].id, nonce=nonce(), ended="expired", now=0)
+        found: list[SealedSession] = []
+        after = None
+        for _ in range(5):
+            rows = await store.all(after=after, limit=1)
+            found += rows
+            if rows:
+                after = (rows[0].owner.tenant or "", rows[0].owner.user, rows[0].id)
+        assert sorted(row.id for row in found) == sorted(row.id for row in made)
+        assert found == sorted(found, key=lambda row: (row.owner.tenant or "", row.owner.user, row.id))
+        assert (await store.rewrap(made[0], b"new", None, nonce=nonce())).count == 1
+        assert (await store.rewrap(made[0], b"newer", None, nonce=nonce())).count == 0
+        changed = (await load(store, BEN, made[0].id)).session
+        assert changed is not None
+        assert (changed.wrapped, changed.carry) == (b"new", None)
+
+
+class ProviderConformance:
+    """What any provider must do. Give a ``provider`` fixture."""
+
+    async def test_answers_whole(self, provider: Provider) -> None:
+        """A whole answer can be read, and is text."""
+        answer = wire.read(await provider.complete(Request([{"role": "user", "content": "Say something."}])))
+        assert answer.text
+
+    async def test_streams_with_an_end(self, provider: Provider) -> None:
+        """A streamed answer can be read to its finish marker."""
+        reader = wire.Reader()
+        async for chunk in provider.stream(Request([{"role": "user", "content": "Say something."}])):
+            reader.feed(chunk)
+        assert reader.finish().text
+
+    async def test_a_stream_can_be_left(self, provider: Provider) -> None:
+        """A stream that is closed before its end lets go of its call, and the next one is its own."""
+        stream: Any = provider.stream(Request([{"role": "user", "content": "Say something long."}]))
+        await anext(stream)
+        await stream.aclose()
+        answer = wire.read(await provider.complete(Request([{"role": "user", "content": "Say something else."}])))
+        assert answer.text
+
+    async def test_names_itself(self, provider: Provider) -> None:
+        """A provider says what it is and which model it asks, and shows no key."""
+        assert provider.name
+        assert provider.model
+        assert "key" not in repr(provider).lower() or "…" in repr(provider) or "***" in repr(provider)
+
+
+__all__ = [
+    "LOOKALIKES",
+    "FakeClock",
+    "ProviderConformance",
+    "StoreConformance",
+    "entries_of",
+    "grown",
+    "load",
+    "nonce",
+    "sealed_items",
+    "sealed_session",
+]

@@ -1,0 +1,567 @@
+"""Where rules and store meet: asks the store, opens what comes back, seals what goes out, and holds the lease.
+
+Every answer is checked for its echo, its owner, its place in the chain and its age before anybody sees it. A session's
+secret lives in an `Opened` value, for as long as one turn takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import msgspec
+
+from cloister import sessions
+from cloister.audit import Event, event
+from cloister.errors import (
+    ConfigurationError,
+    IntegrityError,
+    SessionBusy,
+    SessionConflict,
+    SessionExpired,
+    SessionNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession, SystemNote, Usage, to_micros
+from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, key_of, new_secret, tag, wrap_context
+from cloister.stores.base import RENEW_EVERY, Commit, Loaded, Record, Store
+
+_log = logging.getLogger("cloister")
+
+T = TypeVar("T")
+
+_SEEN_AT_MOST = 65_536
+_SWEEP = 100
+_Seen = tuple[int, bytes]  # version and turn
+_FIRST_POLL, _LAST_POLL = 0.005, 0.25
+
+
+class _Echo(Protocol):
+    @property
+    def echo(self) -> bytes: ...
+
+
+EchoT = TypeVar("EchoT", bound=_Echo)
+
+
+@dataclass(slots=True)
+class Opened:
+    """Be one session, opened for one turn: its keys, its head and its newest items."""
+
+    owner: Owner
+    id: str
+    keys: SessionKeys
+    row: SealedSession
+    head: Head
+    items: list[Item] = field(default_factory=list, repr=False)
+    system: Item | None = None
+    lease: bytes = field(default=b"", repr=False)
+    record: Record | None = field(default=None, repr=False)
+    fresh: bool = False
+    """Not stored yet: it comes to be with the first commit, or not at all."""
+
+
+class Vault:
+    """Keep sealed sessions in a store, for owners that every call names."""
+
+    def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
+        self.store = store
+        self.keys = keys
+        self.limits = limits
+        self._clock = clock
+        self._process = os.getpid()
+        self._seen: OrderedDict[tuple[Owner, str], _Seen] = OrderedDict()
+        self._turns: dict[tuple[Owner, str], tuple[asyncio.Lock, list[None]]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def now(self) -> datetime:
+        """Give the clock's time, which must be aware."""
+        now = self._clock()
+        if now.tzinfo is None:
+            raise ConfigurationError("the clock must return aware datetimes; use datetime.now(UTC)")
+        return now
+
+    async def ask(self, method: Callable[..., Awaitable[EchoT]], *args: Any, **options: Any) -> EchoT:
+        """Call the store with a nonce that its answer must echo: a reply to another request is never looked at."""
+        if self._process != os.getpid():
+            raise ConfigurationError("this cloister was opened before a fork; open one in the new process")
+        nonce = os.urandom(16)
+        reply = await method(*args, nonce=nonce, **options)
+        if not hmac.compare_digest(reply.echo, nonce):
+            await self.store.distrust()
+            raise IntegrityError("the store answered another request than this one; its connection was dropped")
+        return reply
+
+    def background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do *work* off the path of any caller; `settle` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def settle(self) -> None:
+        """Wait until everything in the background is done; what failed there is logged."""
+        while self._tasks:
+            for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    _log.error("work in the background failed: %s", outcome)
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    async def look(self, owner: Owner, session_id: str) -> Opened | SealedSession:
+        """Open a session without working on it, or give its tombstone; `SessionNotFound` if there is neither."""
+        seen = self._seen.get((owner, session_id))
+        loaded = await self.ask(self.store.load, owner, session_id, budget=0)
+        row = await self._present(owner, session_id, loaded)
+        return row if row.ended else await self._open(row, loaded, owner, session_id, budget=0, seen=seen)
+
+    @contextlib.asynccontextmanager
+    async def work(
+        self, owner: Owner, session_id: str, *, budget: int = 0, record: bytes | None = None
+    ) -> AsyncIterator[Opened | Loaded]:
+        """Work on a session alone, over all processes, with as many of its newest items as *budget* tokens hold.
+
+        Gives what was loaded instead where the session is over: a tombstone. Raises `SessionBusy` after
+        ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
+        """
+        lease = secrets.token_bytes(16)
+        async with self._queue(owner, session_id) as deadline:
+            seen = self._seen.get((owner, session_id))
+            loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
+            try:
+                row = await self._present(owner, session_id, loaded)
+                if row.ended:
+                    yield loaded
+                    return
+                opened = await self._open(row, loaded, owner, session_id, budget=budget, seen=seen)
+                opened.lease = lease
+                with self._renewing(owner, session_id, lease):
+                    yield opened
+                lease = opened.lease
+            finally:
+                if lease and loaded.session is not None and not loaded.session.ended:
+                    await self._finish(self.ask(self.store.release, owner, session_id, lease))
+
+    @contextlib.asynccontextmanager
+    async def _queue(self, owner: Owner, session_id: str) -> AsyncIterator[float]:
+        """Let one turn of a session through at a time in this process; give the moment at which waiting ends."""
+        key = owner, session_id
+        lock, waiting = self._turns.setdefault(key, (asyncio.Lock(), []))
+        waiting.append(None)
+        deadline = asyncio.get_running_loop().time() + self.limits.turn_wait.total_seconds()
+        try:
+            if lock.locked():
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await lock.acquire()
+                except TimeoutError:
+                    raise _busy(self.limits) from None
+            else:
+                await lock.acquire()
+            try:
+                yield deadline
+            finally:
+                lock.release()
+        finally:
+            waiting.pop()
+            if not waiting:
+                del self._turns[key]
+
+    async def _lease(
+        self, owner: Owner, session_id: str, lease: bytes, deadline: float, *, budget: int, record: bytes | None
+    ) -> Loaded:
+        """Load with a lease; where another process has it, ask again, ever more rarely, until *deadline*."""
+        loop = asyncio.get_running_loop()
+        pause = _FIRST_POLL
+        while True:
+            load = self.ask(self.store.load, owner, session_id, budget=budget, lease=lease, record=record)
+            try:
+                loaded = await load
+            except BaseException:
+                # Whether the lease was taken is unknown, so it is given back, on a connection of its own.
+                with contextlib.suppress(StoreError):
+                    await self._finish(self.ask(self.store.release, owner, session_id, lease))
+                raise
+            if not loaded.busy:
+                return loaded
+            if loop.time() >= deadline:
+                raise _busy(self.limits)
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), max(deadline - loop.time(), 0)))  # noqa: S311
+            pause = min(pause * 1.6, _LAST_POLL)
+
+    @contextlib.contextmanager
+    def _renewing(self, owner: Owner, session_id: str, lease: bytes) -> Iterator[None]:
+        """Keep *lease* alive while the block runs, however long the model thinks."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def schedule() -> None:
+            nonlocal timer
+            timer = loop.call_later(RENEW_EVERY.total_seconds(), renew)
+
+        def renew() -> None:
+            schedule()
+            self.background(self._renew(owner, session_id, lease))
+
+        schedule()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _renew(self, owner: Owner, session_id: str, lease: bytes) -> None:
+        # A lease that is lost is found so by the commit; one that could not be renewed is tried again.
+        with contextlib.suppress(StoreError, SessionConflict):
+            await self.ask(self.store.renew, owner, session_id, lease)
+
+    async def _present(self, owner: Owner, session_id: str, loaded: Loaded) -> SealedSession:
+        if loaded.session is None:
+            await self.refuse(owner, session_id)
+        return loaded.session
+
+    async def _open(
+        self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, seen: _Seen | None
+    ) -> Opened:
+        try:
+            opened = await self._unseal(row, owner, session_id)
+            opened.items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
+            if opened.head.tokens <= budget and len(loaded.items) != opened.head.count:
+                raise IntegrityError("the store left out items of a session")
+            self._check_age(opened, seen)
+        except IntegrityError as error:
+            await self.alarm(owner, session_id, error)
+            raise
+        opened.record = loaded.record
+        return opened
+
+    async def open_row(self, row: SealedSession, owner: Owner) -> Opened:
+        """Open a session that the store listed for *owner*, without its items."""
+        try:
+            return await self._unseal(row, owner, row.id)
+        except IntegrityError as error:
+            await self.alarm(owner, row.id, error)
+            raise
+
+    async def _unseal(self, row: SealedSession, owner: Owner, session_id: str) -> Opened:
+        if row.owner != owner or row.id != session_id or row.wrapped is None or row.head is None:
+            raise IntegrityError("the store returned another session than the one it was asked for")
+        secret = await self.keys.unwrap(row.wrapped, wrap_context(owner, session_id))
+        keys = SessionKeys(secret, owner, session_id)
+        head = keys.open_head(row.head)
+        sessions.check(row, head, owner, session_id)
+        opened = Opened(owner, session_id, keys, row, head)
+        if head.system is not None:
+            text = await self.system_of(row)
+            if text is None or not hmac.compare_digest(_digest(text), head.system.digest):
+                raise IntegrityError("the system text beside a session is not the one that it was started with")
+            opened.system = Item("system", text, tokens=head.system.tokens, counter=head.system.counter)
+        return opened
+
+    async def system_of(self, row: SealedSession) -> str | None:
+        """Open the system text that a session, or its tombstone, carries."""
+        if row.carry is None:
+            return None
+        keys = await TenantKeys.derive(self.keys, row.owner, "system text")
+        return keys.open(row.owner, row.id, row.carry).decode()
+
+    async def _carry(self, owner: Owner, session_id: str, system: str) -> bytes:
+        keys = await TenantKeys.derive(self.keys, owner, "system text")
+        return keys.seal(owner, session_id, system.encode())
+
+    def _check_age(self, opened: Opened, seen: _Seen | None) -> None:
+        """Refuse a session older than this process has seen it, or another one of the same version."""
+        now = opened.head.version, opened.head.turn
+        if seen is not None and (now[0] < seen[0] or (now[0] == seen[0] and now[1] != seen[1])):
+            raise IntegrityError("the store returned an older state of a session than this process has seen")
+        self._remember(opened)
+
+    def _remember(self, opened: Opened) -> None:
+        key = opened.owner, opened.id
+        if opened.head.version >= self._seen.get(key, (0, b""))[0]:
+            self._seen[key] = opened.head.version, opened.head.turn
+            self._seen.move_to_end(key)
+        if len(self._seen) > _SEEN_AT_MOST:
+            self._seen.popitem(last=False)
+
+    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, list[Item]]:
+        """Open up to *limit* items from position *first* on; `SessionExpired` if the session is over."""
+        seen = self._seen.get((owner, session_id))
+        page = await self.ask(self.store.items, owner, session_id, first=first, limit=limit)
+        if page.session is None:
+            await self.refuse(owner, session_id)
+        if page.session.ended:
+            raise SessionExpired(page.session.ended)
+        try:
+            opened = await self._unseal(page.session, owner, session_id)
+            self._check_age(opened, seen)
+            if len(page.items) != max(0, min(limit, opened.head.count - first)):
+                raise IntegrityError("the store left out items of a session")
+            if page.items and page.items[0].position != first:
+                raise IntegrityError("the store returned other items of a session than it was asked for")
+            complete = first + len(page.items) == opened.head.count
+            items = opened.keys.open_items(page.items, page.before, opened.head.last_tag if complete else None)
+        except IntegrityError as error:
+            await self.alarm(owner, session_id, error)
+            raise
+        try:
+            sessions.check_alive(opened.head, self.now())
+        except SessionExpired:
+            await self.expire(opened)
+            raise
+        return opened.head, items
+
+    # --- refusing -----------------------------------------------------------------------------------------------------
+
+    async def refuse(self, owner: Owner, session_id: str | None) -> NoReturn:
+        """Put an attempt on record and raise `SessionNotFound`; absent, foreign and malformed look the same.
+
+        Whose session it was is found out in the background, by the same calls and writes whatever the answer is.
+        """
+        name = "malformed" if session_id is None else sessions.digest(session_id)
+        if session_id is not None:
+            self.background(self._find_out(owner, session_id))
+        await self.ask(self.store.record, [event("access.refused", self.now(), owner, name)])
+        raise SessionNotFound
+
+    async def _find_out(self, owner: Owner, session_id: str) -> None:
+        whose = await self.store.owner_of(session_id)
+        noted = event("access.absent", self.now(), owner, sessions.digest(session_id))
+        if whose is not None:
+            noted = msgspec.structs.replace(noted, kind="access.foreign", other=whose)
+        await self.ask(self.store.record, [noted])
+
+    async def alarm(self, owner: Owner, session_id: str, error: IntegrityError) -> None:
+        """Put an integrity failure on record and drop the connections that it may have come over."""
+        await self.store.distrust()
+        noted = event("integrity.failed", self.now(), owner, sessions.digest(session_id), problem=str(error))
+        await self.ask(self.store.record, [noted])
+
+    async def expire(self, opened: Opened) -> None:
+        """Destroy a session whose time is up, unless somebody else is at work on it."""
+        await self._end_expired(opened.row, opened.lease or None)
+
+    # --- sealing ------------------------------------------------------------------------------------------------------
+
+    async def begin(
+        self, owner: Owner, system: Item | None = None, title: str | None = None, metadata: dict[str, str] | None = None
+    ) -> Opened:
+        """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
+        head = sessions.begin(self.limits, self.now(), title, metadata)
+        session_id = sessions.new_id()
+        secret = new_secret()
+        wrapped = await self.keys.wrap(secret, wrap_context(owner, session_id))
+        carry = None
+        if system is not None:
+            carry = await self._carry(owner, session_id, system.text)
+            note = SystemNote(_digest(system.text), system.tokens, system.counter)
+            head = msgspec.structs.replace(head, system=note)
+        keys = SessionKeys(secret, owner, session_id)
+        row = SealedSession(owner, session_id, wrapped, b"", 0, 0, 0, 0, 0, None, b"", carry)
+        return Opened(owner, session_id, keys, row, head, system=system, fresh=True)
+
+    async def commit(
+        self,
+        opened: Opened,
+        items: Sequence[Item] = (),
+        *,
+        head: Head | None = None,
+        usage: Usage = Usage(),
+        entries: Sequence[Event] = (),
+        record: Callable[[Opened], Record] | None = None,
+    ) -> list[Item]:
+        """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
+
+        Once begun it runs to its end even if the caller is cancelled, so that nobody guesses what became of it.
+        """
+        moment = sessions.at(opened.head, self.now())
+        turn = secrets.token_bytes(16)
+        stored, rows = _seal_items(opened, items, moment, self.now())
+        last = tag(rows[-1].sealed) if rows else opened.head.last_tag
+        if head is not None or (opened.fresh and not stored):
+            grown = sessions.amend(head or opened.head, moment, turn)
+        else:
+            grown = sessions.grow(opened.head, stored, last, moment, turn, usage)
+        await self._finish(self._commit(opened, grown, rows, entries, record))
+        return stored
+
+    async def _commit(
+        self,
+        opened: Opened,
+        head: Head,
+        rows: Sequence[SealedItem],
+        entries: Sequence[Event],
+        record: Callable[[Opened], Record] | None,
+    ) -> None:
+        before = opened.head
+        opened.head = head
+        try:
+            row = _row(opened)
+            kept = None if record is None else record(opened)
+            if opened.fresh:
+                await self._twice(self.store.create, row, rows, entries=entries, record=kept)
+            else:
+                await self._twice(self.store.commit, Commit(before.version, opened.lease, row, rows, entries, (), kept))
+        except BaseException:
+            opened.head = before
+            raise
+        opened.row, opened.fresh, opened.lease = row, False, b""  # the commit gave the lease back
+        self._remember(opened)
+
+    async def _twice(self, method: Callable[..., Awaitable[EchoT]], *args: Any, **options: Any) -> None:
+        """Write, and once more where the outcome is unknown: a turn that the store already has is not stored again."""
+        try:
+            await self.ask(method, *args, **options)
+        except StoreUnavailable:
+            await self.ask(method, *args, **options)
+
+    # --- keeping house ------------------------------------------------------------------------------------------------
+
+    async def sweep(self) -> int:
+        """Destroy what has expired, drop what has outlived its use; give how many sessions ended."""
+        now = to_micros(self.now())
+        ended = 0
+        while rows := await self.store.expired(now=now, limit=_SWEEP):
+            done = [await self._end_expired(row) for row in rows]
+            ended += sum(done)
+            if not all(done):  # somebody is at work on it, or it changed: the next sweep sees to it
+                break
+        before = now - sessions.TOMBSTONE // timedelta(microseconds=1)
+        await self.ask(self.store.sweep, now=now, tombstones_before=before)
+        return ended
+
+    async def _end_expired(self, row: SealedSession, lease: bytes | None = None) -> int:
+        now = self.now()
+        receipt = await self.ask(
+            self.store.end,
+            row.owner,
+            row.id,
+            ended="expired",
+            now=to_micros(now),
+            version=row.version,
+            lease=lease,
+            entries=[event("session.expired", now, row.owner, sessions.digest(row.id))],
+        )
+        return receipt.count
+
+    async def batches(self) -> AsyncIterator[Sequence[SealedSession]]:
+        """Give all sessions and tombstones, of all owners, some at a time."""
+        after = None
+        while rows := await self.store.all(after=after, limit=_SWEEP):
+            yield rows
+            after = (rows[-1].owner.tenant or "", rows[-1].owner.user, rows[-1].id)
+
+    async def rewrap_all(self, progress: Callable[[int], None]) -> tuple[int, int]:
+        """Put every session under the newest master key; give how many were, and how many cannot be opened.
+
+        A session that cannot be opened concerns itself alone: it is put on record, and the others go on.
+        """
+        done = failed = 0
+        async for rows in self.batches():
+            for row in rows:
+                try:
+                    while not await self.rewrap(row):
+                        row = await self._again(row)
+                    done += 1
+                except IntegrityError as error:
+                    await self.alarm(row.owner, row.id, error)
+                    failed += 1
+                except ConfigurationError:  # under a key that the keyring does not hold
+                    failed += 1
+            progress(len(rows))
+        await self.ask(self.store.record, [event("key.rotated", self.now(), sessions=done, failed=failed)])
+        return done, failed
+
+    async def _again(self, row: SealedSession) -> SealedSession:
+        """Read a session once more that changed while it was being re-wrapped."""
+        loaded = await self.ask(self.store.load, row.owner, row.id, budget=0)
+        return loaded.session or msgspec.structs.replace(row, wrapped=None, carry=None)  # erased: nothing to do
+
+    async def count_under(self, key: str) -> int:
+        """Count the sessions, and tombstones with system text, that are still under the master key named *key*."""
+        return sum([sum(key in _keys_of(row) for row in rows) async for rows in self.batches()])
+
+    async def rewrap(self, row: SealedSession) -> bool:
+        """Put a session's secret and carried text under the newest master key; False if it changed meanwhile."""
+        context = wrap_context(row.owner, row.id)
+        wrapped, carry = row.wrapped, row.carry
+        if wrapped is not None:
+            wrapped = await self.keys.wrap(await self.keys.unwrap(wrapped, context), context)
+        if (text := await self.system_of(row)) is not None:
+            carry = await self._carry(row.owner, row.id, text)
+        if (wrapped, carry) == (row.wrapped, row.carry):
+            return True
+        return bool((await self.ask(self.store.rewrap, row, wrapped, carry)).count)
+
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Let *work* run to its end, even if whoever waits for it is cancelled meanwhile."""
+        task = asyncio.get_running_loop().create_task(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # looked at, so that it is not reported as forgotten
+            raise
+
+
+def _keys_of(row: SealedSession) -> set[str]:
+    """Name the master keys that a session is under; a damaged wrap is under none."""
+    names = set()
+    for blob in (row.wrapped, row.carry):
+        if blob is not None:
+            with contextlib.suppress(IntegrityError):
+                names.add(key_of(blob))
+    return names
+
+
+def _busy(limits: Limits) -> SessionBusy:
+    seconds = limits.turn_wait.total_seconds()
+    return SessionBusy(f"another turn of this session is still running after {seconds:g} s; try again later")
+
+
+def _digest(system: str) -> bytes:
+    return sha256(system.encode()).digest()
+
+
+def _row(opened: Opened) -> SealedSession:
+    head = opened.head
+    return SealedSession(
+        owner=opened.owner,
+        id=opened.id,
+        wrapped=opened.row.wrapped,
+        head=opened.keys.seal_head(head),
+        version=head.version,
+        count=head.count,
+        tokens=head.tokens,
+        created_at=head.created_at,
+        updated_at=head.sealed_at,
+        expires_at=head.expires_at,
+        turn=head.turn,
+        carry=opened.row.carry,
+    )
+
+
+def _seal_items(
+    opened: Opened, items: Sequence[Item], moment: int, now: datetime
+) -> tuple[list[Item], list[SealedItem]]:
+    stored, rows = [], []
+    previous = opened.head.last_tag
+    time = now + timedelta(microseconds=moment - to_micros(now))
+    for position, item in enumerate(items, opened.head.count):
+        item = msgspec.structs.replace(item, id=sessions.new_item_id(position), time=time)
+        row = opened.keys.seal_item(item, position, previous)
+        previous = tag(row.sealed)
+        stored.append(item)
+        rows.append(row)
+    return stored, rows

@@ -1,0 +1,216 @@
+"""Every store keeps the contract, and the contract rejects stores that do not."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloister import stores
+from cloister.errors import ConfigurationError
+from cloister.model import Owner, SealedSession
+from cloister.stores.base import Commit, Loaded, Page, Receipt, Store
+from cloister.stores.memory import MemoryStore
+from cloister.testing import StoreConformance
+
+
+class TestStores(StoreConformance):
+    @pytest.fixture(params=["memory://", "sqlite:///{}/chats.db", "sqlite:///{}/chats.db?synchronous=normal"])
+    async def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+        store = stores.connect(request.param.format(tmp_path))
+        await store.open()
+        yield store
+        await store.close()
+
+
+class OwnerIgnored(MemoryStore):
+    """Finds a session by its id, whoever asks."""
+
+    async def load(self, owner: Owner, session_id: str, **options: Any) -> Loaded:
+        return await super().load(await self.owner_of(session_id) or owner, session_id, **options)
+
+
+class OwnerIgnoredInPages(MemoryStore):
+    """Pages through a session by its id, whoever asks."""
+
+    async def items(self, owner: Owner, session_id: str, **options: Any) -> Page:
+        return await super().items(await self.owner_of(session_id) or owner, session_id, **options)
+
+
+class TenantIgnored(MemoryStore):
+    """Files users of all tenants together."""
+
+    async def load(self, owner: Owner, session_id: str, **options: Any) -> Loaded:
+        alike = [known for known, held in self._sessions if known.user == owner.user and held == session_id]
+        return await super().load(alike[0] if alike else owner, session_id, **options)
+
+
+class VersionIgnored(MemoryStore):
+    """Lets the second of two writers win."""
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        kept = self._sessions.get((commit.session.owner, commit.session.id))
+        version = kept.session.version if kept else commit.version
+        return await super().commit(msgspec.structs.replace(commit, version=version), nonce=nonce)
+
+
+class LeaseIgnored(MemoryStore):
+    """Gives a lease to everybody."""
+
+    def _take(self, owner: Owner, session_id: str, lease: bytes) -> bool:
+        self._leases.pop((owner, session_id), None)
+        return super()._take(owner, session_id, lease)
+
+
+class TailReordered(MemoryStore):
+    """Brings the newest items newest first."""
+
+    async def load(self, owner: Owner, session_id: str, **options: Any) -> Loaded:
+        loaded = await super().load(owner, session_id, **options)
+        return msgspec.structs.replace(loaded, items=tuple(reversed(loaded.items)))
+
+
+class RowsSwapped(MemoryStore):
+    """Brings another session's items now and then."""
+
+    async def load(self, owner: Owner, session_id: str, **options: Any) -> Loaded:
+        loaded = await super().load(owner, session_id, **options)
+        others = [kept for key, kept in self._sessions.items() if key != (owner, session_id)]
+        return msgspec.structs.replace(loaded, session=others[0].session) if others and loaded.session else loaded
+
+
+class EchoMissing(MemoryStore):
+    """Answers a commit without saying which."""
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        return await super().commit(commit, nonce=b"")
+
+
+class TurnStoredTwice(MemoryStore):
+    """Does not know a turn that it has."""
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        if kept := self._sessions.get((commit.session.owner, commit.session.id)):
+            kept.session = msgspec.structs.replace(kept.session, turn=b"")
+        return await super().commit(commit, nonce=nonce)
+
+
+class HalfCommitted(MemoryStore):
+    """Puts the entries on record before it looks at the version."""
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        self._put(commit.entries)
+        return await super().commit(msgspec.structs.replace(commit, entries=()), nonce=nonce)
+
+
+class SecretKept(MemoryStore):
+    """Marks a session as ended and keeps its secret."""
+
+    async def end(self, owner: Owner, session_id: str, **options: Any) -> Receipt:
+        kept = self._sessions.get((owner, session_id))
+        secret = kept.session.wrapped if kept else None
+        receipt = await super().end(owner, session_id, **options)
+        if receipt.count:
+            gone = self._sessions[owner, session_id]
+            gone.session = msgspec.structs.replace(gone.session, wrapped=secret)
+        return receipt
+
+
+class LateWrites(MemoryStore):
+    """Brings an ended session back to life when its turn comes in."""
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        key = commit.session.owner, commit.session.id
+        if key in self._sessions and self._sessions[key].session.ended:
+            await self.erase(commit.session.owner, nonce=nonce)
+            return await self.create(commit.session, commit.items, nonce=nonce)
+        return await super().commit(commit, nonce=nonce)
+
+
+class ErasesTooMuch(MemoryStore):
+    """Erases everybody whose name begins alike."""
+
+    async def erase(self, owner: Owner, **options: Any) -> Receipt:
+        for other in {known for known, _ in self._sessions if known != owner and known.user[:2] == owner.user[:2]}:
+            await super().erase(other, nonce=b"")
+        return await super().erase(owner, **options)
+
+
+class ListsEverybody(MemoryStore):
+    """Lists sessions of all users."""
+
+    async def sessions(self, owner: Owner, **options: Any) -> Any:
+        listing = await super().sessions(owner, **options)
+        every = tuple(kept.session for kept in self._sessions.values())
+        return msgspec.structs.replace(listing, sessions=every)
+
+
+class NamesInTheLog(MemoryStore):
+    """Puts owners on record under their names."""
+
+    def _audit_id(self, owner: Owner | None) -> str:
+        if owner is not None:
+            self._audit_ids[owner] = str(owner)
+        return "" if owner is None else str(owner)
+
+
+class RotationLosesCommits(MemoryStore):
+    """Replaces the whole session when its secret is re-wrapped."""
+
+    async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
+        self._sessions[old.owner, old.id].session = msgspec.structs.replace(old, wrapped=wrapped, carry=carry)
+        return Receipt(nonce, count=1)
+
+
+BROKEN = [
+    OwnerIgnored, OwnerIgnoredInPages, TenantIgnored, VersionIgnored, LeaseIgnored, TailReordered, RowsSwapped,
+    EchoMissing, TurnStoredTwice, HalfCommitted, SecretKept, LateWrites, ErasesTooMuch, ListsEverybody, NamesInTheLog,
+    RotationLosesCommits,
+]  # fmt: skip
+
+
+_PROMISES = [test for name, test in vars(StoreConformance).items() if name.startswith("test_")]
+
+
+async def _broken_promises(store: type[MemoryStore]) -> list[str]:
+    broken = []
+    for promise in _PROMISES:
+        try:
+            await promise(StoreConformance(), store())
+        except (Exception, pytest.fail.Exception):  # noqa: BLE001 - however it fails
+            broken.append(promise.__name__)
+    return broken
+
+
+@pytest.mark.parametrize("store", BROKEN)
+async def test_the_contract_rejects(store: type[MemoryStore]) -> None:
+    """A store that breaks a promise fails the suite: the suite can fail."""
+    assert await _broken_promises(store)
+
+
+async def test_the_contract_accepts() -> None:
+    """The store from which the broken ones are made keeps every promise."""
+    assert await _broken_promises(MemoryStore) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("mongodb://host", "sqlite://"),
+        ("chats.db", "memory://"),
+        ("", "memory://"),
+        ("sqlite:///chats.db?journal=off", "synchronous"),
+        ("sqlite:///chats.db?synchronous=off", "normal"),
+        ("sqlite://", "sqlite:///chats.db"),
+        ("sqlite://host/chats.db", "sqlite:///chats.db"),
+        ("memory://?x=1", "none"),
+        ("memory://name", "takes no name"),
+    ],
+)
+def test_a_wrong_url_is_refused(url: str, named: str) -> None:
+    """An unknown scheme or option is refused with those that there are."""
+    with pytest.raises(ConfigurationError, match=named):
+        stores.connect(url)
