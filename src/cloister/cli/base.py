@@ -1,0 +1,82 @@
+"""What every command shares: the store option, errors as one line, opening a store that is there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloister import terminal
+from cloister.errors import CloisterError, ConfigurationError
+
+if TYPE_CHECKING:
+    from cloister.settings import Settings
+    from cloister.stores.base import Store
+    from cloister.turn import AsyncCloister
+
+
+class Commands(click.Group):
+    """Turn what cloister raises into one line on stderr and exit code 1, instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (CloisterError, ValueError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error
+            raise Failure(terminal.line(said)) from None
+
+
+class Failure(click.ClickException):
+    """Say in one line on stderr why a command came to nothing; the exit code is 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"cloister: {self.message}", err=True, file=file)
+
+
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* the options that every command has, and hand it the settings."""
+
+    @click.option("--store", metavar="URL", help="Where sessions lie. [env: CLOISTER_STORE; sqlite:///cloister.db]")
+    @click.option("--config", metavar="FILE", help="A TOML file of settings. [env: CLOISTER_CONFIG; cloister.toml]")
+    @wraps(command)
+    def run(store: str | None, config: str | None, **options: Any) -> Any:
+        from cloister.settings import Settings
+
+        def read(**given: Any) -> Settings:
+            if store is not None:
+                given["store"] = store
+            return Settings.read(file=config, **given)
+
+        return command(read, **options)
+
+    return run
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncGenerator[AsyncCloister, None]:
+    """Open a store that is there already, without a model."""
+    from dataclasses import replace
+
+    must_exist(settings.connect())
+    async with replace(settings, provider=None).open() as cloister:
+        yield cloister
+
+
+def must_exist(store: Store) -> None:
+    """Raise `ConfigurationError` unless *store* is there: a command that only looks at one makes none."""
+    from cloister import doctor
+
+    if store.volatile:
+        raise ConfigurationError("memory:// keeps nothing from one command to the next; name a file with --store")
+    if not doctor.is_there(store):
+        raise ConfigurationError(f"there is no store {store.url}; name the one you mean with --store or CLOISTER_STORE")
+
+
+def counted(count: int) -> str:
+    """Give a number of sessions in words."""
+    return f"{count} session{'' if count == 1 else 's'}"

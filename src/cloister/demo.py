@@ -1,0 +1,439 @@
+"""The story that cloister comes from, scene by scene: ``cloister demo``.
+
+Ana and Ben talk to one model. Each scene shows what happened and gives verdicts. A verdict rests on the messages that
+the model was sent and on what the store holds, never on how a model puts things.
+
+Read it as an example, too: apart from tampering with the database file, everything goes through the public library.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cloister import doctor, stores, terminal, wire
+from cloister.errors import ConfigurationError, IntegrityError, ProviderError, SessionExpired, SessionNotFound
+from cloister.model import Item
+from cloister.providers.base import Provider, Request
+from cloister.providers.offline import Offline
+from cloister.scope import current
+from cloister.settings import Settings
+from cloister.turn import AsyncCloister, Session, User
+
+ANA_SAYS = "My name is Ana Lopez and my order number is 48213."
+BEN_ASKS = "What is my name, and what is my order number?"
+ANA_ASKS = "What is my name?"
+BEN_ASKS_AGAIN = "And where is my order?"
+WINDOW = 300
+
+
+class Recorder:
+    """Pass everything on to a provider, and remember what it was sent, and for whom."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.name = provider.name
+        self.model = provider.model
+        self.provider = provider
+        self.sent: list[tuple[str, list[dict[str, Any]]]] = []
+
+    async def complete(self, request: Request) -> Any:
+        self._remember(request)
+        return await self.provider.complete(request)
+
+    def stream(self, request: Request) -> AsyncIterator[Any]:
+        self._remember(request)
+        return self.provider.stream(request)
+
+    async def close(self) -> None:
+        await self.provider.close()
+
+    def _remember(self, request: Request) -> None:
+        self.sent.append((current().owner.user, request.messages))
+
+    def last_for(self, user: str) -> list[str]:
+        """Give the messages that the model was sent for *user* last."""
+        requests = [messages for whose, messages in self.sent if whose == user]
+        return [str(message["content"]) for message in requests[-1]] if requests else []
+
+
+@dataclass
+class Stage:
+    """Be where the story is played: the store, the names of the two, the model, and what went wrong so far."""
+
+    settings: Settings
+    model: Callable[[], Provider]
+    ana: str = "ana"
+    ben: str = "ben"
+    session_id: str = ""
+    """Ana's session, from scene 1 on."""
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def database(self) -> Path:
+        path = self.settings.connect().path
+        if path is None:
+            raise ConfigurationError("the demo plays in a database file: name one, as sqlite:///demo.db, or none")
+        return path
+
+    def open(self, provider: Provider, **options: Any) -> AsyncCloister:
+        """Open the store as an application would."""
+        keyring, audit_key = self.settings.keyring(), self.settings.audit_key()
+        return AsyncCloister.open(
+            self.settings.store,
+            provider=provider,
+            keyring=keyring,
+            tenancy=self.settings.tenancy,
+            audit_key=audit_key,
+            **options,
+        )
+
+    def user(self, cloister: AsyncCloister, name: str) -> User:
+        """Give the door to what belongs to *name*, in a tenant of our own where the store has tenants."""
+        return cloister.user(name, tenant="cloister-demo" if cloister.tenancy == "required" else None)
+
+    def happened(self, text: str) -> None:
+        terminal.say(f"   {text}")
+
+    def verdict(self, statement: str, holds: bool) -> None:
+        """Say whether *statement* holds."""
+        if not holds:
+            self.failed.append(statement)
+        terminal.say(f"   {'PASS' if holds else 'FAIL'}  {statement}", "green" if holds else "bold red")
+
+
+Scene = Callable[[Stage], Awaitable[None]]
+
+
+async def say(session: Session, text: str) -> str:
+    """Say *text* and give what the model answers. The scope tells the recorder for whom it is."""
+    with session.scope():
+        return (await session.send(text)).text
+
+
+async def said_in(session: Session) -> list[str]:
+    """Give what the store holds of *session*: what was said by its user."""
+    return [item.text for item in await session.history() if item.role == "user"]
+
+
+# --- the scenes -------------------------------------------------------------------------------------------------------
+
+
+async def the_bug(stage: Stage) -> None:
+    """0. The bug: one list for everybody"""
+    model = stage.model()
+    shared: list[dict[str, Any]] = []  # what many a first version does
+
+    async def naive_chat(text: str) -> tuple[list[str], str]:
+        shared.append({"role": "user", "content": text})
+        sent = [message["content"] for message in shared]
+        answer = wire.read(await model.complete(Request(list(shared)))).text
+        shared.append({"role": "assistant", "content": answer})
+        return sent, answer
+
+    await naive_chat(ANA_SAYS)
+    sent, answer = await naive_chat(BEN_ASKS)
+    await model.close()
+    stage.happened(f"Ana tells the naive chat: {ANA_SAYS}")
+    stage.happened(f"Ben asks it: {BEN_ASKS}")
+    stage.happened(f"It answers Ben: {answer}")
+    stage.verdict("the naive chat sent Ana's name and order number along with Ben's question", ANA_SAYS in sent)
+
+    recorder = Recorder(stage.model())
+    async with stage.open(recorder) as cloister:
+        ana = await stage.user(cloister, stage.ana).start()
+        ben = await stage.user(cloister, stage.ben).start()
+        await say(ana, ANA_SAYS)
+        answer = await say(ben, BEN_ASKS)
+        stage.happened(f"The same through cloister, which answers Ben: {answer}")
+        sent = recorder.last_for(stage.ben)
+        stage.verdict("through cloister, nothing was sent but Ben's question", sent == [BEN_ASKS])
+        await ana.end()
+        await ben.end()
+
+
+async def two_at_once(stage: Stage) -> None:
+    """1. Ana and Ben talk at the same time"""
+    recorder = Recorder(stage.model())
+    pieces: list[str] = []
+
+    async def stream(who: str, session: Session, text: str) -> str:
+        said = ""
+        with session.scope():
+            async with session.stream(text) as reply:
+                async for piece in reply:
+                    pieces.append(who)
+                    said += piece
+        return said
+
+    async with stage.open(recorder) as cloister:
+        ana = await stage.user(cloister, stage.ana).start()
+        ben = await stage.user(cloister, stage.ben).start()
+        first = await asyncio.gather(stream("A", ana, ANA_SAYS), stream("b", ben, BEN_ASKS))
+        second = await asyncio.gather(stream("A", ana, ANA_ASKS), stream("b", ben, BEN_ASKS_AGAIN))
+        stage.happened(f"Ana: {ANA_SAYS} → {first[0]}")
+        stage.happened(f"Ben, meanwhile: {BEN_ASKS} → {first[1]}")
+        stage.happened(f"Ana: {ANA_ASKS} → {second[0]}")
+        stage.happened(f"Ben, meanwhile: {BEN_ASKS_AGAIN} → {second[1]}")
+        stage.happened(f"Whose words came when (A: for Ana, b: for Ben): {''.join(pieces)}")
+        sent_for_ana, sent_for_ben = recorder.last_for(stage.ana), recorder.last_for(stage.ben)
+        his = [BEN_ASKS, first[1], BEN_ASKS_AGAIN]
+        stage.verdict("for Ben was sent what he had said and been told, and nothing else", sent_for_ben == his)
+        stage.verdict(
+            "for Ana was sent what she had said and been told", sent_for_ana == [ANA_SAYS, first[0], ANA_ASKS]
+        )
+        stage.verdict(
+            "each one's session holds what that one said, and nothing else",
+            await said_in(ana) == [ANA_SAYS, ANA_ASKS] and await said_in(ben) == [BEN_ASKS, BEN_ASKS_AGAIN],
+        )
+        stage.session_id = ana.id
+
+
+async def remembered(stage: Stage) -> None:
+    """2. The program stops and starts again"""
+    recorder = Recorder(stage.model())
+    async with stage.open(recorder) as cloister:  # scene 1 has closed the store
+        ana = await stage.user(cloister, stage.ana).resume(stage.session_id)
+        stage.happened(f"Ana: {ANA_ASKS} → {await say(ana, ANA_ASKS)}")
+    stage.verdict(
+        "what Ana said before the restart was sent with her question", ANA_SAYS in recorder.last_for(stage.ana)
+    )
+
+
+async def foreign(stage: Stage) -> None:
+    """3. Ben tries Ana's session id"""
+    absent = "cs_" + secrets.token_urlsafe(32)
+
+    async def refusal(ben: User, session_id: str) -> str:
+        try:
+            await ben.resume(session_id)
+        except SessionNotFound as error:
+            return f"{type(error).__name__}: {error}"
+        return "no refusal"
+
+    async with stage.open(Offline()) as cloister:
+        ben = stage.user(cloister, stage.ben)
+        hers, nobodys = await refusal(ben, stage.session_id), await refusal(ben, absent)
+    stage.happened(f"Ana's id:        {hers}")
+    stage.happened(f"an id of nobody: {nobodys}")
+    stage.verdict("both are refused, in the same words", hers == nobodys and hers.startswith("SessionNotFound"))
+    async with stage.open(Offline()) as cloister:
+        owners = {audit_id: owner.user for audit_id, owner in (await cloister.store.audit_owners()).items()}
+        entries = [entry for entry in await cloister.store.audit_tail(50) if entry.event == "access.foreign"]
+    seen = [(stage.ben, owners.get(entry.other)) for entry in entries if owners.get(entry.owner) == stage.ben]
+    for asked, whose in seen:
+        stage.happened(f"on record: access.foreign, asked by {asked}, whose session it is: {whose}")
+    stage.verdict("the audit log names both, for that attempt alone", seen == [(stage.ben, stage.ana)])
+
+
+async def moved_row(stage: Stage) -> None:
+    """4. A row is copied into another user's session"""
+    async with stage.open(Offline()) as cloister:
+        ben = await stage.user(cloister, stage.ben).start()
+        await say(ben, "My order number is 77001.")
+    ours = (stage.ben, ben.id)
+    with database(stage.database) as db:
+        (before,) = db.execute(
+            "SELECT sealed FROM items WHERE user = ? AND session = ? AND position = 0", ours
+        ).fetchone()
+        (hers,) = db.execute(
+            "SELECT sealed FROM items WHERE user = ? AND session = ? AND position = 0", (stage.ana, stage.session_id)
+        ).fetchone()
+        db.execute("UPDATE items SET sealed = ? WHERE user = ? AND session = ? AND position = 0", (hers, *ours))
+    stage.happened("in the database file, Ana's first row now stands in Ben's session")
+    opened: list[str] = []
+    problem = ""
+    async with stage.open(Offline()) as cloister:
+        try:
+            opened = await said_in(await stage.user(cloister, stage.ben).resume(ben.id))
+        except IntegrityError as error:
+            problem = str(error)
+        recorded = [entry.event for entry in await cloister.store.audit_tail(5)]
+        stage.happened(f"Ben reads his history: {problem or opened}")
+        stage.verdict("the row does not open, and nothing of it is shown", bool(problem) and not opened)
+        stage.verdict("the audit log has the alarm", "integrity.failed" in recorded)
+    with database(stage.database) as db:
+        db.execute("UPDATE items SET sealed = ? WHERE user = ? AND session = ? AND position = 0", (before, *ours))
+    async with stage.open(Offline()) as cloister:
+        again = await said_in(await stage.user(cloister, stage.ben).resume(ben.id))
+    stage.verdict("with the row put back, Ben's session opens again", again == ["My order number is 77001."])
+
+
+async def model_failure(stage: Stage) -> None:
+    """5. The model fails in the middle of an answer"""
+    model = Offline(cut=2, fail=True)
+    async with stage.open(Recorder(model)) as cloister:
+        ana = await stage.user(cloister, stage.ana).resume(stage.session_id)
+        before = await ana.history()
+        shown, problem = "", ""
+        try:
+            with ana.scope():
+                async with ana.stream("Please remember the code X-99.") as reply:
+                    async for piece in reply:
+                        shown += piece
+        except ProviderError as error:
+            problem = str(error)
+        after = await ana.history()
+        stage.happened(f"Ana sees {shown!r}, and then: {problem}")
+        stage.verdict("the turn failed, and her session is as it was before it", bool(problem) and after == before)
+        model.cut, model.fail = None, False
+        answer = await say(ana, "Please remember the code X-99.")
+        stage.happened(f"Ana says it again: {answer}")
+        said = await said_in(ana)
+        stage.verdict("said again, it is stored once", said.count("Please remember the code X-99.") == 1)
+
+
+async def expiry(stage: Stage) -> None:
+    """6. Ana comes back too late"""
+    now = datetime.now(UTC) - timedelta(minutes=31)  # the clock is ours; it ends at the real time
+    recorder = Recorder(Offline())
+    async with stage.open(recorder, clock=lambda: now) as cloister:
+        ana = stage.user(cloister, stage.ana)
+        session = await ana.start(system="Answer politely.")
+        old_id = session.id
+        await say(session, "My locker code is 5150.")
+        now += timedelta(minutes=31)
+        with session.scope():
+            reply = await session.send("What is my locker code?")
+        stage.happened(f"31 minutes later, Ana asks for her locker code: {reply.text}")
+        stage.happened(f"She is told: {reply.notice}")
+        sent = recorder.last_for(stage.ana)
+        stage.verdict("she went on in a new session, and was told so", reply.renewed and reply.session.id != old_id)
+        stage.verdict(
+            "the application's system text went along; nothing that she had said did",
+            sent == ["Answer politely.", "What is my locker code?"],
+        )
+        gone = False
+        try:
+            await (await ana.resume(old_id)).history()
+        except SessionExpired:
+            gone = True
+    with database(stage.database) as db:
+        whose = (stage.ana, old_id)
+        (items,) = db.execute("SELECT count(*) FROM items WHERE user = ? AND session = ?", whose).fetchone()
+        (secret,) = db.execute("SELECT wrapped FROM sessions WHERE user = ? AND session = ?", whose).fetchone()
+    stage.happened(f"in the database file, the old session has {items} items and {'a' if secret else 'no'} secret")
+    stage.verdict(
+        "the old content is gone, and so is what could open a copy of it", gone and not items and secret is None
+    )
+
+
+async def small_window(stage: Stage) -> None:
+    """7. A long conversation in a small window"""
+    recorder = Recorder(Offline())
+    turns = 30
+    async with stage.open(recorder, context_tokens=WINDOW) as cloister:
+        session = await stage.user(cloister, stage.ana).start(system="You are the help desk of a book shop.")
+        for number in range(turns):
+            await say(session, f"Note {number}: the parcel of day {number} has arrived, and nothing was missing in it.")
+        sizes = [sum(cloister.counted(Item(**message)).tokens for message in sent) for _, sent in recorder.sent]
+        held = session.token_count
+        stored = len(await session.history())
+    firsts = {sent[0]["content"] for _, sent in recorder.sent}
+    newest = [sent[-1]["content"].startswith(f"Note {number}:") for number, (_, sent) in enumerate(recorder.sent)]
+    stage.happened(f"{turns} turns, {held} tokens in all; the window is {WINDOW}")
+    stage.happened(f"the largest request had {max(sizes)} tokens, the last one {len(recorder.sent[-1][1])} messages")
+    stage.verdict("no request was larger than the window", max(sizes) <= WINDOW < held)
+    stage.verdict(
+        "every request held the system text and the newest question",
+        firsts == {"You are the help desk of a book shop."} and all(newest),
+    )
+    stage.verdict("nothing was lost from what is stored", stored == 2 * turns + 1)
+
+
+async def audit_log(stage: Stage) -> None:
+    """8. Somebody changes one byte of the audit log"""
+
+    signed = doctor.signed_heads(stage.settings, stage.settings.connect())
+
+    async def check(url: str) -> list[str]:
+        store = stores.connect(url)
+        await store.open()
+        try:
+            return (await doctor.verify(store, signed))[1]
+        finally:
+            await store.close()
+
+    stage.verdict("the audit log verifies", not await check(stage.settings.store))
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.db"
+        with database(stage.database) as db, database(copy) as other:
+            db.backup(other)
+        with database(copy) as db:
+            (detail,) = db.execute("SELECT detail FROM audit WHERE rowid = 1").fetchone()
+            changed = detail[:-1] + ("]" if detail.endswith("}") else "}")
+            db.execute("UPDATE audit SET detail = ? WHERE rowid = 1", (changed,))
+        found = await check(f"sqlite:///{quote(str(copy))}")
+    for fault in found:
+        stage.happened(f"in a copy with one byte changed: {fault}")
+    stage.verdict("after one changed byte it does not, and the entry is named", any("entry 1:" in one for one in found))
+
+
+SCENES: tuple[Scene, ...] = (
+    the_bug, two_at_once, remembered, foreign, moved_row, model_failure, expiry, small_window, audit_log
+)  # fmt: skip
+
+
+# --- the play ---------------------------------------------------------------------------------------------------------
+
+
+async def play(settings: Settings | None, model: Callable[[], Provider | None] | None = None) -> bool:
+    """Play all scenes in the store of *settings*, or in a new folder, and say whether every verdict holds.
+
+    *model* makes the provider that scenes 0 to 2 talk to; the offline one without it.
+    """
+
+    def provider() -> Provider:
+        return (model() if model else None) or Offline()
+
+    first = provider()  # a missing key shows here, before anything is made
+    await first.close()
+    if settings is None:
+        folder = tempfile.mkdtemp(prefix="cloister-demo-")
+        stage = Stage(Settings(store=f"sqlite:///{quote(folder)}/demo.db"), provider)
+        terminal.say(f"Ana and Ben talk to one model. Their store: {stage.settings.store}")
+    else:
+        stamp = secrets.token_hex(3)
+        stage = Stage(settings, provider, ana=f"ana-{stamp}", ben=f"ben-{stamp}")
+        terminal.say(f"Ana and Ben talk to one model, as {stage.ana} and {stage.ben}, in {stage.database}")
+    terminal.say(f"The model of scenes 0 to 2: {first.name}, {first.model}")
+    try:
+        for scene in SCENES:
+            terminal.say()
+            terminal.say(scene.__doc__ or "", "bold")
+            await scene(stage)
+    finally:
+        if settings is not None:
+            await leave(stage)
+    terminal.say()
+    for statement in stage.failed:
+        terminal.say(f"does NOT hold: {statement}", "bold red")
+    if not stage.failed:
+        terminal.say("Every verdict holds.", "bold green")
+    if settings is None:
+        terminal.say(f"Look at it: cloister audit tail --store {stage.settings.store}. The folder can be deleted.")
+    return not stage.failed
+
+
+async def leave(stage: Stage) -> None:
+    """Erase the two users from a store that is not ours."""
+    async with stage.open(Offline()) as cloister:
+        for name in (stage.ana, stage.ben):
+            await stage.user(cloister, name).erase()
+    terminal.say()
+    terminal.say(f"Erased {stage.ana} and {stage.ben}; the alarms that scenes 3 and 4 raised stay in the audit log.")
+
+
+@contextlib.contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open the database file behind cloister's back."""
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        yield db

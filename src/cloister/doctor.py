@@ -1,0 +1,302 @@
+"""What is set up, what is missing, what is switched off or unsafe, and whether the audit log is whole.
+
+`examine` looks and touches nothing: it opens no store and makes no file. `verify` reads the whole audit log.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, urlsplit
+
+from cloister import files
+from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
+from cloister.errors import CloisterError, ConfigurationError
+from cloister.keyring import Keyring
+from cloister.settings import Settings
+from cloister.stores.base import Store
+
+State = Literal["ok", "note", "missing", "off", "unsafe"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Be one thing that was looked at: in what state it is, and how to mend it."""
+
+    state: State
+    what: str
+    said: str
+    mend: str = ""
+
+
+def beside(store: Store, ending: str) -> Path | None:
+    """Give the path of a file that belongs to an embedded store, such as ``.keys``."""
+    return None if store.path is None else store.path.with_name(store.path.name + ending)
+
+
+def key_path(settings: Settings, store: Store) -> Path | None:
+    """Give where the master keys of *store* lie, or would; None if not in a file."""
+    if settings.keys is not None:
+        return None
+    return Path(settings.key_file) if settings.key_file is not None else beside(store, ".keys")
+
+
+def is_there(store: Store) -> bool:
+    """Say whether an embedded store exists already. An empty file is none: nothing was ever stored in it."""
+    return store.path is None or (store.path.exists() and store.path.stat().st_size > 0)
+
+
+# --- the audit log ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Be what the signed heads beside a store say, what is wrong with them, and what can therefore not be checked."""
+
+    heads: Heads
+    faults: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+def signed_heads(settings: Settings, store: Store, public: str | None = None) -> Signed:
+    """Read the signed heads beside *store*. Makes nothing.
+
+    *public* pins the signer's public key; without it, the audit key itself is read. Raises `ConfigurationError`.
+    """
+    where = beside(store, ".heads")
+    if where is None:
+        return Signed({}, unchecked=("this store keeps no signed heads beside it: a cut-off log would not show",))
+    if public is None:
+        key = Path(settings.audit_key_file) if settings.audit_key_file is not None else beside(store, ".audit-key")
+        if key is None or not key.exists():
+            return Signed({}, (f"the audit key {key} is missing, so signed heads cannot be checked; put it back",))
+        public = AuditKey.from_text(files.read_secret(key, "audit key")).public
+    try:
+        lines = where.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except FileNotFoundError:
+        made = "it is first written a minute after a store was made, so try again if this one is new"
+        return Signed({}, (f"{where} is missing: entries cut off the end would not show; {made}",))
+    except OSError as error:
+        raise ConfigurationError(f"{where} cannot be read: {error.strerror}") from None
+    try:
+        heads, wrong = read_heads(lines, public)
+    except ValueError:
+        raise ConfigurationError("a public audit key is 32 bytes in base64; this is something else") from None
+    return Signed(heads, tuple(wrong))
+
+
+async def verify(store: Store, signed: Signed) -> tuple[Report, list[str]]:
+    """Check the whole audit log of *store*, which is open, and give the report and everything that is wrong."""
+    verification = Verification(signed.heads)
+    async for entry in store.audit():
+        verification.add(entry)
+    report = verification.finish()
+    # Where nothing was written yet, nothing had to be signed.
+    missing = signed.faults if report.entries or signed.heads else ()
+    return report, [*map(str, report.faults), *missing]
+
+
+# --- the set-up -------------------------------------------------------------------------------------------------------
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything that is set up, without making or changing anything."""
+    yield from _configuration(settings)
+    try:
+        store = settings.connect()
+    except ConfigurationError as error:
+        yield Finding("unsafe", "store", str(error), "set CLOISTER_STORE, or pass --store")
+    else:
+        yield from _store(settings, store)
+        yield from _keys(settings, store)
+        yield from _audit(settings, store)
+    yield from _provider(settings)
+    yield from _limits(settings)
+    yield from _protections(settings)
+
+
+def _configuration(settings: Settings) -> Iterator[Finding]:
+    if settings.config is None:
+        yield Finding("ok", "configuration", "environment and defaults; there is no cloister.toml in this folder")
+        return
+    yield Finding("ok", "configuration", f"{settings.config}, then the environment")
+    if _mode(settings.config) & 0o022:
+        mend = f"chmod go-w {settings.config}"
+        yield Finding("unsafe", "configuration", f"{settings.config} can be changed by other users", mend)
+
+
+def _store(settings: Settings, store: Store) -> Iterator[Finding]:
+    if store.volatile:
+        yield Finding("note", "store", f"{store.url}: everything is gone when the process ends")
+        return
+    if store.path is None:
+        yield Finding("ok", "store", store.url)
+        return
+    if not is_there(store):
+        yield Finding("note", "store", f"{store.url} is not there yet; it is made when it is first used")
+    else:
+        yield Finding("ok", "store", f"{store.url}, {store.path.stat().st_size / 1024:,.0f} KiB")
+    if not store.path.parent.is_dir():
+        mend = f"mkdir -p {store.path.parent}"
+        yield Finding("unsafe", "store", f"the folder {store.path.parent} does not exist", mend)
+    elif (mode := _mode(store.path.parent)) & 0o002 and not mode & stat.S_ISVTX:
+        mend = f"chmod o-w {store.path.parent}"
+        yield Finding("unsafe", "store", f"anybody can replace files in {store.path.parent}", mend)
+    for ending in ("", "-wal", "-shm", ".leases", ".heads"):
+        path = beside(store, ending)
+        if path is not None and path.exists() and _mode(path) & 0o077:
+            yield Finding("unsafe", "store", f"{path} can be read or changed by others", f"chmod 600 {path}")
+    if "normal" in parse_qs(urlsplit(settings.store).query).get("synchronous", ()):
+        said = "synchronous=normal: a power cut can take back the last turns"
+        yield Finding("off", "durability", said, "leave ?synchronous=normal out of the store's URL")
+
+
+def _keys(settings: Settings, store: Store) -> Iterator[Finding]:
+    if settings.keys is not None:
+        yield from _keyring(settings.keys, "CLOISTER_KEYS")
+        return
+    if store.volatile:
+        yield Finding("ok", "keys", "made for each process, and thrown away with it")
+        return
+    path = key_path(settings, store)
+    if path is None:
+        yield Finding("missing", "keys", "no master keys are named", "set CLOISTER_KEYS or CLOISTER_KEY_FILE")
+    elif not path.exists() and is_there(store):
+        said = f"the key file {path} is gone: without it nothing in the store can be opened"
+        yield Finding("unsafe", "keys", said, "put the file back from where you keep copies of it")
+    elif not path.exists():
+        said = f"{path} is not there yet"
+        made = "it is made when the store is first used, or by `cloister keys new`"
+        yield Finding("missing" if settings.key_file else "note", "keys", said, made)
+    else:
+        try:
+            yield from _keyring(Keyring.from_file(path), str(path))
+        except CloisterError as error:
+            yield Finding("unsafe", "keys", str(error))
+            return
+        if (lock := path.with_name(path.name + ".lock")).exists():
+            mend = f"if no `cloister keys` is running, delete {lock}"
+            yield Finding("note", "keys", "another process is changing the keys, or died while it did", mend)
+        if store.path is not None and path.parent.resolve() == store.path.parent.resolve():
+            said = "keys and store lie in one folder: whoever copies the folder can read everything"
+            yield Finding("note", "keys", said, "move the file to another disk and name it with CLOISTER_KEY_FILE")
+
+
+def _keyring(keyring: Keyring, where: str) -> Iterator[Finding]:
+    *older, newest = keyring.names
+    yield Finding("ok", "keys", f"{where}: {newest} seals" + (f"; {', '.join(older)} only open" if older else ""))
+    if older:
+        mend = "cloister keys rotate --resume, then cloister keys retire NAME for each"
+        yield Finding("note", "keys", f"copies made under {len(older)} older key(s) can still be opened", mend)
+
+
+def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
+    if store.volatile:
+        return
+    named = settings.audit_key_file
+    path = Path(named) if named is not None else beside(store, ".audit-key")
+    heads = beside(store, ".heads")
+    if path is None or heads is None:
+        said = "heads of the audit log are not signed: entries cut off its end would not show"
+        yield Finding("unsafe", "audit log", said, "set CLOISTER_AUDIT_KEY_FILE")
+    elif path.exists():
+        try:
+            key = AuditKey.from_text(files.read_secret(path, "audit key"))
+        except CloisterError as error:
+            yield Finding("unsafe", "audit log", str(error))
+            return
+        yield Finding("ok", "audit log", f"heads are signed; the public key is {key.public}")
+        if is_there(store) and not heads.exists():
+            said = f"{heads} is missing: entries cut off the end of the log would not show"
+            yield Finding("unsafe", "audit log", said, "put it back; `cloister audit verify` says more")
+    elif heads.exists():
+        said = f"the audit key {path} is gone: what it signed for cannot be checked"
+        yield Finding("unsafe", "audit log", said, "put the file back from where you keep copies of it")
+    elif named is not None:
+        yield Finding("missing", "audit log", f"the audit key {path} does not exist", "put it there, or name another")
+    else:
+        yield Finding("note", "audit log", f"{path} is made when the store is first used")
+
+
+def _provider(settings: Settings) -> Iterator[Finding]:
+    name = settings.provider
+    if name is None:
+        mend = "set CLOISTER_PROVIDER to holysheep, openai, deepseek, anthropic, vllm, ollama or offline"
+        yield Finding("missing", "provider", "no model is set up; `cloister chat` uses the offline one", mend)
+        return
+    try:
+        provider = settings.answerer()
+    except ConfigurationError as error:
+        yield Finding("missing", "provider", f"{name} cannot be used: {error}")
+        return
+    assert provider is not None
+    if provider.name == "offline":
+        said = "offline: it only repeats what it is told, for demonstration and tests"
+        yield Finding("note", "provider", said, "set CLOISTER_PROVIDER")
+        return
+    yield Finding("ok", "provider", f"{provider.name}, model {provider.model}" + _key_state(settings))
+    if settings.base_url is not None and settings.base_url.startswith("http://") and not _near(settings.base_url):
+        said = "conversations travel to the provider in clear"
+        yield Finding("unsafe", "provider", said, "use https in base_url")
+
+
+def _key_state(settings: Settings) -> str:
+    """Say whether the provider's key is set; never what it is."""
+    from cloister.providers import anthropic, openai
+
+    if settings.provider == "anthropic":
+        variable = anthropic.VARIABLE
+    else:
+        variable = openai.PROFILES[str(settings.provider)].variable
+    if not variable:
+        return "; it needs no key"
+    return f"; {variable} is set" if settings.environ.get(variable) else f"; {variable} is not set"
+
+
+def _near(url: str) -> bool:
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _limits(settings: Settings) -> Iterator[Finding]:
+    limits = settings.limits()
+    idle, absolute = limits.idle_timeout, limits.absolute_timeout
+    said = f"sessions end when nothing was said for {_span(idle)}, or {_span(absolute)} after they began"
+    if idle is None and absolute is None:
+        mend = "set CLOISTER_IDLE_TIMEOUT, CLOISTER_ABSOLUTE_TIMEOUT or CLOISTER_KEEP_DAYS"
+        yield Finding("off", "limits", "sessions never end", mend)
+    elif settings.keep_days is None:
+        keep = "set CLOISTER_KEEP_DAYS=30 if people shall find their histories again"
+        yield Finding("ok", "limits", f"{said}; then they are destroyed", keep)
+    else:
+        yield Finding("ok", "limits", f"sessions are kept for {settings.keep_days} days after they were last used")
+    tokens = f"{settings.context_tokens:,} tokens" if settings.context_tokens else "as much as the model takes"
+    yield Finding("ok", "window", f"a turn sends {tokens}")
+    tenancy = "every user belongs to a tenant" if settings.tenancy == "required" else "no tenants, unless the store has"
+    yield Finding("ok", "tenancy", f"{settings.tenancy}: {tenancy}")
+
+
+def _span(length: timedelta | None) -> str:
+    """Give a length of time in the largest unit that states it whole."""
+    if length is None:
+        return "(no limit)"
+    for unit, seconds in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        number, rest = divmod(length.total_seconds(), seconds)
+        if number and not rest:
+            return f"{number:.0f} {unit}{'s' if number > 1 else ''}"
+    return f"{length.total_seconds():g} seconds"
+
+
+def _protections(settings: Settings) -> Iterator[Finding]:
+    yield Finding("off", "scrub", "personal data is stored and sent as it was said: this version cannot replace it yet")
+    yield Finding("off", "leaks", "replies are not searched for other users' details: this version cannot do it yet")
+    if settings.keep_failed:
+        yield Finding("note", "keep_failed", "questions whose answer failed are kept, marked")
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode if os.name == "posix" else 0

@@ -1,0 +1,310 @@
+"""What a deployment says in a TOML file and in ``CLOISTER_*``, turned into the arguments of `AsyncCloister.open`.
+
+The environment beats the file, and arguments beat both. The command line and the server use this; an application that
+calls `AsyncCloister.open` itself is never influenced by its environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cloister import files, providers, stores
+from cloister.audit import AuditKey
+from cloister.errors import ConfigurationError
+from cloister.keyring import Keyring
+from cloister.model import Limits
+from cloister.providers.base import Provider
+from cloister.stores.base import Store
+from cloister.turn import AsyncCloister, Tenancy
+
+DEFAULT_FILE = "cloister.toml"
+DEFAULT_STORE = "sqlite:///cloister.db"
+
+T = TypeVar("T")
+
+_PREFIX = "CLOISTER_"
+# Kubernetes sets these in every pod beside a service called "cloister"; CLOISTER_TEST_… is for our own tests.
+_NOT_OURS = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT(_[0-9]+_.*)?|TEST_.*")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_DURATION = re.compile(r"([0-9]{1,9})\s*([smhd])")
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def _provider(value: object) -> str | Provider:
+    return value if value is not None and hasattr(value, "complete") else _text(value)  # type: ignore[return-value]
+
+
+def _duration(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a number with its unit, such as 45s, 30m, 12h or 30d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _lifetime(value: object) -> timedelta | None:
+    if value is None or value == "never":
+        return None
+    try:
+        length = _duration(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or never") from None
+    try:
+        Limits(idle_timeout=length)
+    except ValueError:
+        raise ValueError("longer than nothing and at most 100 years, or never") from None
+    return length
+
+
+def _count(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,12}", value.strip()):
+        value = int(value)
+    if type(value) is not int or value < 1:
+        raise ValueError("a whole number from 1 on")
+    return value
+
+
+def _days(value: object) -> int:
+    days = _count(value)
+    _lifetime(f"{days}d")
+    return days
+
+
+def _flag(value: object) -> bool:
+    flag = _FLAGS.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(flag, bool):
+        raise ValueError("true or false")
+    return flag
+
+
+def _tenancy(value: object) -> Tenancy:
+    if value == "single":
+        return "single"
+    if value == "required":
+        return "required"
+    raise ValueError("single or required")
+
+
+def _keys(value: object) -> Keyring:
+    if not isinstance(value, Keyring):
+        raise ValueError("in the environment only (CLOISTER_KEYS); in a file, name a key_file")
+    return value
+
+
+# Each setting: how its value is read, and what it is for.
+_KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
+    "store": (_text, "where sessions lie, as a URL"),
+    "provider": (_provider, "which model service answers"),
+    "model": (_text, "which of its models"),
+    "base_url": (_text, "the provider's address, where it is not the usual one"),
+    "keys": (_keys, "the master keys themselves; in the environment only"),
+    "key_file": (_text, "the file of the master keys, instead of one beside the store"),
+    "audit_key_file": (_text, "the file of the key that signs the audit log, instead of one beside the store"),
+    "idle_timeout": (_lifetime, "how long a session lives after what was last said"),
+    "absolute_timeout": (_lifetime, "how long a session lives in all"),
+    "keep_days": (_days, "instead of both: keep a session for so many days after it was last used"),
+    "turn_wait": (_duration, "how long a turn waits for the one before it"),
+    "context_tokens": (_count, "how many tokens a turn may send to the model"),
+    "tenancy": (_tenancy, "single, or required: every user belongs to a tenant"),
+    "keep_failed": (_flag, "keep questions whose answer failed, marked"),
+}
+NAMES = tuple(_KNOWN)
+
+# Two ways to say one thing: the one that is nearer wins, and both in one place contradict each other.
+_RIVALS = (("keys", "key_file"), ("keep_days", "idle_timeout"), ("keep_days", "absolute_timeout"))
+# What is said about a provider is not said about another one that takes its place.
+_ABOUT_PROVIDER = ("model", "base_url")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Be what is set, each value in its own type. Made by `read`; ``config`` is the file that was read."""
+
+    store: str = DEFAULT_STORE
+    provider: str | Provider | None = None
+    model: str | None = None
+    base_url: str | None = None
+    keys: Keyring | None = None
+    key_file: str | None = None
+    audit_key_file: str | None = None
+    idle_timeout: timedelta | None = Limits.strict().idle_timeout
+    absolute_timeout: timedelta | None = Limits.strict().absolute_timeout
+    keep_days: int | None = None
+    turn_wait: timedelta = Limits.strict().turn_wait
+    context_tokens: int | None = None
+    tenancy: Tenancy = "single"
+    keep_failed: bool = False
+    config: Path | None = None
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Where a provider finds its API key."""
+
+    @classmethod
+    def read(
+        cls, *, environ: MutableMapping[str, str] = os.environ, file: str | os.PathLike[str] | None = None, **given: Any
+    ) -> Settings:
+        """Read the file, then *environ*, then what is *given*; what comes later beats what came before.
+
+        The file is *file*, or what ``CLOISTER_CONFIG`` names, or ``cloister.toml`` in the working folder if there is
+        one. ``CLOISTER_KEYS`` is taken out of *environ*. Raises `ConfigurationError` for an unknown setting or a bad
+        value, which it names.
+        """
+        path = _config(environ, file)
+        merged: dict[str, Any] = {}
+        for source in (_from_file(path), _from_environ(environ), _from_arguments(given)):
+            _lay_over(merged, source)
+        return cls(**merged, config=path, environ=environ)
+
+    def limits(self) -> Limits:
+        """Give how long sessions live."""
+        if self.keep_days is not None:
+            return dataclasses.replace(Limits.keep(self.keep_days), turn_wait=self.turn_wait)
+        return Limits(self.idle_timeout, self.absolute_timeout, self.turn_wait)
+
+    def connect(self) -> Store:
+        """Give the store, not yet opened."""
+        return stores.connect(self.store)
+
+    def answerer(self) -> Provider | None:
+        """Give the provider, with its model and its key from the environment; None if none is set."""
+        if not isinstance(self.provider, str):
+            return self.provider
+        if self.base_url is not None:
+            return _elsewhere(self.provider, self.base_url, self.model, self.environ)
+        provider = providers.connect(self.provider, environ=self.environ)
+        if provider is not None and self.model is not None and self.provider != "offline":
+            provider.model = self.model
+        return provider
+
+    def keyring(self) -> Keyring | None:
+        """Give the keys that are named; None leaves it to the store's own key file."""
+        if self.keys is not None or self.key_file is None:
+            return self.keys
+        return Keyring.from_file(self.key_file)
+
+    def audit_key(self) -> AuditKey | None:
+        """Give the key that signs the audit log, where one is named; None leaves it to the store's own."""
+        if self.audit_key_file is None:
+            return None
+        return AuditKey.from_text(files.read_secret(Path(self.audit_key_file), "audit key"))
+
+    def open(self, *, clock: Callable[[], datetime] | None = None) -> AsyncCloister:
+        """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
+        return AsyncCloister.open(
+            self.connect(),
+            provider=self.answerer(),
+            keyring=self.keyring(),
+            limits=self.limits(),
+            context_tokens=self.context_tokens,
+            tenancy=self.tenancy,
+            clock=clock,
+            audit_key=self.audit_key(),
+            keep_failed=self.keep_failed,
+        )
+
+
+def open(
+    *,
+    environ: MutableMapping[str, str] = os.environ,
+    file: str | os.PathLike[str] | None = None,
+    clock: Callable[[], datetime] | None = None,
+    **overrides: Any,
+) -> AsyncCloister:
+    """Give a cloister as file, environment and *overrides* say, to be opened by ``async with``.
+
+    *overrides* are settings by name. See `Settings.read`; raises `ConfigurationError`.
+    """
+    return Settings.read(environ=environ, file=file, **overrides).open(clock=clock)
+
+
+def describe() -> list[tuple[str, str]]:
+    """Give the name of each setting and what it is for."""
+    return [(name, meaning) for name, (_, meaning) in _KNOWN.items()]
+
+
+def _config(environ: Mapping[str, str], file: str | os.PathLike[str] | None) -> Path | None:
+    named = file if file is not None else environ.get("CLOISTER_CONFIG")
+    if named is None:
+        return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).exists() else None
+    if not Path(named).is_file():
+        raise ConfigurationError(f"the configuration file {named} does not exist; CLOISTER_CONFIG or --config names it")
+    return Path(named)
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8, or not TOML: that message says where
+        raise ConfigurationError(f"the configuration file {path} is not TOML: {error}") from None
+    return {name: _value(name, value, f"{name} in {path}") for name, value in said.items()}
+
+
+def _from_environ(environ: MutableMapping[str, str]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if "CLOISTER_KEYS" in environ:
+        said["keys"] = Keyring.from_env(environ)
+    for variable, value in environ.items():
+        name = variable.removeprefix(_PREFIX)
+        if variable.startswith(_PREFIX) and name != "CONFIG" and not _NOT_OURS.fullmatch(name):
+            said[name.lower()] = _value(name.lower(), value, variable)
+    return said
+
+
+def _from_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _value(name, value, name) for name, value in given.items()}
+
+
+def _value(name: str, value: object, where: str) -> Any:
+    """Read the value of one setting, which *where* names; values are not repeated, they may be secrets."""
+    if name not in _KNOWN:
+        raise ConfigurationError(f"{where} is no setting of cloister; the settings are {', '.join(NAMES)}")
+    try:
+        return _KNOWN[name][0](value)
+    except ValueError as error:
+        raise ConfigurationError(f"{where} must be {error}") from None
+
+
+def _lay_over(merged: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for one, other in _RIVALS:
+        if one in source and other in source:
+            raise ConfigurationError(f"{one} and {other} are both set, and say the same thing twice; keep one of them")
+        if one in source:
+            merged.pop(other, None)
+        if other in source:
+            merged.pop(one, None)
+    if "provider" in source and merged.get("provider") not in (None, source["provider"]):
+        for name in _ABOUT_PROVIDER:
+            merged.pop(name, None)
+    merged.update(source)
+
+
+def _elsewhere(name: str, base_url: str, model: str | None, environ: Mapping[str, str]) -> Provider:
+    """Give a known provider at another address: a proxy, a gateway, one's own machine."""
+    if name == "anthropic":
+        from cloister.providers import anthropic
+
+        return anthropic.Anthropic(api_key=environ.get(anthropic.VARIABLE), model=model, base_url=base_url)
+    from cloister.providers import openai
+
+    if name not in openai.PROFILES:
+        raise ConfigurationError(f"base_url goes with one of {', '.join(openai.PROFILES)}, anthropic; not with {name}")
+    key = environ.get(openai.PROFILES[name].variable)
+    return openai.OpenAICompatible(name, api_key=key, model=model, base_url=base_url)

@@ -1,0 +1,93 @@
+"""The demonstration: it holds, it can be repeated, it spares the user's store, and it can fail."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister import demo
+from cloister.providers.base import Request
+from cloister.providers.offline import Offline
+from cloister.settings import Settings
+from cloister.turn import AsyncCloister, User
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the demonstration's own folders in the test's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+async def test_all_scenes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All nine scenes are played, every verdict holds, and the working folder stays as it was."""
+    assert await demo.play(None)
+    told = capsys.readouterr().out
+    assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("012345678")
+    assert "FAIL" not in told
+    assert told.count("PASS") >= 18
+    (made,) = os.listdir(folder)
+    assert made.startswith("cloister-demo-")
+
+
+async def test_given_store(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a store that is given, others' sessions are untouched, and nothing of the demonstration's users remains."""
+    url = f"sqlite:///{folder}/mine.db"
+    async with AsyncCloister.open(url, provider="offline") as cloister:
+        session = await cloister.user("ana").start()
+        await session.send("I am the real Ana.")
+    assert await demo.play(Settings(store=url))
+    assert await demo.play(Settings(store=url))
+    async with AsyncCloister.open(url) as cloister:
+        history = await (await cloister.user("ana").resume(session.id)).history()
+    assert history[0].text == "I am the real Ana."
+    with closing(sqlite3.connect(folder / "mine.db")) as db:
+        assert db.execute("SELECT DISTINCT user FROM sessions").fetchall() == [("ana",)]
+        assert db.execute("SELECT DISTINCT user FROM audit_owners").fetchall() == [("ana",)]
+
+
+async def test_store_with_tenants(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a store that has tenants, the two belong to a tenant of their own."""
+    url = f"sqlite:///{folder}/mine.db"
+    async with AsyncCloister.open(url, tenancy="required") as cloister:
+        await cloister.user("ana", tenant="acme").start()
+    assert await demo.play(Settings(store=url))
+
+
+class Talkative(Offline):
+    """A model that always tells Ana's secrets, whatever it was sent."""
+
+    async def complete(self, request: Request) -> Any:
+        return "Ana Lopez, 48213"
+
+    async def stream(self, request: Request) -> AsyncIterator[Any]:  # type: ignore[override]
+        yield "Ana Lopez, 48213"
+
+
+async def test_wording_decides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model that makes up Ana's name changes no verdict: they rest on what was sent and stored."""
+    assert await demo.play(None, Talkative)
+
+
+async def test_it_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cloister that gives everybody one and the same session is found out."""
+    started: list[Any] = []
+    start = User.start
+
+    async def shared(self: User, **options: Any) -> Any:
+        if not started:
+            started.append(await start(self, **options))
+        return started[0]
+
+    monkeypatch.setattr(User, "start", shared)
+    monkeypatch.setattr(demo, "SCENES", demo.SCENES[:1])
+    assert not await demo.play(None)
+    assert "does NOT hold: through cloister" in capsys.readouterr().out

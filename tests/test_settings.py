@@ -1,0 +1,241 @@
+"""Settings: where they come from, which one wins, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import base64
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister import settings
+from cloister.audit import AuditKey
+from cloister.errors import ConfigurationError
+from cloister.keyring import Keyring
+from cloister.model import Limits
+from cloister.providers.offline import Offline
+from cloister.settings import Settings
+from cloister.turn import AsyncCloister
+
+ONE_KEY = "first:" + base64.urlsafe_b64encode(bytes(32)).decode()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def read(environ: dict[str, str] | None = None, **given: Any) -> Settings:
+    return Settings.read(environ={} if environ is None else environ, **given)
+
+
+def test_nothing_set() -> None:
+    """Without any setting the store is a file in the working folder, the limits are strict, and nobody answers."""
+    found = read()
+    assert found.store == "sqlite:///cloister.db"
+    assert found.limits() == Limits.strict()
+    assert found.answerer() is None
+    assert found.keyring() is None
+
+
+def test_order(folder: Path) -> None:
+    """The environment beats the file, and arguments beat both."""
+    (folder / "cloister.toml").write_text('store = "sqlite:///file.db"\ncontext_tokens = 1\nturn_wait = "1s"\n')
+    found = read({"CLOISTER_STORE": "sqlite:///environment.db", "CLOISTER_CONTEXT_TOKENS": "2"}, context_tokens=3)
+    assert (found.store, found.context_tokens) == ("sqlite:///environment.db", 3)
+    assert found.turn_wait == timedelta(seconds=1)
+    assert found.config == Path("cloister.toml")
+
+
+def test_named_file(folder: Path) -> None:
+    """CLOISTER_CONFIG names another file, and the argument yet another."""
+    (folder / "one.toml").write_text("context_tokens = 1\n")
+    (folder / "two.toml").write_text("context_tokens = 2\n")
+    assert read({"CLOISTER_CONFIG": "one.toml"}).context_tokens == 1
+    assert read({"CLOISTER_CONFIG": "one.toml"}, file="two.toml").context_tokens == 2
+    with pytest.raises(ConfigurationError, match=r"none\.toml does not exist"):
+        read({"CLOISTER_CONFIG": "none.toml"})
+
+
+@given(st.integers(1, 36_500), st.sampled_from([("s", "seconds"), ("m", "minutes"), ("h", "hours"), ("d", "days")]))
+def test_durations(number: int, unit: tuple[str, str]) -> None:
+    """A duration is a number with its unit."""
+    found = read({"CLOISTER_IDLE_TIMEOUT": f"{number}{unit[0]}", "CLOISTER_ABSOLUTE_TIMEOUT": "never"})
+    assert found.limits().idle_timeout == timedelta(**{unit[1]: number})
+    assert found.limits().absolute_timeout is None
+
+
+def test_keep_days() -> None:
+    """KEEP_DAYS stands for both timeouts, and leaves the wait for a turn alone."""
+    found = read({"CLOISTER_KEEP_DAYS": "7", "CLOISTER_TURN_WAIT": "3s"})
+    assert found.limits() == Limits(timedelta(days=7), None, timedelta(seconds=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("IDLE_TIMEOUT", "30"),
+        ("IDLE_TIMEOUT", "30 weeks"),
+        ("IDLE_TIMEOUT", "0m"),
+        ("ABSOLUTE_TIMEOUT", "-1h"),
+        ("TURN_WAIT", "never"),
+        ("KEEP_DAYS", "0"),
+        ("KEEP_DAYS", "1.5"),
+        ("KEEP_DAYS", "99999999999"),
+        ("IDLE_TIMEOUT", "999999999d"),
+        ("CONTEXT_TOKENS", "many"),
+        ("TENANCY", "multiple"),
+        ("KEEP_FAILED", "perhaps"),
+        ("STORE", ""),
+        ("PROVIDER", " "),
+    ],
+)
+def test_bad_value(name: str, value: str) -> None:
+    """A bad value is refused by the name of its variable, with what it must be."""
+    with pytest.raises(ConfigurationError, match=rf"^CLOISTER_{name} must be "):
+        read({f"CLOISTER_{name}": value})
+
+
+@pytest.mark.parametrize(
+    "line", ["idle_timeout = 30", 'context_tokens = "x"', "keep_failed = 1", "context_tokens = true"]
+)
+def test_bad_value_in_file(folder: Path, line: str) -> None:
+    """A bad value in the file is refused by its name and the file's."""
+    (folder / "cloister.toml").write_text(line + "\n")
+    with pytest.raises(ConfigurationError, match=rf"^{line.split()[0]} in cloister\.toml must be "):
+        read()
+
+
+def test_unknown_setting(folder: Path) -> None:
+    """An unknown setting is refused wherever it stands, and the error lists the known ones."""
+    with pytest.raises(ConfigurationError, match=r"CLOISTER_TIMEOUT is no setting .*idle_timeout"):
+        read({"CLOISTER_TIMEOUT": "30m"})
+    with pytest.raises(ConfigurationError, match=r"^colour is no setting"):
+        read(colour="red")
+    (folder / "cloister.toml").write_text("[limits]\nidle = 3\n")
+    with pytest.raises(ConfigurationError, match=r"limits in cloister\.toml is no setting"):
+        read()
+
+
+def test_variables_of_others() -> None:
+    """What Kubernetes sets beside a service called cloister is not taken for a setting."""
+    given = {"CLOISTER_SERVICE_HOST": "x", "CLOISTER_PORT": "tcp://x:1", "CLOISTER_PORT_80_TCP_ADDR": "x"}
+    assert read(given).store == settings.DEFAULT_STORE
+
+
+def test_broken_file(folder: Path) -> None:
+    """A file that is not TOML is refused with the place, and one that is not UTF-8 too."""
+    (folder / "cloister.toml").write_text("store = \n")
+    with pytest.raises(ConfigurationError, match=r"not TOML: .*line 1"):
+        read()
+    (folder / "cloister.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match="not TOML"):
+        read()
+
+
+def test_errors_show_no_value() -> None:
+    """An error does not repeat a value: somebody may have put a secret in the wrong place."""
+    for name in ("CONTEXT_TOKENS", "IDLE_TIMEOUT", "TENANCY", "KEEP_FAILED"):
+        with pytest.raises(ConfigurationError) as caught:
+            read({f"CLOISTER_{name}": "s3cret"})
+        assert "s3cret" not in str(caught.value)
+
+
+def test_keys_leave_the_environment() -> None:
+    """CLOISTER_KEYS is removed from the environment once it is read, even if another setting is wrong."""
+    environ = {"CLOISTER_KEYS": ONE_KEY}
+    found = read(environ)
+    assert "CLOISTER_KEYS" not in environ
+    keyring = found.keyring()
+    assert isinstance(keyring, Keyring)
+    assert keyring.names == ("first",)
+    assert "AAAA" not in repr(found)
+    environ = {"CLOISTER_COLOUR": "red", "CLOISTER_KEYS": ONE_KEY}
+    with pytest.raises(ConfigurationError):
+        read(environ)
+    assert "CLOISTER_KEYS" not in environ
+
+
+def test_keys_not_in_a_file(folder: Path) -> None:
+    """Keys do not belong into a configuration file."""
+    (folder / "cloister.toml").write_text(f'keys = "{ONE_KEY}"\n')
+    with pytest.raises(ConfigurationError, match="in the environment only"):
+        read()
+
+
+def test_key_file(folder: Path) -> None:
+    """A key file and an audit key file are read from where they are named."""
+    made = Keyring.create_file(folder / "my.keys")
+    (folder / "my.audit").write_bytes(base64.urlsafe_b64encode(bytes(32)))
+    (folder / "my.audit").chmod(0o600)
+    found = read({"CLOISTER_KEY_FILE": "my.keys", "CLOISTER_AUDIT_KEY_FILE": "my.audit"})
+    keyring, key = found.keyring(), found.audit_key()
+    assert keyring is not None
+    assert keyring.names == made.names
+    assert key is not None
+    assert key.public == AuditKey(bytes(32)).public
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"CLOISTER_KEYS": ONE_KEY, "CLOISTER_KEY_FILE": "x"},
+        {"CLOISTER_KEEP_DAYS": "3", "CLOISTER_IDLE_TIMEOUT": "3h"},
+    ],
+)
+def test_contradictions(given: dict[str, str]) -> None:
+    """Two settings that say the same thing are refused in one place."""
+    with pytest.raises(ConfigurationError, match="are both set"):
+        read(given)
+
+
+def test_nearer_rival_wins(folder: Path) -> None:
+    """Of two that say the same thing in different places the nearer one counts; a model goes when another
+    provider takes the place of the one that it belongs to."""
+    (folder / "cloister.toml").write_text('idle_timeout = "5m"\nkey_file = "x"\nprovider = "openai"\nmodel = "m"\n')
+    found = read({"CLOISTER_KEEP_DAYS": "3", "CLOISTER_KEYS": ONE_KEY, "CLOISTER_PROVIDER": "offline"})
+    assert found.limits().idle_timeout == timedelta(days=3)
+    assert (found.key_file, found.model) == (None, None)
+    (folder / "cloister.toml").unlink()
+    alone = {"CLOISTER_MODEL": "m", "CLOISTER_BASE_URL": "http://127.0.0.1:9/v1"}
+    assert read(alone, provider="vllm").base_url == "http://127.0.0.1:9/v1"
+    assert read({**alone, "CLOISTER_PROVIDER": "vllm"}, provider="vllm").model == "m"
+    assert read({**alone, "CLOISTER_PROVIDER": "vllm"}, provider="openai").base_url is None
+
+
+def test_provider() -> None:
+    """A provider finds its key in the environment, and takes the model and the address that are set."""
+    environ = {"OPENAI_API_KEY": "sk-abcdefgh", "CLOISTER_PROVIDER": "openai", "CLOISTER_MODEL": "gpt-x"}
+    provider = read(environ).answerer()
+    assert provider is not None
+    assert (provider.name, provider.model) == ("openai", "gpt-x")
+    elsewhere = read({"CLOISTER_PROVIDER": "vllm", "CLOISTER_BASE_URL": "http://127.0.0.1:9/v1"}).answerer()
+    assert elsewhere is not None
+    assert elsewhere.name == "vllm"
+    with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
+        read({"CLOISTER_PROVIDER": "openai"}).answerer()
+    with pytest.raises(ConfigurationError, match="base_url goes with"):
+        read({"CLOISTER_PROVIDER": "offline", "CLOISTER_BASE_URL": "http://127.0.0.1:9/v1"}).answerer()
+
+
+async def test_open() -> None:
+    """What is set arrives in the cloister that is opened, and a provider object is taken as it is."""
+    model = Offline()
+    environ = {"CLOISTER_TENANCY": "required", "CLOISTER_CONTEXT_TOKENS": "99", "CLOISTER_KEEP_FAILED": "yes"}
+    async with settings.open(environ=environ, store="memory://", provider=model, keep_days=2) as cloister:
+        assert isinstance(cloister, AsyncCloister)
+        assert cloister.provider is model
+        assert (cloister.tenancy, cloister.budget(), cloister.keep_failed) == ("required", 99, True)
+        assert cloister.limits.idle_timeout == timedelta(days=2)
+
+
+def test_every_setting_is_described() -> None:
+    """Each setting has a field of its own and a meaning for the list that `cloister doctor --settings` prints."""
+    described = dict(settings.describe())
+    assert set(described) == set(settings.NAMES) == set(Settings.__dataclass_fields__) - {"config", "environ"}
+    assert all(described.values())
