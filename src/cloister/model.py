@@ -16,9 +16,9 @@ _MAX_NAME = 256
 # Control, format, surrogate, private use, unassigned, line and paragraph separators.
 _REFUSED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 # Letters, marks and symbols that show nothing, so that two names could look alike: Unicode's
-# Default_Ignorable_Code_Point outside the categories above, and the blank Braille pattern.
+# Default_Ignorable_Code_Point outside the categories above, and glyphs that are blank.
 _INVISIBLE = frozenset(
-    {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0}
+    {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0, 0x16FE4, 0x1D159}
     | {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 )
 
@@ -115,6 +115,9 @@ class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
     def __repr__(self) -> str:  # conversation text stays out of logs and tracebacks
         return f"Item({self.role!r}, id={self.id!r}, tokens={self.tokens})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("role", self.role), ("id", self.id), ("tokens", self.tokens)]
 
 
 _LONGEST = timedelta(days=36_525)
@@ -252,6 +255,12 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     title: str | None = None
     metadata: dict[str, str] = {}
     hidden: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:  # without title and metadata, which are people's words
+        return f"Head(version={self.version}, count={self.count}, tokens={self.tokens})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("version", self.version), ("count", self.count), ("tokens", self.tokens)]
 
     @property
     def expires_at(self) -> int | None:

@@ -392,6 +392,11 @@ class StoreConformance:
             assert loaded.session.carry == (session.carry if ended == "expired" else None)
             assert not loaded.items
             assert not (await store.items(ANA, session.id, nonce=nonce(), first=0, limit=9)).items
+            for again in (ended, "ended", "expired"):
+                await store.end(ANA, session.id, nonce=nonce(), ended=again, now=0)
+            last = (await load(store, ANA, session.id)).session
+            assert last is not None
+            assert (last.ended, last.carry) == ("ended", None)
             assert (await store.end(ANA, session.id, nonce=nonce(), ended="ended", now=0)).count == 0
 
     async def test_a_late_commit_is_refused(self, store: Store) -> None:
@@ -406,6 +411,18 @@ class StoreConformance:
             with pytest.raises(SessionConflict):
                 await store.commit(commit, nonce=nonce())
             assert not (await load(store, ANA, session.id)).items
+
+    async def test_nothing_comes_instead_of_what_was_erased(self, store: Store) -> None:
+        """A session in another's place comes to be only while that one, or its tombstone, is still there."""
+        old, new = await _started(store), sealed_session()
+        await store.end(ANA, old.id, nonce=nonce(), ended="expired", now=0)
+        await store.create(new, nonce=nonce(), instead_of=old.id)
+        await store.erase(ANA, nonce=nonce())
+        for owner in (ANA, BEN):
+            late = sealed_session(owner)
+            with pytest.raises(SessionConflict):
+                await store.create(late, nonce=nonce(), instead_of=old.id)
+            assert (await load(store, owner, late.id)).session is None
 
     async def test_expiry_waits_for_work(self, store: Store) -> None:
         """An end at a version does nothing if the session has moved on, or somebody is at work on it."""

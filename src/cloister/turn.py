@@ -22,7 +22,14 @@ import msgspec
 
 from cloister import providers, scope, sessions, sinks, stores, window, wire
 from cloister.audit import AuditKey, Event, event
-from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired, StoreError
+from cloister.errors import (
+    CloisterError,
+    ConfigurationError,
+    IntegrityError,
+    SessionConflict,
+    SessionExpired,
+    StoreError,
+)
 from cloister.keyring import Keyring
 from cloister.model import Erasure, Head, Item, Limits, Owner, Reply, SealedSession, Usage, from_micros, to_micros
 from cloister.providers.base import Provider, Request
@@ -419,9 +426,9 @@ class Session:
             try:
                 yield turn
             except BaseException as error:
-                await turn.fail(error)
+                await turn.leave(error)
                 raise
-            await turn.fail(None)
+            await turn.leave(None)
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> tuple[Opened, bool]:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
@@ -442,7 +449,7 @@ class Session:
             assert found.session is not None
             text = await vault.system_of(found.session)
             system = None if text is None else self._cloister.counted(Item("system", text))
-        return await vault.begin(self.owner, system), True
+        return await vault.begin(self.owner, system, instead_of=self.id), True
 
     async def _repeat(self, key: _Key, record: Record, found: Opened | Loaded) -> Turn:
         """Give the turn that was stored under an idempotency key, instead of taking it again."""
@@ -592,6 +599,8 @@ class Turn:
         self._key = key
         self._renewed = renewed
         self._reply: Reply[Session] | None = None
+        self._closed = False
+        self._heard: list[str] = []
         self._spent = Usage()
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
@@ -690,6 +699,7 @@ class Turn:
     def read(self, reader: wire.Reader, chunk: object) -> list[str]:
         """Read one *chunk* of a streamed answer, and give what of it may be shown."""
         pieces = reader.feed(chunk)
+        self._heard += [text for _, text in pieces]
         if pieces and self._first_at is None:
             self._first_at = time.perf_counter()
         return [text for channel, text in pieces if channel in ("text", "refusal") and text]
@@ -707,6 +717,8 @@ class Turn:
     async def _commit(self, answer: wire.Answer) -> Reply[Session]:
         cloister = self._session._cloister
         usage = answer.usage
+        self._closed = True
+        self._heard.clear()
         self._spent += usage or Usage()
         item = cloister.counted(wire.answer_item(answer), self._model)
         if usage is None:
@@ -764,28 +776,39 @@ class Turn:
 
         return record
 
-    async def fail(self, error: BaseException | None) -> None:
-        """Put a turn that came to nothing on record, and book what it has spent. *error* is None if it was left."""
+    async def leave(self, error: BaseException | None) -> None:
+        """Close the turn. If it came to nothing, put that on record and book what it has spent.
+
+        *error* is None if the block was left without a reply.
+        """
+        self._closed = True
         if self._reply is not None or self.repeated:
             return
-        vault = self._session._cloister.vault
+        if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
+            heard = self._session._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
+            self._spent += Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True)
         reason = "unfinished" if error is None else type(error).__name__
-        noted = self._session._event("turn.failed", reason=reason)
         try:
-            if self._opened.fresh:
-                await vault.ask(vault.store.record, [noted])
-            elif error is not None and self._session._cloister.keep_failed:
-                kept = [msgspec.structs.replace(item, error=reason) for item in self._new]
-                await vault.commit(self._opened, kept, usage=self._spent, entries=[noted])
-            elif self._spent.total_tokens:
-                head = msgspec.structs.replace(self._opened.head, usage=self._opened.head.usage + self._spent)
-                await vault.commit(self._opened, head=head, entries=[noted])
-            else:
-                await vault.ask(vault.store.record, [noted])
+            await self._book(self._session._event("turn.failed", reason=reason), error)
         except CloisterError as fault:
             if error is None:
                 raise
             error.add_note(f"and this could not be put on record: {fault}")
+
+    async def _book(self, noted: Event, error: BaseException | None) -> None:
+        vault, opened = self._session._cloister.vault, self._opened
+        kept: list[Item] = []
+        if error is not None and self._session._cloister.keep_failed:
+            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in self._new]
+        if not opened.fresh and (kept or self._spent.total_tokens):
+            head = msgspec.structs.replace(opened.head, usage=opened.head.usage + self._spent)
+            with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
+                if kept:
+                    await vault.commit(opened, kept, usage=self._spent, entries=[noted])
+                else:
+                    await vault.commit(opened, head=head, entries=[noted])
+                return
+        await vault.ask(vault.store.record, [noted])
 
     def _fit(self) -> list[Item]:
         """Give the items that are sent: the system text, the newest turns that fit, and what is new."""
@@ -808,8 +831,8 @@ class Turn:
         return self._fitted
 
     def _unfinished(self) -> None:
-        if self._reply is not None:
-            raise RuntimeError("this turn is finished; start another with session.turn")
+        if self._closed:
+            raise RuntimeError("this turn is finished, or its block was left; start another with session.turn")
 
     def __repr__(self) -> str:
         return f"Turn({'finished' if self._reply else 'open'})"

@@ -71,6 +71,8 @@ class Opened:
     record: Record | None = field(default=None, repr=False)
     fresh: bool = False
     """Not stored yet: it comes to be with the first commit, or not at all."""
+    instead_of: str | None = None
+    """The id of the session in whose place a fresh one comes: once that was erased, this cannot come to be."""
 
 
 class Vault:
@@ -100,9 +102,19 @@ class Vault:
         nonce = os.urandom(16)
         reply = await method(*args, nonce=nonce, **options)
         if not hmac.compare_digest(reply.echo, nonce):
-            await self.store.distrust()
-            raise IntegrityError("the store answered another request than this one; its connection was dropped")
+            raise await self._mistrusted()
         return reply
+
+    async def _mistrusted(self) -> IntegrityError:
+        """Drop the connections, put it on record, and give the error to raise."""
+        error = IntegrityError("the store answered another request than this one; its connection was dropped")
+        try:
+            await self.store.distrust()
+            noted = event("integrity.failed", self.now(), problem=str(error))
+            await self.store.record([noted], nonce=os.urandom(16))  # unchecked: its answer may be crossed as well
+        except StoreError as fault:
+            error.add_note(f"and this could not be put on record: {fault}")
+        return error
 
     def background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do *work* off the path of any caller; `settle` waits for it."""
@@ -354,7 +366,13 @@ class Vault:
     # --- sealing ------------------------------------------------------------------------------------------------------
 
     async def begin(
-        self, owner: Owner, system: Item | None = None, title: str | None = None, metadata: dict[str, str] | None = None
+        self,
+        owner: Owner,
+        system: Item | None = None,
+        title: str | None = None,
+        metadata: dict[str, str] | None = None,
+        *,
+        instead_of: str | None = None,
     ) -> Opened:
         """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
         head = sessions.begin(self.limits, self.now(), title, metadata)
@@ -368,7 +386,7 @@ class Vault:
             head = msgspec.structs.replace(head, system=note)
         keys = SessionKeys(secret, owner, session_id)
         row = SealedSession(owner, session_id, wrapped, b"", 0, 0, 0, 0, 0, None, b"", carry)
-        return Opened(owner, session_id, keys, row, head, system=system, fresh=True)
+        return Opened(owner, session_id, keys, row, head, system=system, fresh=True, instead_of=instead_of)
 
     async def commit(
         self,
@@ -409,7 +427,8 @@ class Vault:
             row = _row(opened)
             kept = None if record is None else record(opened)
             if opened.fresh:
-                await self._twice(self.store.create, row, rows, entries=entries, record=kept)
+                place = opened.instead_of
+                await self._twice(self.store.create, row, rows, entries=entries, record=kept, instead_of=place)
             else:
                 await self._twice(self.store.commit, Commit(before.version, opened.lease, row, rows, entries, (), kept))
         except BaseException:

@@ -148,8 +148,12 @@ class Store(Protocol):
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        instead_of: str | None = None,
     ) -> Receipt:
-        """Keep a new session; `SessionConflict` if its id is taken, unless by the same turn, which has been stored."""
+        """Keep a new session; `SessionConflict` if its id is taken, unless by the same turn, which has been stored.
+
+        With *instead_of*, only while the owner still has that session, or its tombstone: it was erased otherwise.
+        """
         ...
 
     async def load(
@@ -204,8 +208,9 @@ class Store(Protocol):
     ) -> Receipt:
         """Destroy a session's secret, head and items at once and leave a tombstone that says *ended*.
 
-        The carried system text stays only if *ended* is ``"expired"``. With *version*, only if the session is still at
-        that version and nobody but *lease* works on it. ``count`` is 0 if there was nothing to end.
+        The carried system text stays only if *ended* is ``"expired"``; a tombstone that says so can still be ended.
+        With *version*, only if the session is still at that version and nobody but *lease* works on it. ``count`` is 0
+        if there was nothing to end.
         """
         ...
 

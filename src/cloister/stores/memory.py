@@ -67,11 +67,14 @@ class MemoryStore:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        instead_of: str | None = None,
     ) -> Receipt:
         if kept := self._sessions.get((session.owner, session.id)):
             if kept.session.turn == session.turn:
                 return Receipt(nonce, repeated=True)
             raise SessionConflict("a session with this id exists already; nothing was stored")
+        if instead_of is not None and (session.owner, instead_of) not in self._sessions:
+            raise SessionConflict("the session was erased meanwhile; nothing was stored")
         self._sessions[session.owner, session.id] = _Kept(session, list(items))
         self._keep(session.owner, record)
         self._claim(fingerprints)
@@ -155,7 +158,7 @@ class MemoryStore:
         entries: Sequence[Event] = (),
     ) -> Receipt:
         kept = self._sessions.get((owner, session_id))
-        if kept is None or kept.session.ended:
+        if kept is None or kept.session.ended == "ended" or kept.session.ended == ended:
             return Receipt(nonce)
         if version is not None and (kept.session.version != version or not self._free(owner, session_id, lease)):
             return Receipt(nonce)

@@ -462,6 +462,7 @@ class SqliteStore:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        instead_of: str | None = None,
     ) -> Receipt:
         key = (*_names(session.owner), session.id)
 
@@ -471,6 +472,10 @@ class SqliteStore:
                 return Receipt(nonce, repeated=True)
             if taken:
                 raise SessionConflict("a session with this id exists already; nothing was stored")
+            if instead_of is not None:
+                before = (*_names(session.owner), instead_of)
+                if db.execute(f"SELECT 1 FROM sessions WHERE {_MINE}", before).fetchone() is None:
+                    raise SessionConflict("the session was erased meanwhile; nothing was stored")
             db.insert_session(session)
             db.insert_items(key, items)
             db.keep(session.owner, record)
@@ -542,8 +547,8 @@ class SqliteStore:
         key = (*_names(owner), session_id)
 
         def work(db: _Writing) -> Receipt:
-            row = db.execute(f"SELECT version FROM sessions WHERE {_MINE} AND ended IS NULL", key).fetchone()
-            if row is None or (version is not None and row[0] != version):
+            row = db.execute(f"SELECT version, ended FROM sessions WHERE {_MINE}", key).fetchone()
+            if row is None or row[1] in (ended, "ended") or (version is not None and row[0] != version):
                 return Receipt(nonce)
             db.execute(
                 "UPDATE sessions SET wrapped = NULL, head = NULL, turn = x'', item_count = 0, token_count = 0,"
@@ -698,9 +703,12 @@ class _Writing:
         try:
             outcome: T | BaseException = work(self)
         except CloisterError as error:
+            outcome = error
+        except sqlite3.IntegrityError as error:  # what it stores contradicts what is there; the others do not mind
+            outcome = _ours(error, self._url)
+        if isinstance(outcome, CloisterError):
             self.chain = before
             self.execute("ROLLBACK TO job")
-            outcome = error
         self.execute("RELEASE job")
         return outcome
 
