@@ -8,11 +8,12 @@ or a whole writer removed, shows against heads that were signed (Ed25519) and ke
 from __future__ import annotations
 
 import base64
-import hashlib
+import json
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import sha256
 from typing import NoReturn
 
 import msgspec
@@ -50,6 +51,9 @@ EVENTS: Mapping[str, str] = {
     "protection.off": "warning",
     "writer.replaced": "warning",
 }
+
+
+_json = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -95,24 +99,22 @@ def new_audit_id() -> str:
     return "a_" + secrets.token_hex(8)
 
 
-_json = msgspec.json.Encoder(order="deterministic").encode
+_ENTRY_TYPES = (str, int, int, str, str, str, str, str, str, bytes, bytes)
+
+
+def _columns(entry: Entry) -> tuple[object, ...]:
+    return tuple([getattr(entry, name) for name in Entry.__struct_fields__])
 
 
 def _digest(entry: Entry) -> bytes:
-    fields = (
-        entry.writer,
-        str(entry.number),
-        str(entry.at),
-        entry.event,
-        entry.severity,
-        entry.owner,
-        entry.other,
-        entry.session,
-        entry.detail,
-        entry.previous.hex(),
-    )
-    # Length-prefixed and typed, as everywhere: no two entries hash the same bytes.
-    return hashlib.sha256(_json(fields)).digest()
+    # JSON keeps fields apart, and numbers from text; the types themselves are checked before.
+    return sha256(_json(_columns(entry)[:-1])).digest()
+
+
+def _detail(detail: Mapping[str, str | int | bool | None]) -> str:
+    """Give *detail* as one line of printable ASCII, whatever is in it."""
+    text = json.dumps(detail, sort_keys=True, separators=(",", ":"))
+    return text.replace("\x7f", "\\u007f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class Chain:
             owner=owner,
             other=other,
             session=event.session,
-            detail=_json(event.detail).decode(),
+            detail=_detail(event.detail),
             previous=self.last,
             hash=b"",
         )
@@ -156,7 +158,7 @@ class Fault:
     problem: str
 
     def __str__(self) -> str:
-        return f"writer {self.writer}, entry {self.number}: {self.problem}"
+        return f"writer {ascii(self.writer)[1:-1]}, entry {self.number}: {self.problem}"
 
 
 @dataclass(slots=True)
@@ -188,6 +190,10 @@ class Verification:
         """Check the next entry."""
         report = self._report
         report.entries += 1
+        if tuple(map(type, _columns(entry))) != _ENTRY_TYPES:
+            if len(report.faults) < _MOST_FAULTS:
+                report.faults.append(Fault(str(entry.writer), report.entries, "was changed: a column of another type"))
+            return
         chain = self._chains.get(entry.writer) or Chain(entry.writer)
         problem = _problem(entry, chain)
         if problem and len(report.faults) < _MOST_FAULTS:
@@ -279,11 +285,14 @@ def read_heads(lines: Iterable[str], public: str) -> tuple[Heads, list[str]]:
     """Collect what signed *lines* say, for each writer the furthest, and name the lines that are wrong."""
     heads: Heads = {}
     problems = []
-    key = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(public))
+    try:
+        key = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(public))
+    except ValueError:
+        raise ConfigurationError("the public audit key is not one: it must be 32 bytes in base64") from None
     for number, line in enumerate(lines, 1):
         try:
             stated = _verified(line, key)
-        except (msgspec.MsgspecError, InvalidSignature, ValueError):
+        except (msgspec.MsgspecError, InvalidSignature, ValueError, RecursionError):
             problems.append(f"signed heads, line {number}: not signed by the audit key")
             continue
         for writer, head in stated.items():

@@ -8,19 +8,23 @@ from pathlib import Path
 
 from cloister.errors import ConfigurationError
 
+_MOST = 1 << 20
+
 
 def read_secret(path: Path, what: str) -> str:
     """Read a file of ASCII text that only its owner may read, or raise `ConfigurationError`; *what* names it."""
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            data = file.read(1 << 20)
+            data = file.read(_MOST + 1)
     except FileNotFoundError:
         raise ConfigurationError(f"the {what} {path} does not exist") from None
     except OSError as error:
         raise ConfigurationError(f"the {what} {path} cannot be read: {error.strerror}") from None
     if os.name == "posix" and mode & 0o077:
         raise ConfigurationError(f"the {what} {path} can be read by others; run `chmod 600 {path}`")
+    if len(data) > _MOST:
+        raise ConfigurationError(f"{path} is larger than any {what} of cloister")
     try:
         return data.decode("ascii")
     except UnicodeDecodeError:
@@ -42,21 +46,27 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Replace a file by another, whole or not at all."""
-    os.replace(_write_beside(path, data), path)
-    _sync_folder(path)
+    """Replace a file, or what a link of that name leads to, by another: whole or not at all."""
+    target = Path(os.path.realpath(path))
+    fresh = _write_beside(target, data)
+    try:
+        os.replace(fresh, target)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+    _sync_folder(target)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
+        fresh.unlink(missing_ok=True)  # half a file of secrets is no file
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
     return fresh
 
 

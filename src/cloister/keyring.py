@@ -5,17 +5,28 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cloister import files
 from cloister.errors import ConfigurationError
 from cloister.sealing import KEY_BYTES, after_name, fields, key_of, named, seal, subkey, unknown_key, unseal
+
+_NAME = re.compile(r"(?=.{1,64}\Z)[-_]*[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+class _Key(NamedTuple):
+    material: bytes
+    wrapping: AESGCM
+
+    def __repr__(self) -> str:
+        return "_Key(…)"
 
 
 class Keyring:
@@ -32,13 +43,14 @@ class Keyring:
     def _set(self, keys: Mapping[str, bytes]) -> None:
         if not keys:
             raise ConfigurationError("a keyring needs at least one key; make one with `cloister keys new`")
-        for key_id, key in keys.items():
-            if not (1 <= len(key_id) <= 64 and key_id.isascii() and key_id.replace("-", "").replace("_", "").isalnum()):
-                raise ConfigurationError("a key's name is 1 to 64 ASCII letters, digits, - or _")
+        # Errors count keys instead of naming them: what stands in a name's place may be the key.
+        for number, (name, key) in enumerate(keys.items(), 1):
+            if not _NAME.fullmatch(name):
+                raise ConfigurationError(f"key {number}: its name must be 1 to 64 ASCII letters, digits, - or _")
             if len(key) != KEY_BYTES:
-                raise ConfigurationError(f"master key {key_id!r} has {len(key)} bytes; it must have {KEY_BYTES}")
-        self._keys = dict(keys)
-        self._wrapping = {key_id: AESGCM(subkey(key, "wrap")) for key_id, key in keys.items()}
+                raise ConfigurationError(f"key {number} has {len(key)} bytes; it must have {KEY_BYTES}")
+        # In one step, as another thread may be sealing.
+        self._keys = {name: _Key(key, AESGCM(subkey(key, "wrap"))) for name, key in keys.items()}
 
     @classmethod
     def generate(cls) -> Keyring:
@@ -85,7 +97,7 @@ class Keyring:
         """Add a new random key, which seals from now on, and give its name. A key file is rewritten at once."""
         with self._alone():
             name, key = _new_key(self._keys)
-            self._replace({**self._keys, name: key})
+            self._replace({**self._material(), name: key})
         return name
 
     def remove(self, name: str) -> None:
@@ -95,24 +107,28 @@ class Keyring:
                 raise ConfigurationError(f"the keyring holds no key {name!r}; it holds {', '.join(self._keys)}")
             if name == self.names[-1]:
                 raise ConfigurationError("the newest key seals; add another with `cloister keys rotate` before")
-            self._replace({other: key for other, key in self._keys.items() if other != name})
+            self._replace({other: key for other, key in self._material().items() if other != name})
 
     async def wrap(self, secret: bytes, context: bytes) -> bytes:
         self._follow()
-        name = self.names[-1]
-        return named(name, seal(self._wrapping[name], secret, fields(name) + context))
+        name, key = list(self._keys.items())[-1]
+        return named(name, seal(key.wrapping, secret, fields(name) + context))
 
     async def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
         name = key_of(wrapped)
         if name not in self._keys:
             self._follow()
-        if name not in self._keys:
+        key = self._keys.get(name)
+        if key is None:
             raise unknown_key(name)
-        return unseal(self._wrapping[name], after_name(wrapped), fields(name) + context, "the secret of a session")
+        return unseal(key.wrapping, after_name(wrapped), fields(name) + context, "the secret of a session")
 
     async def derive(self, label: str) -> Mapping[str, bytes]:
         self._follow()
-        return {name: subkey(key, "tenant/" + label) for name, key in self._keys.items()}
+        return {name: subkey(key.material, "tenant/" + label) for name, key in self._keys.items()}
+
+    def _material(self) -> dict[str, bytes]:
+        return {name: key.material for name, key in self._keys.items()}
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -125,11 +141,13 @@ class Keyring:
             os.close(os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         except FileExistsError:
             raise ConfigurationError(f"another process is changing the keys; if none is, delete {lock}") from None
+        except OSError as error:
+            raise ConfigurationError(f"{self._path} cannot be changed: {error.strerror}") from None
         try:
             self._set(_read(self._path))
             yield
         finally:
-            lock.unlink()
+            lock.unlink(missing_ok=True)
 
     def _replace(self, keys: Mapping[str, bytes]) -> None:
         if self._path is not None:
@@ -140,8 +158,9 @@ class Keyring:
     def _follow(self) -> None:
         """Read the key file again if another process has rewritten it."""
         if self._path is not None and self._stat() != self._stamp:
-            self._stamp = self._stat()
+            stamp = self._stat()
             self._set(_read(self._path))
+            self._stamp = stamp
 
     def _stat(self) -> tuple[int, int] | None:
         try:
@@ -169,15 +188,14 @@ def _format(keys: Mapping[str, bytes]) -> bytes:
 
 def _parse(pairs: Iterable[tuple[str, ...]], source: str) -> dict[str, bytes]:
     keys: dict[str, bytes] = {}
-    for name, text in pairs:
-        if not text.strip():  # then the name may well be the key, so it is not repeated here
-            raise ConfigurationError(f"{source}: an entry does not have the form of a name and a key")
+    # Entries are counted instead of named: what stands in a name's place may be the key.
+    for number, (name, text) in enumerate(pairs, 1):
         try:
             key = base64.b64decode(text.strip().replace("-", "+").replace("_", "/"), validate=True)
         except (binascii.Error, ValueError):
-            raise ConfigurationError(f"{source}: the key {name[:64]!r} is not base64") from None
+            raise ConfigurationError(f"{source}: entry {number} is not a name and a key in base64") from None
         if name in keys:
-            raise ConfigurationError(f"{source}: the name {name[:64]!r} stands there twice")
+            raise ConfigurationError(f"{source}: the name of entry {number} stands there twice")
         keys[name] = key
     return keys
 

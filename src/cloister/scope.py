@@ -20,12 +20,13 @@ class Scope:
 
 
 class _Frame:
-    """A scope and whether its block is still running. Tasks that copied the context share it."""
+    """A scope, the one around it, and whether its block is still running. Tasks that copied the context share it."""
 
-    __slots__ = ("closed", "scope")
+    __slots__ = ("around", "closed", "scope")
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, around: _Frame | None) -> None:
         self.scope = scope
+        self.around = around
         self.closed = False
 
 
@@ -48,12 +49,13 @@ def current() -> Scope:
 @contextlib.contextmanager
 def open_scope(scope: Scope) -> Iterator[Scope]:
     """Make *scope* the current one inside the block, in every task and `asyncio.to_thread` started there."""
-    frame = _Frame(scope)
-    token = _current.set(frame)
+    frame = _Frame(scope, _current.get())
+    _current.set(frame)
     try:
         yield scope
     finally:
         frame.closed = True
-        # A generator may be finalised in another context than it was started in; there is nothing to reset there.
-        with contextlib.suppress(ValueError):
-            _current.reset(token)
+        # Not ContextVar.reset: blocks may be left out of order, and a generator's block in another context than it was
+        # entered in. Then what is current there stays, and the closed block around it says so when its turn comes.
+        if _current.get() is frame:
+            _current.set(frame.around)

@@ -134,7 +134,7 @@ class SessionKeys:
             raise IntegrityError("an item was sealed in a form that this version of cloister does not read") from None
         except (InvalidTag, KeyError, ValueError, TypeError, AttributeError, OverflowError):
             raise _does_not_open("an item") from None
-        if last is not None and not hmac.compare_digest(previous, last):
+        if last is not None and not (type(previous) is bytes and hmac.compare_digest(previous, last)):
             raise IntegrityError("the store left out the newest items of a session")
         return items
 
@@ -144,6 +144,8 @@ class SessionKeys:
 
     def open_head(self, sealed: bytes) -> Head:
         """Open a sealed head, or raise `IntegrityError`."""
+        if type(sealed) is not bytes:
+            raise _does_not_open("the head of a session")
         committed = hmac.compare_digest(sealed[:_COMMITMENT_BYTES], self._commitment)
         body = sealed[_COMMITMENT_BYTES:] if committed else b""
         plain = unseal(self._head, body, fields("head") + self._context, "the head of a session")

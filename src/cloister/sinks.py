@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import io
 import os
 import secrets
+import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -31,29 +35,50 @@ class HeadFile:
     def read(self) -> tuple[Heads, list[str]]:
         """Give the furthest head of each writer, and what is wrong with the file's lines."""
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return {}, []
-        # A line without an end was being written when the process died.
-        return read_heads(text.split("\n")[:-1], self.key.public)
+        except OSError as error:
+            raise StoreUnavailable(f"the audit heads in {self.path} cannot be read: {error.strerror}") from None
+        return read_heads(_lines(data), self.key.public)
 
     def keep(self, heads: Heads, now: datetime) -> None:
         """Sign for *heads* if they say more than the file does; `StoreUnavailable` if it cannot be written."""
-        known, _ = self.read()
-        merged = known | {writer: head for writer, head in heads.items() if head[0] > known.get(writer, (0, ""))[0]}
-        if merged == known:
-            return
-        line = self.key.sign(merged, now) + "\n"
         try:
-            # One write to a file opened for appending: lines of several processes do not mix.
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                os.write(descriptor, line.encode())
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file, _alone(file):
+                data = file.read()
+                known, _ = read_heads(_lines(data), self.key.public)
+                newer = {writer: head for writer, head in heads.items() if head[0] > known.get(writer, (0, ""))[0]}
+                if newer:
+                    # What stands behind the last whole line was being written when a process died.
+                    whole = data.rfind(b"\n") + 1
+                    _append(file, whole, self.key.sign(known | newer, now).encode() + b"\n")
         except OSError as error:
             raise StoreUnavailable(f"the audit heads cannot be written to {self.path}: {error.strerror}") from None
+
+
+def _lines(data: bytes) -> list[str]:
+    """Give the whole lines of *data*."""
+    return data.decode(errors="replace").split("\n")[:-1]
+
+
+def _append(file: io.FileIO, end: int, line: bytes) -> None:
+    file.truncate(end)
+    file.seek(end)
+    if file.write(line) != len(line):
+        file.truncate(end)
+        raise OSError(errno.ENOSPC, "the disk is full")
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _alone(file: io.FileIO) -> Iterator[None]:
+    """Keep other processes from writing the file meanwhile; the lock goes with the file."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 class HeadList:

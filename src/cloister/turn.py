@@ -460,7 +460,8 @@ class Session:
             if isinstance(looked, SealedSession):
                 raise SessionExpired(looked.ended or "expired")
             holder = looked
-        kept = key.open(holder, record)
+        async with vault.guarded(self.owner, self.id):
+            kept = key.open(holder, record)
         head, items = await vault.history(self.owner, holder.id, kept.position, 1)
         if not items:
             raise IntegrityError("an idempotency record names an item that its session does not have")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, NoReturn, Protocol, TypeVar
+from weakref import WeakSet
 
 import msgspec
 
@@ -36,7 +37,7 @@ from cloister.errors import (
 )
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession, SystemNote, Usage, to_micros
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, key_of, new_secret, tag, wrap_context
-from cloister.stores.base import RENEW_EVERY, Commit, Loaded, Record, Store
+from cloister.stores.base import RENEW_EVERY, Commit, Due, Loaded, Record, Store
 
 _log = logging.getLogger("cloister")
 
@@ -84,6 +85,7 @@ class Vault:
         self.limits = limits
         self._clock = clock
         self._process = os.getpid()
+        self._alarmed: WeakSet[IntegrityError] = WeakSet()
         self._seen: OrderedDict[tuple[Owner, str], _Seen] = OrderedDict()
         self._turns: dict[tuple[Owner, str], tuple[asyncio.Lock, list[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -100,21 +102,37 @@ class Vault:
         if self._process != os.getpid():
             raise ConfigurationError("this cloister was opened before a fork; open one in the new process")
         nonce = os.urandom(16)
-        reply = await method(*args, nonce=nonce, **options)
-        if not hmac.compare_digest(reply.echo, nonce):
-            raise await self._mistrusted()
+        try:
+            reply = await method(*args, nonce=nonce, **options)
+            if not hmac.compare_digest(reply.echo, nonce):
+                raise IntegrityError("the store answered another request than this one; its connection was dropped")
+        except IntegrityError as error:
+            await self.alarm(error, *args[:2])
+            raise
         return reply
 
-    async def _mistrusted(self) -> IntegrityError:
-        """Drop the connections, put it on record, and give the error to raise."""
-        error = IntegrityError("the store answered another request than this one; its connection was dropped")
+    async def alarm(self, error: IntegrityError, owner: object = None, session_id: object = None) -> None:
+        """Put an integrity failure on record, once, and drop the connections that it may have come over."""
+        if error in self._alarmed:
+            return
+        self._alarmed.add(error)
+        whose = owner if isinstance(owner, Owner) else None
+        which = sessions.digest(session_id) if whose and isinstance(session_id, str) else ""
+        noted = event("integrity.failed", self.now(), whose, which, problem=str(error))
         try:
             await self.store.distrust()
-            noted = event("integrity.failed", self.now(), problem=str(error))
             await self.store.record([noted], nonce=os.urandom(16))  # unchecked: its answer may be crossed as well
         except StoreError as fault:
             error.add_note(f"and this could not be put on record: {fault}")
-        return error
+
+    @contextlib.asynccontextmanager
+    async def guarded(self, owner: Owner, session_id: str) -> AsyncIterator[None]:
+        """Raise the alarm for what turns out inside the block to be something else than was stored."""
+        try:
+            yield
+        except IntegrityError as error:
+            await self.alarm(error, owner, session_id)
+            raise
 
     def background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do *work* off the path of any caller; `settle` waits for it."""
@@ -240,36 +258,34 @@ class Vault:
     async def _present(self, owner: Owner, session_id: str, loaded: Loaded) -> SealedSession:
         if loaded.session is None:
             await self.refuse(owner, session_id)
+        if loaded.session.owner != owner or loaded.session.id != session_id:
+            error = IntegrityError("the store returned another session than the one it was asked for")
+            await self.alarm(error, owner, session_id)
+            raise error
         return loaded.session
 
     async def _open(
         self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, seen: _Seen | None
     ) -> Opened:
-        try:
+        async with self.guarded(owner, session_id):
             opened = await self._unseal(row, owner, session_id)
             opened.items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
             if opened.head.tokens <= budget and len(loaded.items) != opened.head.count:
                 raise IntegrityError("the store left out items of a session")
             self._check_age(opened, seen)
-        except IntegrityError as error:
-            await self.alarm(owner, session_id, error)
-            raise
         opened.record = loaded.record
         return opened
 
     async def open_row(self, row: SealedSession, owner: Owner) -> Opened:
         """Open a session that the store listed for *owner*, without its items."""
-        try:
+        async with self.guarded(owner, row.id):
             return await self._unseal(row, owner, row.id)
-        except IntegrityError as error:
-            await self.alarm(owner, row.id, error)
-            raise
 
     async def _unseal(self, row: SealedSession, owner: Owner, session_id: str) -> Opened:
         if row.owner != owner or row.id != session_id or row.wrapped is None or row.head is None:
             raise IntegrityError("the store returned another session than the one it was asked for")
-        secret = await self.keys.unwrap(row.wrapped, wrap_context(owner, session_id))
-        keys = SessionKeys(secret, owner, session_id)
+        # No variable holds the secret: what reports errors may send variables along.
+        keys = SessionKeys(await self.keys.unwrap(row.wrapped, wrap_context(owner, session_id)), owner, session_id)
         head = keys.open_head(row.head)
         sessions.check(row, head, owner, session_id)
         opened = Opened(owner, session_id, keys, row, head)
@@ -314,7 +330,7 @@ class Vault:
             await self.refuse(owner, session_id)
         if page.session.ended:
             raise SessionExpired(page.session.ended)
-        try:
+        async with self.guarded(owner, session_id):
             opened = await self._unseal(page.session, owner, session_id)
             self._check_age(opened, seen)
             if len(page.items) != max(0, min(limit, opened.head.count - first)):
@@ -323,9 +339,6 @@ class Vault:
                 raise IntegrityError("the store returned other items of a session than it was asked for")
             complete = first + len(page.items) == opened.head.count
             items = opened.keys.open_items(page.items, page.before, opened.head.last_tag if complete else None)
-        except IntegrityError as error:
-            await self.alarm(owner, session_id, error)
-            raise
         try:
             sessions.check_alive(opened.head, self.now())
         except SessionExpired:
@@ -351,12 +364,6 @@ class Vault:
         noted = event("access.absent", self.now(), owner, sessions.digest(session_id))
         if whose is not None:
             noted = msgspec.structs.replace(noted, kind="access.foreign", other=whose)
-        await self.ask(self.store.record, [noted])
-
-    async def alarm(self, owner: Owner, session_id: str, error: IntegrityError) -> None:
-        """Put an integrity failure on record and drop the connections that it may have come over."""
-        await self.store.distrust()
-        noted = event("integrity.failed", self.now(), owner, sessions.digest(session_id), problem=str(error))
         await self.ask(self.store.record, [noted])
 
     async def expire(self, opened: Opened) -> None:
@@ -459,7 +466,7 @@ class Vault:
         await self.ask(self.store.sweep, now=now, tombstones_before=before)
         return ended
 
-    async def _end_expired(self, row: SealedSession, lease: bytes | None = None) -> int:
+    async def _end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
         now = self.now()
         receipt = await self.ask(
             self.store.end,
@@ -493,7 +500,7 @@ class Vault:
                         row = await self._again(row)
                     done += 1
                 except IntegrityError as error:
-                    await self.alarm(row.owner, row.id, error)
+                    await self.alarm(error, row.owner, row.id)
                     failed += 1
                 except ConfigurationError:  # under a key that the keyring does not hold
                     failed += 1

@@ -106,6 +106,14 @@ class Listing(msgspec.Struct, frozen=True):
     sessions: Sequence[SealedSession] = ()
 
 
+class Due(msgspec.Struct, frozen=True):
+    """Name a session whose time is up."""
+
+    owner: Owner
+    id: str
+    version: int
+
+
 class Claims(msgspec.Struct, frozen=True):
     """Be the owners of the fingerprints that were asked for and are known; no owner at all means common knowledge."""
 
@@ -233,8 +241,8 @@ class Store(Protocol):
         """Remove tombstones that are older, records and fingerprints that have expired."""
         ...
 
-    async def expired(self, *, now: int, limit: int) -> Sequence[SealedSession]:
-        """Name live sessions, of all owners, whose time is up by their clear columns."""
+    async def expired(self, *, now: int, limit: int) -> Sequence[Due]:
+        """Name live sessions, of all owners, whose time is up by their clear columns, damaged ones too."""
         ...
 
     async def owner_of(self, session_id: str) -> Owner | None:

@@ -18,6 +18,7 @@ from cloister.stores.base import (
     MOST_CLAIMS,
     Claims,
     Commit,
+    Due,
     Fingerprint,
     Listing,
     Loaded,
@@ -209,9 +210,10 @@ class MemoryStore:
                 del self._claims[claim]
         return Receipt(nonce, count=len(old))
 
-    async def expired(self, *, now: int, limit: int) -> Sequence[SealedSession]:
+    async def expired(self, *, now: int, limit: int) -> Sequence[Due]:
         rows = (kept.session for kept in self._sessions.values() if not kept.session.ended)
-        return [row for row in rows if row.expires_at is not None and row.expires_at <= now][:limit]
+        due = [row for row in rows if row.expires_at is not None and row.expires_at <= now]
+        return [Due(row.owner, row.id, row.version) for row in due[:limit]]
 
     async def owner_of(self, session_id: str) -> Owner | None:
         return next((owner for owner, known in self._sessions if known == session_id), None)

@@ -34,6 +34,7 @@ from cloister.stores.base import (
     MOST_CLAIMS,
     Claims,
     Commit,
+    Due,
     Fingerprint,
     Listing,
     Loaded,
@@ -113,7 +114,9 @@ def store_errors(url: str) -> Iterator[None]:
         raise _ours(error, url) from error
 
 
-def _ours(error: sqlite3.Error, url: str) -> StoreError:
+def _ours(error: sqlite3.Error, url: str) -> CloisterError:
+    if str(error).startswith("Could not decode to UTF-8"):  # by the driver, not by SQLite
+        return IntegrityError("text in the store was changed: it is not UTF-8; see the audit log")
     name = getattr(error, "sqlite_errorname", "SQLITE_ERROR")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreUnavailable(f"{url} is locked by another process; nothing was stored, so try again")
@@ -135,7 +138,10 @@ def _names(owner: Owner) -> tuple[str, str]:
 
 
 def _owner(tenant: str, user: str) -> Owner:
-    return Owner(tenant or None, user)
+    try:
+        return Owner(tenant or None, user)
+    except ValueError:
+        raise IntegrityError("a row of the store names no owner that could be one; see `cloister doctor`") from None
 
 
 _SESSION_TYPES = (
@@ -145,13 +151,9 @@ _SESSION_TYPES = (
 
 
 def _session(row: tuple[Any, ...]) -> SealedSession:
-    try:
-        if not all(map(isinstance, row, _SESSION_TYPES)):
-            raise ValueError
-        owner = _owner(row[0], row[1])
-    except ValueError:
-        raise IntegrityError("a session's row in the store was changed; see the audit log") from None
-    return SealedSession(owner, *row[2:])
+    if not all(map(isinstance, row, _SESSION_TYPES)):
+        raise IntegrityError("a session's row in the store was changed; see the audit log")
+    return SealedSession(_owner(row[0], row[1]), *row[2:])
 
 
 def _tail(db: sqlite3.Connection, key: tuple[str, str, str], budget: int) -> tuple[list[SealedItem], bytes]:
@@ -368,14 +370,14 @@ class SqliteStore:
                     found[digest] = () if ("", "") in rows else tuple(_owner(*row) for row in rows)
         return Claims(nonce, found)
 
-    async def expired(self, *, now: int, limit: int) -> Sequence[SealedSession]:
+    async def expired(self, *, now: int, limit: int) -> Sequence[Due]:
         with self._snapshot() as db:
             rows = db.execute(
-                f"SELECT {_SESSION} FROM sessions WHERE ended IS NULL AND expires_at IS NOT NULL AND expires_at <= ?"
-                " ORDER BY expires_at LIMIT ?",
+                "SELECT tenant, user, session, version FROM sessions"
+                " WHERE ended IS NULL AND expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at LIMIT ?",
                 (now, limit),
             ).fetchall()
-        return [_session(row) for row in rows]
+        return [Due(_owner(tenant, user), session, version) for tenant, user, session, version in rows]
 
     async def owner_of(self, session_id: str) -> Owner | None:
         with self._snapshot() as db:
@@ -394,18 +396,19 @@ class SqliteStore:
                 " ORDER BY tenant, user, session LIMIT ?",
                 (*(after or ("", "", "")), limit),
             ).fetchall()
-        return [_session(row) for row in rows]
+        # As they lie: one that was changed is found so when it is opened, and does not keep the others from the caller.
+        return [SealedSession(_owner(row[0], row[1]), *row[2:]) for row in rows]
 
     async def audit(self) -> AsyncIterator[Entry]:
         last = -(1 << 63)
         while rows := self._audit(f"SELECT rowid, {_ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT 1000", last):
             for _, *columns in rows:
-                yield _entry(columns)
+                yield Entry(*columns)
             last = rows[-1][0]
 
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
         rows = self._audit(f"SELECT {_ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", limit)
-        return [_entry(row) for row in reversed(rows)]
+        return [Entry(*row) for row in reversed(rows)]
 
     def _audit(self, sql: str, bound: int) -> list[tuple[Any, ...]]:
         """Read audit rows; text that was damaged arrives as replacement characters, for verification to find."""
@@ -589,8 +592,9 @@ class SqliteStore:
             gone = db.execute(
                 "DELETE FROM sessions WHERE ended IS NOT NULL AND ended_at < ?", (tombstones_before,)
             ).rowcount
-            for table in ("records", "fingerprints"):
-                db.execute(f"DELETE FROM {table} WHERE expires_at <= ?", (now,))
+            rest = db.execute("DELETE FROM records WHERE expires_at <= ?", (now,)).rowcount
+            rest += db.execute("DELETE FROM fingerprints WHERE expires_at <= ?", (now,)).rowcount
+            db.destroyed = db.destroyed or bool(gone or rest)
             return Receipt(nonce, count=gone)
 
         return await self._written(work)
@@ -714,8 +718,10 @@ class _Writing:
 
     def truncate(self) -> None:
         """Copy the write-ahead log into the file and empty it, so that what was destroyed is in neither."""
+        self.execute("PRAGMA busy_timeout = 0")
         busy, *_ = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        self.destroyed = bool(busy)  # somebody was reading: once more after the next commit
+        self.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1e3:.0f}")
+        self.destroyed = bool(busy)  # somebody is reading, whom nobody waits for: once more after the next commit
 
     def insert_session(self, session: SealedSession) -> None:
         self.execute(
@@ -790,17 +796,6 @@ class _Writing:
             row = (new_audit_id(),)
             self.execute("INSERT INTO audit_owners VALUES (?, ?, ?)", (*names, *row))
         return str(row[0])
-
-
-_ENTRY_TYPES = (str, int, int, str, str, str, str, str, str, bytes, bytes)
-_CHANGED: dict[type, Any] = {str: "\N{REPLACEMENT CHARACTER}", int: -1, bytes: b"?"}
-
-
-def _entry(columns: Sequence[Any]) -> Entry:
-    """Take an entry as it lies. A column of another type was changed, and must not verify."""
-    if tuple(map(type, columns)) != _ENTRY_TYPES:
-        columns = [v if type(v) is kind else _CHANGED[kind] for v, kind in zip(columns, _ENTRY_TYPES, strict=True)]
-    return Entry(*columns)
 
 
 def _only_for_us(path: Path) -> None:
