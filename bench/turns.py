@@ -107,7 +107,8 @@ class Raw:
 
     async def turn(self, sid: str) -> None:
         rows = self.reader.execute(
-            "SELECT m.body FROM s JOIN m ON m.sid = s.id WHERE s.id = ? AND s.owner = 'ana' ORDER BY m.seq DESC LIMIT ?",
+            "SELECT m.body FROM s JOIN m ON m.sid = s.id WHERE s.id = ? AND s.owner = 'ana'"
+            " ORDER BY m.seq DESC LIMIT ?",
             (sid, TAIL),
         ).fetchall()
         context = [self.decode(self.key.decrypt(body[:12], body[12:], sid.encode())) for (body,) in reversed(rows)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import sqlite3
 import stat
 import subprocess
@@ -272,6 +273,7 @@ def test_interrupt() -> None:
     def wait_for(text: bytes) -> None:
         nonlocal seen
         while text not in seen:
+            assert select.select([terminal_side], [], [], 20)[0], f"{text!r} did not come, but {seen!r}"
             seen += os.read(terminal_side, 4096)
         seen = seen.partition(text)[2]
 

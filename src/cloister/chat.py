@@ -115,7 +115,7 @@ class Chat:
             self._say(said[1:] if word.startswith("//") else said)
 
     def _say(self, text: str) -> None:
-        before = self._session.version
+        before = self._session.item_count
         try:
             self._wait(self._reply(text))
         except KeyboardInterrupt:
@@ -138,7 +138,9 @@ class Chat:
             self._session = self._wait(self._user.resume(self._session.id))
         except SessionExpired:
             return "the session is over"
-        return "nothing of it was kept" if self._session.version == before else "but the reply was whole, and is kept"
+        return (
+            "nothing of it was kept" if self._session.item_count == before else "but the reply was whole, and is kept"
+        )
 
     def _start(self) -> None:
         self._session = self._wait(self._user.start(system=self._system))

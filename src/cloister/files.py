@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from cloister.errors import ConfigurationError
@@ -14,8 +15,11 @@ _MOST = 1 << 20
 def read_secret(path: Path, what: str) -> str:
     """Read a file of ASCII text that only its owner may read, or raise `ConfigurationError`; *what* names it."""
     try:
-        with open(path, "rb") as file:
+        # Not blocking, as it might be a pipe that nobody writes to.
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise ConfigurationError(f"the {what} {path} is not a file")
             data = file.read(_MOST + 1)
     except FileNotFoundError:
         raise ConfigurationError(f"the {what} {path} does not exist") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 
 from cloister.errors import NoScope, ScopeClosed
@@ -48,14 +48,29 @@ def current() -> Scope:
 
 @contextlib.contextmanager
 def open_scope(scope: Scope) -> Iterator[Scope]:
-    """Make *scope* the current one inside the block, in every task and `asyncio.to_thread` started there."""
+    """Make *scope* the current one inside the block, in every task and `asyncio.to_thread` started there.
+
+    Not around a ``yield``: generators that take turns in one task share its context. Pass the `Scope` value there.
+    """
     frame = _Frame(scope, _current.get())
-    _current.set(frame)
+    token = _current.set(frame)
     try:
         yield scope
     finally:
         frame.closed = True
-        # Not ContextVar.reset: blocks may be left out of order, and a generator's block in another context than it was
-        # entered in. Then what is current there stays, and the closed block around it says so when its turn comes.
-        if _current.get() is frame:
+        _leave(frame, token)
+
+
+def _leave(frame: _Frame, token: Token[_Frame | None]) -> None:
+    inner = _current.get()
+    if inner is frame:
+        # A generator's block may be left in another context than it was entered in: nothing is given back there.
+        with contextlib.suppress(ValueError):
+            _current.reset(token)
             _current.set(frame.around)
+        return
+    # Left before a block inside it: that one stays current, and gives way to what was around this one.
+    while inner is not None and inner.around is not frame:
+        inner = inner.around
+    if inner is not None:
+        inner.around = frame.around

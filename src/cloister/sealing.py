@@ -96,7 +96,7 @@ class SessionKeys:
     __slots__ = ("_commitment", "_context", "_head", "_item", "_secret")
 
     def __init__(self, secret: bytes, owner: Owner, session_id: str) -> None:
-        self._context = owner_fields(owner) + fields(session_id)
+        self._context = fields(_FORMAT) + owner_fields(owner) + fields(session_id)
         self._secret = secret
         self._item = AESGCM(subkey(secret, "item"))
         self._head = AESGCM(subkey(secret, "head"))
@@ -192,7 +192,7 @@ class MasterKeys(Protocol):
 
 def wrap_context(owner: Owner, session_id: str) -> bytes:
     """Give the associated data under which a session's secret is wrapped."""
-    return fields("wrap") + owner_fields(owner) + fields(session_id)
+    return fields("wrap", _FORMAT) + owner_fields(owner) + fields(session_id)
 
 
 def new_secret() -> bytes:
@@ -205,7 +205,10 @@ def key_of(blob: bytes) -> str:
     try:
         if blob[:1] != _FORMAT or not 1 <= blob[1] <= len(blob) - 2:
             raise ValueError
-        return blob[2 : 2 + blob[1]].decode("ascii")
+        name = blob[2 : 2 + blob[1]].decode("ascii")
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError
+        return name
     except (ValueError, IndexError):
         raise IntegrityError("a wrapped secret does not say which master key it is under, so it is damaged") from None
 
@@ -248,7 +251,7 @@ class TenantKeys:
         return unseal(AESGCM(self._keys[name]), after_name(sealed), context, f"the {self._purpose} of a session")
 
     def _context(self, name: str, owner: Owner, session_id: str) -> bytes:
-        return fields(self._purpose, name) + owner_fields(owner) + fields(session_id)
+        return fields(self._purpose, _FORMAT, name) + owner_fields(owner) + fields(session_id)
 
     def __repr__(self) -> str:
         return f"TenantKeys({self._purpose!r})"

@@ -18,6 +18,8 @@ from cloister import files
 from cloister.audit import AuditKey, Heads, read_heads
 from cloister.errors import StoreUnavailable
 
+_COMPACT = 1 << 16  # bytes: some hundred lines, each of which the next one repeats
+
 
 class HeadSink(Protocol):
     """Keeps signed heads. What was kept once is never taken back."""
@@ -45,14 +47,18 @@ class HeadFile:
     def keep(self, heads: Heads, now: datetime) -> None:
         """Sign for *heads* if they say more than the file does; `StoreUnavailable` if it cannot be written."""
         try:
-            with open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file, _alone(file):
+            with _opened_alone(self.path) as file:
                 data = file.read()
                 known, _ = read_heads(_lines(data), self.key.public)
                 newer = {writer: head for writer, head in heads.items() if head[0] > known.get(writer, (0, ""))[0]}
-                if newer:
+                if not newer:
+                    return
+                line = self.key.sign(known | newer, now).encode() + b"\n"
+                if len(data) > _COMPACT:
+                    files.overwrite(self.path, line)
+                else:
                     # What stands behind the last whole line was being written when a process died.
-                    whole = data.rfind(b"\n") + 1
-                    _append(file, whole, self.key.sign(known | newer, now).encode() + b"\n")
+                    _append(file, data.rfind(b"\n") + 1, line)
         except OSError as error:
             raise StoreUnavailable(f"the audit heads cannot be written to {self.path}: {error.strerror}") from None
 
@@ -72,13 +78,18 @@ def _append(file: io.FileIO, end: int, line: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _alone(file: io.FileIO) -> Iterator[None]:
-    """Keep other processes from writing the file meanwhile; the lock goes with the file."""
-    if sys.platform != "win32":
-        import fcntl
+def _opened_alone(path: Path) -> Iterator[io.FileIO]:
+    """Open *path* with no other process writing it meanwhile; the lock goes with the file."""
+    while True:
+        with io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            if sys.platform != "win32":
+                import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held the lock before may have put another file in this one's place.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                yield file
+                return
 
 
 class HeadList:

@@ -181,7 +181,7 @@ class AsyncCloister:
             await asyncio.sleep(_HOUSEKEEPING.total_seconds())
             self.vault.background(self.sweep())
             with contextlib.suppress(StoreError):  # tried again in a minute, and at the end, where it raises
-                self.sign_heads()
+                await asyncio.to_thread(self.sign_heads)
 
     def budget(self, model: str | None = None) -> int:
         """Give how many tokens a turn may send to *model*, or to the provider's own."""
@@ -447,7 +447,8 @@ class Session:
             system = found.system
         else:
             assert found.session is not None
-            text = await vault.system_of(found.session)
+            async with vault.guarded(self.owner, self.id):
+                text = await vault.system_of(found.session)
             system = None if text is None else self._cloister.counted(Item("system", text))
         return await vault.begin(self.owner, system, instead_of=self.id), True
 
@@ -783,7 +784,7 @@ class Turn:
         *error* is None if the block was left without a reply.
         """
         self._closed = True
-        if self._reply is not None or self.repeated:
+        if self.repeated or self._opened.committed:
             return
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
             heard = self._session._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
@@ -809,7 +810,9 @@ class Turn:
                 else:
                     await vault.commit(opened, head=head, entries=[noted])
                 return
-        await vault.ask(vault.store.record, [noted])
+            # Not under the owner's name: erasure may just have removed it from the log.
+            noted = msgspec.structs.replace(noted, owner=None)
+        await vault.note([noted])
 
     def _fit(self) -> list[Item]:
         """Give the items that are sent: the system text, the newest turns that fit, and what is new."""
@@ -865,8 +868,13 @@ class ReplyStream:
         return self._text
 
     async def __aexit__(self, *error: Any) -> bool | None:
-        if self._text is not None:
-            await self._text.aclose()
+        try:
+            if self._text is not None:
+                await self._text.aclose()
+        except BaseException as closing:
+            # The turn is left in any case: its lease is to be given back.
+            await self._entering.__aexit__(type(closing), closing, closing.__traceback__)
+            raise
         return await self._entering.__aexit__(*error)
 
     @property

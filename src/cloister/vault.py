@@ -74,6 +74,8 @@ class Opened:
     """Not stored yet: it comes to be with the first commit, or not at all."""
     instead_of: str | None = None
     """The id of the session in whose place a fresh one comes: once that was erased, this cannot come to be."""
+    committed: bool = False
+    """A commit was carried out, whether or not whoever asked for it was still there."""
 
 
 class Vault:
@@ -133,6 +135,10 @@ class Vault:
         except IntegrityError as error:
             await self.alarm(error, owner, session_id)
             raise
+
+    async def note(self, entries: Sequence[Event]) -> None:
+        """Put *entries* on record by themselves, to the end even if the caller is cancelled."""
+        await self._finish(self.ask(self.store.record, entries))
 
     def background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do *work* off the path of any caller; `settle` waits for it."""
@@ -258,11 +264,12 @@ class Vault:
     async def _present(self, owner: Owner, session_id: str, loaded: Loaded) -> SealedSession:
         if loaded.session is None:
             await self.refuse(owner, session_id)
-        if loaded.session.owner != owner or loaded.session.id != session_id:
+        row = loaded.session
+        if row.owner != owner or row.id != session_id or row.ended not in (None, "expired", "ended"):
             error = IntegrityError("the store returned another session than the one it was asked for")
             await self.alarm(error, owner, session_id)
             raise error
-        return loaded.session
+        return row
 
     async def _open(
         self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, seen: _Seen | None
@@ -299,13 +306,15 @@ class Vault:
     async def system_of(self, row: SealedSession) -> str | None:
         """Open the system text that a session, or its tombstone, carries."""
         if row.carry is None:
-            return None
+            raise IntegrityError("the store lost the system text that a session carries")
         keys = await TenantKeys.derive(self.keys, row.owner, "system text")
-        return keys.open(row.owner, row.id, row.carry).decode()
+        plain = keys.open(row.owner, row.id, row.carry)
+        return plain[1:].decode() if plain else None
 
-    async def _carry(self, owner: Owner, session_id: str, system: str) -> bytes:
+    async def _carry(self, owner: Owner, session_id: str, system: str | None) -> bytes:
+        """Seal the system text, or that there is none: else a tombstone could lose it and nobody would know."""
         keys = await TenantKeys.derive(self.keys, owner, "system text")
-        return keys.seal(owner, session_id, system.encode())
+        return keys.seal(owner, session_id, b"" if system is None else b"\x01" + system.encode())
 
     def _check_age(self, opened: Opened, seen: _Seen | None) -> None:
         """Refuse a session older than this process has seen it, or another one of the same version."""
@@ -360,8 +369,9 @@ class Vault:
         raise SessionNotFound
 
     async def _find_out(self, owner: Owner, session_id: str) -> None:
-        whose = await self.store.owner_of(session_id)
         noted = event("access.absent", self.now(), owner, sessions.digest(session_id))
+        async with self.guarded(owner, session_id):
+            whose = await self.store.owner_of(session_id)
         if whose is not None:
             noted = msgspec.structs.replace(noted, kind="access.foreign", other=whose)
         await self.ask(self.store.record, [noted])
@@ -386,9 +396,8 @@ class Vault:
         session_id = sessions.new_id()
         secret = new_secret()
         wrapped = await self.keys.wrap(secret, wrap_context(owner, session_id))
-        carry = None
+        carry = await self._carry(owner, session_id, None if system is None else system.text)
         if system is not None:
-            carry = await self._carry(owner, session_id, system.text)
             note = SystemNote(_digest(system.text), system.tokens, system.counter)
             head = msgspec.structs.replace(head, system=note)
         keys = SessionKeys(secret, owner, session_id)
@@ -441,7 +450,8 @@ class Vault:
         except BaseException:
             opened.head = before
             raise
-        opened.row, opened.fresh, opened.lease = row, False, b""  # the commit gave the lease back
+        opened.row, opened.fresh, opened.committed = row, False, True
+        opened.lease = b""  # the commit gave it back
         self._remember(opened)
 
     async def _twice(self, method: Callable[..., Awaitable[EchoT]], *args: Any, **options: Any) -> None:
@@ -523,8 +533,8 @@ class Vault:
         wrapped, carry = row.wrapped, row.carry
         if wrapped is not None:
             wrapped = await self.keys.wrap(await self.keys.unwrap(wrapped, context), context)
-        if (text := await self.system_of(row)) is not None:
-            carry = await self._carry(row.owner, row.id, text)
+        if carry is not None:
+            carry = await self._carry(row.owner, row.id, await self.system_of(row))
         if (wrapped, carry) == (row.wrapped, row.carry):
             return True
         return bool((await self.ask(self.store.rewrap, row, wrapped, carry)).count)
@@ -535,7 +545,9 @@ class Vault:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait([task])
+            while not task.done():  # however often the caller is cancelled: the store's own deadlines end the wait
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
             if not task.cancelled():
                 task.exception()  # looked at, so that it is not reported as forgotten
             raise

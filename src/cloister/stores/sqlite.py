@@ -95,11 +95,11 @@ _MINE = "tenant = ? AND user = ? AND session = ?"
 _BUSY_SECONDS = 5.0
 _LEASE_SECONDS = 1.0  # on the event loop, where a lease is written in some microseconds
 _MOST_AT_ONCE = 256
-# A lease further ahead than any we grant comes from before a reboot, when the clock began anew.
+# A lease further ahead than any that was granted a moment ago comes from before a reboot, when the clock began anew.
 _TAKE = f"""
 INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5 + {LEASE.total_seconds()})
 ON CONFLICT DO UPDATE SET lease = excluded.lease, until = excluded.until
-WHERE lease = excluded.lease OR until <= ?5 OR until > excluded.until
+WHERE lease = excluded.lease OR until <= ?5 OR until > excluded.until + 60
 """
 
 T = TypeVar("T")

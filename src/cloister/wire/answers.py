@@ -327,14 +327,14 @@ def _end(reason: object, ends: Mapping[str, str]) -> str:
 
 
 def _name(model: object) -> str | None:
-    return mend(model) if isinstance(model, str) else None
+    return mend(model)[:128] if isinstance(model, str) else None  # it goes on record, where no text may hide in it
 
 
 def _number(details: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = details.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
+            return min(value, 1 << 53)  # beyond any bill, and within what every store can add up
     return 0
 
 
