@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from cloister.audit import Entry, Report, verify
+from cloister.client import AsyncCloister
 from cloister.model import Item
 from cloister.providers.base import Request
 from cloister.stores.base import Store
-from cloister.turn import AsyncCloister, Session, User
+from cloister.user import Session, User
 
 
 class Clock:

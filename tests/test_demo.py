@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from cloister import demo
+from cloister.client import AsyncCloister
 from cloister.providers.base import Request
 from cloister.providers.offline import Offline
 from cloister.settings import Settings
-from cloister.turn import AsyncCloister, User
+from cloister.user import User
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister import sealing, sessions
+from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError, IntegrityError
 from cloister.keyring import Keyring
 from cloister.model import ROLES, Head, Item, Limits, Owner, SealedItem, SystemNote, Usage
@@ -27,7 +28,6 @@ from cloister.providers.base import Request
 from cloister.sealing import SessionKeys, TenantKeys, fields, key_of, owner_fields, seal, subkey, tag, wrap_context
 from cloister.stores.base import Loaded
 from cloister.stores.memory import MemoryStore
-from cloister.turn import AsyncCloister
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = bytes(range(32))

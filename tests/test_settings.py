@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from cloister import settings
 from cloister.audit import AuditKey
+from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
 from cloister.providers.offline import Offline
 from cloister.settings import Settings
-from cloister.turn import AsyncCloister
 
 ONE_KEY = "first:" + base64.urlsafe_b64encode(bytes(32)).decode()
 

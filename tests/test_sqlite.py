@@ -542,7 +542,7 @@ async def test_a_damaged_side_file_says_what_to_do(file: Path) -> None:
 
 async def test_a_store_that_another_process_locks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is held too long is an error that says so; once it is given back, all is well."""
-    monkeypatch.setattr("cloister.stores.sqlite._BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("cloister.stores.sqlite_file.BUSY_SECONDS", 0.01)
     async with opened(at(file)) as house:
         session = await house.ana.start()
         with contextlib.closing(sqlite3.connect(file)) as other:
@@ -558,7 +558,7 @@ async def test_a_store_that_another_process_locks(file: Path, monkeypatch: pytes
 
 async def test_leases_that_another_process_locks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without leases there are no turns; reading goes on."""
-    monkeypatch.setattr("cloister.stores.sqlite._LEASE_SECONDS", 0.01)
+    monkeypatch.setattr("cloister.stores.sqlite_file.LEASE_SECONDS", 0.01)
     async with opened(at(file)) as house:
         session = await house.ana.start()
         with contextlib.closing(sqlite3.connect(file.with_name("x.db.leases"))) as other:

@@ -23,7 +23,7 @@ from cloister.errors import SessionExpired, SessionNotFound
 from cloister.keyring import Keyring
 from cloister.model import Limits
 from cloister.stores.memory import MemoryStore
-from cloister.turn import Session, User
+from cloister.user import Session, User
 
 T = TypeVar("T")
 

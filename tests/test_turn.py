@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from tests.fakes import House, Parrot, Watched, opened, pieces, told
 
 from cloister import sessions, stores
+from cloister.client import AsyncCloister
 from cloister.errors import (
     BudgetExceeded,
     CloisterError,
@@ -37,7 +38,7 @@ from cloister.keyring import Keyring
 from cloister.model import Item, Limits, Usage
 from cloister.stores.base import LEASE, Listing, Loaded, Receipt, Store
 from cloister.stores.memory import MemoryStore
-from cloister.turn import AsyncCloister, Session, User
+from cloister.user import Session, User
 
 NOT_WAITING = Limits(turn_wait=timedelta(0))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloister.audit import AuditKey
+    from cloister.client import AsyncCloister
     from cloister.errors import (
         BudgetExceeded,
         CloisterError,
@@ -40,10 +41,12 @@ if TYPE_CHECKING:
     from cloister.sealing import MasterKeys
     from cloister.stores.base import Store
     from cloister.sync import Cloister
-    from cloister.turn import AsyncCloister, ReplyStream, Session, Turn, User
+    from cloister.turn import ReplyStream, Turn
+    from cloister.user import Session, User
 
 _HOMES = {
     "audit": "AuditKey",
+    "client": "AsyncCloister",
     "errors": (
         "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
         " ProviderRateLimited ProviderTimeout ReplyBlocked ScopeClosed SessionBusy SessionConflict SessionExpired"
@@ -59,7 +62,8 @@ _HOMES = {
     "sealing": "MasterKeys",
     "stores.base": "Store",
     "sync": "Cloister",
-    "turn": "AsyncCloister ReplyStream Session Turn User",
+    "turn": "ReplyStream Turn",
+    "user": "Session User",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -16,8 +16,9 @@ from cloister import terminal
 from cloister.errors import CloisterError, ConfigurationError, SessionExpired
 
 if TYPE_CHECKING:
+    from cloister.client import AsyncCloister
     from cloister.settings import Settings
-    from cloister.turn import AsyncCloister, Session, User
+    from cloister.user import Session, User
 
 T = TypeVar("T")
 

@@ -21,13 +21,14 @@ from typing import Any
 from urllib.parse import quote
 
 from cloister import doctor, stores, terminal, wire
+from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError, IntegrityError, ProviderError, SessionExpired, SessionNotFound
 from cloister.model import Item
 from cloister.providers.base import Provider, Request
 from cloister.providers.offline import Offline
 from cloister.scope import current
 from cloister.settings import Settings
-from cloister.turn import AsyncCloister, Session, User
+from cloister.user import Session, User
 
 ANA_SAYS = "My name is Ana Lopez and my order number is 48213."
 BEN_ASKS = "What is my name, and what is my order number?"

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from cloister import files, providers, stores
 from cloister.audit import AuditKey
+from cloister.client import AsyncCloister, Tenancy
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
 from cloister.providers.base import Provider
 from cloister.stores.base import Store
-from cloister.turn import AsyncCloister, Tenancy
 
 DEFAULT_FILE = "cloister.toml"
 DEFAULT_STORE = "sqlite:///cloister.db"

@@ -13,14 +13,17 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from cloister import scope, wire
-from cloister import turn as aio
+from cloister import turn as turns
+from cloister import user as aio
 from cloister.audit import AuditKey
+from cloister.client import AsyncCloister, Tenancy
+from cloister.content import Content
 from cloister.errors import ConfigurationError
 from cloister.model import Erasure, Item, Limits, Reply
 from cloister.providers.base import Provider
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Store
-from cloister.turn import AsyncCloister, Content, OnExpired, Tenancy
+from cloister.user import OnExpired
 
 T = TypeVar("T")
 
@@ -193,16 +196,16 @@ class User:
         metadata: Mapping[str, str] | None = None,
         items: Iterable[Item | Mapping[str, Any]] = (),
     ) -> Session:
-        """Start a session; see `cloister.turn.User.start`."""
+        """Start a session; see `cloister.user.User.start`."""
         work = self._inner.start(title=title, system=system, metadata=metadata, items=items)
         return Session(self._cloister, self._cloister.run(work))
 
     def resume(self, session_id: str) -> Session:
-        """Give a session of this user's; see `cloister.turn.User.resume`."""
+        """Give a session of this user's; see `cloister.user.User.resume`."""
         return Session(self._cloister, self._cloister.run(self._inner.resume(session_id)))
 
     def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
-        """List this user's live sessions; see `cloister.turn.User.sessions`."""
+        """List this user's live sessions; see `cloister.user.User.sessions`."""
         found = self._cloister.run(self._inner.sessions(limit=limit, after=after))
         return [Session(self._cloister, session) for session in found]
 
@@ -223,7 +226,7 @@ class User:
 
 
 class Session:
-    """Be one conversation of one owner; see `cloister.turn.Session`."""
+    """Be one conversation of one owner; see `cloister.user.Session`."""
 
     def __init__(self, cloister: Cloister, inner: aio.Session) -> None:
         self._cloister = cloister
@@ -348,7 +351,7 @@ class Session:
 class Turn:
     """Be one question and what it comes to; see `cloister.turn.Turn`."""
 
-    def __init__(self, session: Session, inner: aio.Turn) -> None:
+    def __init__(self, session: Session, inner: turns.Turn[aio.Session]) -> None:
         self._session = session
         self._inner = inner
 
@@ -400,7 +403,7 @@ class Turn:
 class ReplyStream:
     """Be a reply while it is written; see `cloister.turn.ReplyStream`."""
 
-    def __init__(self, session: Session, inner: aio.ReplyStream) -> None:
+    def __init__(self, session: Session, inner: turns.ReplyStream[aio.Session]) -> None:
         self._session = session
         self._inner = inner
 

@@ -36,7 +36,7 @@ from cloister.errors import (
     StoreUnavailable,
 )
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession, SystemNote, Usage, to_micros
-from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, key_of, new_secret, tag, wrap_context
+from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
 from cloister.stores.base import RENEW_EVERY, Commit, Due, Loaded, Record, Store
 
 _log = logging.getLogger("cloister")
@@ -44,7 +44,6 @@ _log = logging.getLogger("cloister")
 T = TypeVar("T")
 
 _SEEN_AT_MOST = 65_536
-_SWEEP = 100
 _Seen = tuple[int, bytes]  # version and turn
 _FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
@@ -311,7 +310,7 @@ class Vault:
         plain = keys.open(row.owner, row.id, row.carry)
         return plain[1:].decode() if plain else None
 
-    async def _carry(self, owner: Owner, session_id: str, system: str | None) -> bytes:
+    async def carry(self, owner: Owner, session_id: str, system: str | None) -> bytes:
         """Seal the system text, or that there is none: else a tombstone could lose it and nobody would know."""
         keys = await TenantKeys.derive(self.keys, owner, "system text")
         return keys.seal(owner, session_id, b"" if system is None else b"\x01" + system.encode())
@@ -378,7 +377,7 @@ class Vault:
 
     async def expire(self, opened: Opened) -> None:
         """Destroy a session whose time is up, unless somebody else is at work on it."""
-        await self._end_expired(opened.row, opened.lease or None)
+        await self.end_expired(opened.row, opened.lease or None)
 
     # --- sealing ------------------------------------------------------------------------------------------------------
 
@@ -396,7 +395,7 @@ class Vault:
         session_id = sessions.new_id()
         secret = new_secret()
         wrapped = await self.keys.wrap(secret, wrap_context(owner, session_id))
-        carry = await self._carry(owner, session_id, None if system is None else system.text)
+        carry = await self.carry(owner, session_id, None if system is None else system.text)
         if system is not None:
             note = SystemNote(_digest(system.text), system.tokens, system.counter)
             head = msgspec.structs.replace(head, system=note)
@@ -461,22 +460,7 @@ class Vault:
         except StoreUnavailable:
             await self.ask(method, *args, **options)
 
-    # --- keeping house ------------------------------------------------------------------------------------------------
-
-    async def sweep(self) -> int:
-        """Destroy what has expired, drop what has outlived its use; give how many sessions ended."""
-        now = to_micros(self.now())
-        ended = 0
-        while rows := await self.store.expired(now=now, limit=_SWEEP):
-            done = [await self._end_expired(row) for row in rows]
-            ended += sum(done)
-            if not all(done):  # somebody is at work on it, or it changed: the next sweep sees to it
-                break
-        before = now - sessions.TOMBSTONE // timedelta(microseconds=1)
-        await self.ask(self.store.sweep, now=now, tombstones_before=before)
-        return ended
-
-    async def _end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
+    async def end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
         now = self.now()
         receipt = await self.ask(
             self.store.end,
@@ -490,55 +474,6 @@ class Vault:
         )
         return receipt.count
 
-    async def batches(self) -> AsyncIterator[Sequence[SealedSession]]:
-        """Give all sessions and tombstones, of all owners, some at a time."""
-        after = None
-        while rows := await self.store.all(after=after, limit=_SWEEP):
-            yield rows
-            after = (rows[-1].owner.tenant or "", rows[-1].owner.user, rows[-1].id)
-
-    async def rewrap_all(self, progress: Callable[[int], None]) -> tuple[int, int]:
-        """Put every session under the newest master key; give how many were, and how many cannot be opened.
-
-        A session that cannot be opened concerns itself alone: it is put on record, and the others go on.
-        """
-        done = failed = 0
-        async for rows in self.batches():
-            for row in rows:
-                try:
-                    while not await self.rewrap(row):
-                        row = await self._again(row)
-                    done += 1
-                except IntegrityError as error:
-                    await self.alarm(error, row.owner, row.id)
-                    failed += 1
-                except ConfigurationError:  # under a key that the keyring does not hold
-                    failed += 1
-            progress(len(rows))
-        await self.ask(self.store.record, [event("key.rotated", self.now(), sessions=done, failed=failed)])
-        return done, failed
-
-    async def _again(self, row: SealedSession) -> SealedSession:
-        """Read a session once more that changed while it was being re-wrapped."""
-        loaded = await self.ask(self.store.load, row.owner, row.id, budget=0)
-        return loaded.session or msgspec.structs.replace(row, wrapped=None, carry=None)  # erased: nothing to do
-
-    async def count_under(self, key: str) -> int:
-        """Count the sessions, and tombstones with system text, that are still under the master key named *key*."""
-        return sum([sum(key in _keys_of(row) for row in rows) async for rows in self.batches()])
-
-    async def rewrap(self, row: SealedSession) -> bool:
-        """Put a session's secret and carried text under the newest master key; False if it changed meanwhile."""
-        context = wrap_context(row.owner, row.id)
-        wrapped, carry = row.wrapped, row.carry
-        if wrapped is not None:
-            wrapped = await self.keys.wrap(await self.keys.unwrap(wrapped, context), context)
-        if carry is not None:
-            carry = await self._carry(row.owner, row.id, await self.system_of(row))
-        if (wrapped, carry) == (row.wrapped, row.carry):
-            return True
-        return bool((await self.ask(self.store.rewrap, row, wrapped, carry)).count)
-
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Let *work* run to its end, even if whoever waits for it is cancelled meanwhile."""
         task = asyncio.get_running_loop().create_task(work)
@@ -551,16 +486,6 @@ class Vault:
             if not task.cancelled():
                 task.exception()  # looked at, so that it is not reported as forgotten
             raise
-
-
-def _keys_of(row: SealedSession) -> set[str]:
-    """Name the master keys that a session is under; a damaged wrap is under none."""
-    names = set()
-    for blob in (row.wrapped, row.carry):
-        if blob is not None:
-            with contextlib.suppress(IntegrityError):
-                names.add(key_of(blob))
-    return names
 
 
 def _busy(limits: Limits) -> SessionBusy:

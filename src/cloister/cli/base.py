@@ -13,9 +13,9 @@ from cloister import terminal
 from cloister.errors import CloisterError, ConfigurationError
 
 if TYPE_CHECKING:
+    from cloister.client import AsyncCloister
     from cloister.settings import Settings
     from cloister.stores.base import Store
-    from cloister.turn import AsyncCloister
 
 
 class Commands(click.Group):

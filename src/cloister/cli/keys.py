@@ -14,10 +14,10 @@ from cloister.cli.base import Failure, counted, opened, store_option
 from cloister.errors import CloisterError, ConfigurationError
 
 if TYPE_CHECKING:
+    from cloister.client import AsyncCloister
     from cloister.keyring import Keyring
     from cloister.settings import Settings
     from cloister.stores.base import Store
-    from cloister.turn import AsyncCloister
 
 
 @click.group()
@@ -100,9 +100,11 @@ def _with_keys(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 @_with_keys
 async def list_keys(cloister: AsyncCloister, keyring: Keyring, from_env: bool) -> None:
     """List the keys, which of them seals, and how many sessions are under each."""
+    from cloister import upkeep
+
     newest = keyring.names[-1]
     rows = [
-        (name, "seals" if name == newest else "opens only", await cloister.vault.count_under(name))
+        (name, "seals" if name == newest else "opens only", await upkeep.count_under(cloister.vault, name))
         for name in keyring.names
     ]
     terminal.table(["key", "use", "sessions under it"], rows)
@@ -116,6 +118,8 @@ async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resu
 
     Items are not touched, only the secrets that open them. If it is interrupted, go on with --resume.
     """
+    from cloister import upkeep
+
     if from_env and not resume:
         terminal.say("The keys come from CLOISTER_KEYS, which only you can change:")
         terminal.say("  1. append a key to its value behind a comma, everywhere: `cloister keys new --print` makes one")
@@ -127,7 +131,7 @@ async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resu
     newest = keyring.names[-1]
     try:
         with terminal.progress("sessions", await _count(cloister.store)) as done:
-            rewrapped, failed = await cloister.vault.rewrap_all(done)
+            rewrapped, failed = await upkeep.rewrap_all(cloister.vault, done)
     except CloisterError as error:
         raise Failure(
             f"{terminal.line(error)} Some sessions are still under older keys; mend this, then `keys rotate --resume`"
@@ -157,13 +161,14 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
 
     Copies of the store that were made while it was in use can never be opened again.
     """
+    from cloister import upkeep
     from cloister.audit import event
 
     if name not in keyring.names:
         raise ConfigurationError(f"there is no key {name!r}; there are {', '.join(keyring.names)}")
     if name == keyring.names[-1]:
         raise ConfigurationError(f"{name} is the key that seals; make another with `cloister keys rotate` first")
-    under = await cloister.vault.count_under(name)
+    under = await upkeep.count_under(cloister.vault, name)
     if under:
         raise ConfigurationError(f"still under {name}: {counted(under)}; run `cloister keys rotate --resume` first")
     if from_env:

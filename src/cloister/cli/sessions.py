@@ -14,8 +14,9 @@ from cloister import terminal
 from cloister.cli.base import counted, opened, store_option
 
 if TYPE_CHECKING:
+    from cloister.client import AsyncCloister
     from cloister.settings import Settings
-    from cloister.turn import AsyncCloister, User
+    from cloister.user import User
 
 _REASON_AT_MOST = 500
 

@@ -1,0 +1,210 @@
+"""The way in for applications: opens a store with its keys, keeps house, and gives out users."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import msgspec
+
+from cloister import providers, sinks, stores, upkeep, window
+from cloister.audit import AuditKey, event
+from cloister.errors import ConfigurationError, StoreError
+from cloister.keyring import Keyring
+from cloister.model import Item, Limits, Owner
+from cloister.providers.base import Provider
+from cloister.sealing import MasterKeys
+from cloister.stores.base import Store
+from cloister.user import User
+from cloister.vault import Vault
+
+Tenancy = Literal["single", "required"]
+
+_HOUSEKEEPING = timedelta(seconds=60)
+
+
+class AsyncCloister:
+    """Keep the conversations of many users apart. Made by `open`; use it in an ``async with`` block."""
+
+    @classmethod
+    def open(
+        cls,
+        url: str | Store,
+        *,
+        provider: str | Provider | None = None,
+        keyring: MasterKeys | None = None,
+        limits: Limits | None = None,
+        context_tokens: int | None = None,
+        tenancy: Tenancy = "single",
+        scrub: None = None,
+        leaks: None = None,
+        clock: Callable[[], datetime] | None = None,
+        audit_key: AuditKey | None = None,
+        keep_failed: bool = False,
+    ) -> AsyncCloister:
+        """Give a cloister over the store at *url*, to be opened by ``async with``.
+
+        Without *provider* only ``send`` and ``stream`` are missing. Without *keyring*, ``memory://`` makes one that is
+        thrown away, ``sqlite://`` keeps a key file beside the database, and other stores refuse. *limits* are
+        `Limits.strict` unless given. *context_tokens* bounds what a turn sends, by default the model's context less
+        room for its reply. *clock* gives aware datetimes. With *keep_failed* a question whose answer failed stays in
+        the history, marked. *scrub* and *leaks* are None until those parts are here. Raises `ConfigurationError`.
+        """
+        return cls(
+            stores.connect(url),
+            providers.connect(provider),
+            keyring,
+            Limits.strict() if limits is None else limits,
+            context_tokens,
+            tenancy,
+            clock or _utc_now,
+            audit_key,
+            keep_failed,
+        )
+
+    def __init__(
+        self,
+        store: Store,
+        provider: Provider | None,
+        keyring: MasterKeys | None,
+        limits: Limits,
+        context_tokens: int | None,
+        tenancy: Tenancy,
+        clock: Callable[[], datetime],
+        audit_key: AuditKey | None,
+        keep_failed: bool,
+    ) -> None:
+        if tenancy not in ("single", "required"):
+            raise ConfigurationError(f"tenancy is 'single' or 'required', not {tenancy!r}")
+        if context_tokens is not None and context_tokens < 1:
+            raise ConfigurationError("context_tokens must be at least 1")
+        self.store = store
+        self.provider = provider
+        self.limits = limits
+        self.tenancy: Tenancy = tenancy
+        self._context_tokens = context_tokens
+        self._model = provider.model if provider else None
+        self.keep_failed = keep_failed
+        self._clock = clock
+        self._keyring = keyring
+        self._audit_key = audit_key
+        self._heads: sinks.HeadSink | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._vault: Vault | None = None
+
+    async def __aenter__(self) -> AsyncCloister:
+        if self._vault is not None:
+            raise ConfigurationError("this cloister is open already, or was: call open() again for another")
+        keyring = self._keyring or default_keyring(self.store)
+        self._heads = head_sink(self.store, self._audit_key)
+        # An exact vocabulary takes a second to load, which no turn should wait for.
+        await asyncio.to_thread(self.counter)
+        await self.store.open()
+        self._vault = Vault(self.store, keyring, self._clock, self.limits)
+        if await self.store.tenanted():
+            self.tenancy = "required"  # nothing is ever filed under no tenant beside real ones
+        self._housekeeping = asyncio.create_task(self._keep_house())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        try:
+            await self.vault.settle()
+            self.sign_heads()
+        finally:
+            if self.provider is not None:
+                await self.provider.close()
+            await self.store.close()
+
+    @property
+    def vault(self) -> Vault:
+        if self._vault is None:
+            raise ConfigurationError("this cloister is not open: use it inside `async with AsyncCloister.open(…)`")
+        return self._vault
+
+    def user(self, user: str, *, tenant: str | None = None) -> User:
+        """Give the door to what belongs to *user*; nothing of anybody else's is reachable through it.
+
+        Raises `ConfigurationError` if a tenant is missing or must not be named, `ValueError` for a name that is none.
+        """
+        if tenant is None and self.tenancy == "required":
+            raise ConfigurationError("name the tenant too: user(…, tenant=…); this store or this set-up has tenants")
+        if tenant is not None and self.tenancy == "single":
+            raise ConfigurationError('this cloister has no tenants; open it with tenancy="required" to name them')
+        return User(self, Owner(tenant, user))
+
+    async def sweep(self) -> int:
+        """Destroy sessions whose time is up, and what has outlived its use; give how many ended.
+
+        Runs by itself every minute while the cloister is open.
+        """
+        return await upkeep.sweep(self.vault)
+
+    async def note_operator(self, owner: Owner, action: str, reason: str) -> None:
+        """Put on record that an operator is about to do *action* to what is *owner*'s, and why."""
+        noted = event("operator.access", self.vault.now(), owner, action=action, reason=reason)
+        await self.vault.ask(self.store.record, [noted])
+
+    def sign_heads(self) -> None:
+        """Sign how far the audit log has come; runs by itself every minute and at the end."""
+        if self._heads is not None:
+            self._heads.keep(self.store.heads(), self.vault.now())
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING.total_seconds())
+            self.vault.background(self.sweep())
+            with contextlib.suppress(StoreError):  # tried again in a minute, and at the end, where it raises
+                await asyncio.to_thread(self.sign_heads)
+
+    def budget(self, model: str | None = None) -> int:
+        """Give how many tokens a turn may send to *model*, or to the provider's own."""
+        return self._context_tokens or window.context_tokens(model or self._model)
+
+    def counter(self, model: str | None = None) -> window.Counter:
+        """Give what counts tokens for *model*, or for the provider's own."""
+        return window.counter_for(model or self._model)
+
+    def counted(self, item: Item, model: str | None = None) -> Item:
+        """Give *item* with its cost in a window."""
+        counter = self.counter(model)
+        return msgspec.structs.replace(item, tokens=window.item_tokens(item, counter), counter=counter.name)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def default_keyring(store: Store) -> Keyring:
+    """Give the keyring that a store has by itself; `ConfigurationError` where it must be named."""
+    if store.volatile:
+        return Keyring.generate()
+    if store.path is None:
+        raise ConfigurationError("name the keys: open(…, keyring=Keyring.from_file(…)), or set CLOISTER_KEYS")
+    path = store.path.with_name(store.path.name + ".keys")
+    if not path.exists() and store.path.exists() and os.path.getsize(store.path):
+        raise ConfigurationError(
+            f"{store.url} is there, but its key file {path} is not: put the file back, or name another store. "
+            "Without its keys nothing in it can be opened"
+        )
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):  # made by another process in this very moment
+            return Keyring.create_file(path)
+    return Keyring.from_file(path)
+
+
+def head_sink(store: Store, key: AuditKey | None) -> sinks.HeadFile | sinks.HeadList | None:
+    """Give where signed audit heads go: a file beside an embedded store, memory for one in memory."""
+    if store.volatile:
+        return sinks.HeadList(key or AuditKey.generate())
+    if store.path is None:
+        return None
+    name = store.path.name
+    return sinks.HeadFile(
+        store.path.with_name(name + ".heads"), key or sinks.audit_key(store.path.with_name(name + ".audit-key"))
+    )

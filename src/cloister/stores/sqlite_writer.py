@@ -1,0 +1,241 @@
+"""The one thread that writes to the SQLite file: all that waits, in one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from cloister.audit import Chain, Event, Heads, event, new_audit_id
+from cloister.errors import CloisterError, StoreUnavailable
+from cloister.model import Owner, SealedItem, SealedSession, from_micros
+from cloister.stores.base import MOST_CLAIMS, Fingerprint, Record
+from cloister.stores.sqlite_file import BUSY_SECONDS, SESSION, names, ours
+
+T = TypeVar("T")
+
+_MOST_AT_ONCE = 256
+
+
+class _Job(NamedTuple):
+    work: Callable[[Writing], Any]
+    loop: asyncio.AbstractEventLoop
+    outcome: asyncio.Future[Any]
+
+
+class Writer:
+    """Carry out jobs in the order in which they come, in a thread, and keep the audit chain of its connection."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], url: str) -> None:
+        self._connect = connect
+        self._url = url
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._heads: Heads = {}
+        self._writing: Writing | None = Writing(connect(), url)
+        self._writing.truncate()  # a crash may have come between an erasure and the emptying of the log
+        self._thread: threading.Thread | None = threading.Thread(target=self._work, name="cloister-sqlite", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Do what still waits, then stop."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(thread.join)
+
+    def heads(self) -> Heads:
+        """Say how far the chains of this writer have come."""
+        return dict(self._heads)
+
+    async def write(self, work: Callable[[Writing], T]) -> T:
+        """Do *work* in the next transaction, and give what it gives or raise what it raises."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[T] = loop.create_future()
+        if self._thread is None:
+            raise StoreUnavailable(f"{self._url} is closed")
+        self._jobs.put(_Job(work, loop, outcome))
+        return await outcome
+
+    def _work(self) -> None:
+        """Carry out jobs until told to stop: all that wait, in one transaction."""
+        stopping = False
+        while not stopping:
+            jobs = [self._jobs.get()]
+            while len(jobs) < _MOST_AT_ONCE and not self._jobs.empty():
+                jobs.append(self._jobs.get())
+            stopping = None in jobs
+            wanted = [job for job in jobs if job is not None]
+            if wanted:
+                _tell(wanted, self._write_all(wanted))
+        if self._writing is not None:
+            self._writing.db.close()
+
+    def _write_all(self, jobs: Sequence[_Job]) -> list[Any]:
+        """Give the outcome of each job, an exception where it failed."""
+        try:
+            if self._writing is None:
+                self._writing = Writing(self._connect(), self._url, after_fault=True)
+            outcomes = self._writing.transaction([job.work for job in jobs])
+            chain = self._writing.chain
+            self._heads[chain.writer] = chain.number, chain.last.hex()
+            return outcomes
+        except sqlite3.Error as error:
+            self._abandon()
+            return [ours(error, self._url) for _ in jobs]
+        except Exception as error:  # noqa: BLE001 - a fault of ours: the callers must hear of it, and the thread must live
+            self._abandon()
+            return [error] * len(jobs)
+
+    def _abandon(self) -> None:
+        """Give up a connection whose last outcome is unknown; its successor begins a chain of its own."""
+        if self._writing is not None:
+            self._writing.db.close()
+            self._writing = None
+
+
+def _tell(jobs: Sequence[_Job], outcomes: Sequence[Any]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        by_loop.setdefault(job.loop, []).append((job.outcome, outcome))
+    for loop, told in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_resolve, told)
+
+
+def _resolve(told: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, outcome in told:
+        if future.done():  # whoever waited was cancelled
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+class Writing:
+    """The one connection that writes, and the audit chain that belongs to it."""
+
+    def __init__(self, db: sqlite3.Connection, url: str, *, after_fault: bool = False) -> None:
+        self.db = db
+        self.execute = db.execute
+        self.chain = Chain.new()
+        self.destroyed = False
+        self._url = url
+        self._after_fault = after_fault
+
+    def transaction(self, works: Sequence[Callable[[Writing], T]]) -> list[T | BaseException]:
+        """Do *works* in one transaction; one that raises leaves nothing, and the others stand."""
+        began = self.chain
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            if self._after_fault:
+                self.put([event("writer.replaced", from_micros(time.time_ns() // 1000))])
+            outcomes = [self._alone(work) for work in works]
+            self.execute("COMMIT")
+        except BaseException:
+            self.chain = began
+            raise
+        self._after_fault = False
+        if self.destroyed:
+            self.truncate()
+        return outcomes
+
+    def _alone(self, work: Callable[[Writing], T]) -> T | BaseException:
+        before = self.chain
+        self.execute("SAVEPOINT job")
+        try:
+            outcome: T | BaseException = work(self)
+        except CloisterError as error:
+            outcome = error
+        except sqlite3.IntegrityError as error:  # what it stores contradicts what is there; the others do not mind
+            outcome = ours(error, self._url)
+        if isinstance(outcome, CloisterError):
+            self.chain = before
+            self.execute("ROLLBACK TO job")
+        self.execute("RELEASE job")
+        return outcome
+
+    def truncate(self) -> None:
+        """Copy the write-ahead log into the file and empty it, so that what was destroyed is in neither."""
+        self.execute("PRAGMA busy_timeout = 0")
+        busy, *_ = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1e3:.0f}")
+        self.destroyed = bool(busy)  # somebody is reading, whom nobody waits for: once more after the next commit
+
+    def insert_session(self, session: SealedSession) -> None:
+        self.execute(
+            f"INSERT INTO sessions ({SESSION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *names(session.owner),
+                session.id,
+                session.wrapped,
+                session.head,
+                session.version,
+                session.count,
+                session.tokens,
+                session.created_at,
+                session.updated_at,
+                session.expires_at,
+                session.turn,
+                session.carry,
+                session.ended,
+            ),
+        )
+
+    def insert_items(self, key: tuple[str, str, str], items: Sequence[SealedItem]) -> None:
+        self.db.executemany(
+            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(*key, item.position, item.role, item.tokens, item.sealed) for item in items],
+        )
+
+    def keep(self, owner: Owner, record: Record | None) -> None:
+        if record is not None:
+            values = (*names(owner), record.session, record.holder, record.key, record.sealed, record.expires_at)
+            self.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    def claim(self, fingerprints: Sequence[Fingerprint]) -> None:
+        for fingerprint in fingerprints:
+            whose = ("", "") if fingerprint.common else names(fingerprint.owner)
+            key = (fingerprint.scope, fingerprint.digest)
+            self.execute(
+                "INSERT OR REPLACE INTO fingerprints VALUES (?, ?, ?, ?, ?)", (*key, *whose, fingerprint.expires_at)
+            )
+            (owners,) = self.execute("SELECT count(*) FROM fingerprints WHERE scope = ? AND digest = ?", key).fetchone()
+            if owners > MOST_CLAIMS:
+                self.execute(
+                    "INSERT OR IGNORE INTO fingerprints VALUES (?, ?, '', '', ?)", (*key, fingerprint.expires_at)
+                )
+
+    def put(self, events: Sequence[Event]) -> None:
+        for noted in events:
+            self.chain, entry = self.chain.extend(noted, self._audit_id(noted.owner), self._audit_id(noted.other))
+            self.execute(
+                "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    entry.writer,
+                    entry.number,
+                    entry.at,
+                    entry.event,
+                    entry.severity,
+                    entry.owner,
+                    entry.other,
+                    entry.session,
+                    entry.detail,
+                    entry.previous,
+                    entry.hash,
+                ),
+            )
+
+    def _audit_id(self, owner: Owner | None) -> str:
+        if owner is None:
+            return ""
+        who = names(owner)
+        row = self.execute("SELECT audit_id FROM audit_owners WHERE tenant = ? AND user = ?", who).fetchone()
+        if row is None:
+            row = (new_audit_id(),)
+            self.execute("INSERT INTO audit_owners VALUES (?, ?, ?)", (*who, *row))
+        return str(row[0])

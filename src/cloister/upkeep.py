@@ -1,0 +1,96 @@
+"""What has to be done to all sessions of a store now and then: sweeping, and rotating master keys."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
+
+import msgspec
+
+from cloister import sessions
+from cloister.audit import event
+from cloister.errors import ConfigurationError, IntegrityError
+from cloister.model import SealedSession, to_micros
+from cloister.sealing import key_of, wrap_context
+from cloister.vault import Vault
+
+_AT_ONCE = 100
+
+
+async def sweep(vault: Vault) -> int:
+    """Destroy what has expired, drop what has outlived its use; give how many sessions ended."""
+    now = to_micros(vault.now())
+    ended = 0
+    while rows := await vault.store.expired(now=now, limit=_AT_ONCE):
+        done = [await vault.end_expired(row) for row in rows]
+        ended += sum(done)
+        if not all(done):  # somebody is at work on it, or it changed: the next sweep sees to it
+            break
+    before = now - sessions.TOMBSTONE // timedelta(microseconds=1)
+    await vault.ask(vault.store.sweep, now=now, tombstones_before=before)
+    return ended
+
+
+async def batches(vault: Vault) -> AsyncIterator[Sequence[SealedSession]]:
+    """Give all sessions and tombstones, of all owners, some at a time."""
+    after = None
+    while rows := await vault.store.all(after=after, limit=_AT_ONCE):
+        yield rows
+        after = (rows[-1].owner.tenant or "", rows[-1].owner.user, rows[-1].id)
+
+
+async def rewrap_all(vault: Vault, progress: Callable[[int], None]) -> tuple[int, int]:
+    """Put every session under the newest master key; give how many were, and how many cannot be opened.
+
+    A session that cannot be opened concerns itself alone: it is put on record, and the others go on.
+    """
+    done = failed = 0
+    async for rows in batches(vault):
+        for row in rows:
+            try:
+                while not await rewrap(vault, row):
+                    row = await _again(vault, row)
+                done += 1
+            except IntegrityError as error:
+                await vault.alarm(error, row.owner, row.id)
+                failed += 1
+            except ConfigurationError:  # under a key that the keyring does not hold
+                failed += 1
+        progress(len(rows))
+    await vault.ask(vault.store.record, [event("key.rotated", vault.now(), sessions=done, failed=failed)])
+    return done, failed
+
+
+async def _again(vault: Vault, row: SealedSession) -> SealedSession:
+    """Read a session once more that changed while it was being re-wrapped."""
+    loaded = await vault.ask(vault.store.load, row.owner, row.id, budget=0)
+    return loaded.session or msgspec.structs.replace(row, wrapped=None, carry=None)  # erased: nothing to do
+
+
+async def count_under(vault: Vault, key: str) -> int:
+    """Count the sessions, and tombstones with system text, that are still under the master key named *key*."""
+    return sum([sum(key in _keys_of(row) for row in rows) async for rows in batches(vault)])
+
+
+async def rewrap(vault: Vault, row: SealedSession) -> bool:
+    """Put a session's secret and carried text under the newest master key; False if it changed meanwhile."""
+    context = wrap_context(row.owner, row.id)
+    wrapped, carry = row.wrapped, row.carry
+    if wrapped is not None:
+        wrapped = await vault.keys.wrap(await vault.keys.unwrap(wrapped, context), context)
+    if carry is not None:
+        carry = await vault.carry(row.owner, row.id, await vault.system_of(row))
+    if (wrapped, carry) == (row.wrapped, row.carry):
+        return True
+    return bool((await vault.ask(vault.store.rewrap, row, wrapped, carry)).count)
+
+
+def _keys_of(row: SealedSession) -> set[str]:
+    """Name the master keys that a session is under; a damaged wrap is under none."""
+    names = set()
+    for blob in (row.wrapped, row.carry):
+        if blob is not None:
+            with contextlib.suppress(IntegrityError):
+                names.add(key_of(blob))
+    return names

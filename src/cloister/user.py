@@ -1,0 +1,453 @@
+"""What belongs to one owner: `User` is the only door to it, `Session` is one conversation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from cloister import scope, sessions
+from cloister.audit import Event, event
+from cloister.content import Content, checked, said
+from cloister.errors import ConfigurationError, IntegrityError, SessionExpired
+from cloister.idempotency import Key
+from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros, to_micros
+from cloister.providers.base import Provider
+from cloister.stores.base import Loaded, Record
+from cloister.turn import RENEWED, ReplyStream, Services, Turn
+from cloister.vault import Opened
+
+OnExpired = Literal["renew", "raise"]
+
+_MOST_HISTORY = 1_000
+
+
+class User:
+    """Be the door to one owner's sessions."""
+
+    def __init__(self, cloister: Services, owner: Owner) -> None:
+        self._cloister = cloister
+        self.owner = owner
+
+    async def start(
+        self,
+        *,
+        title: str | None = None,
+        system: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        items: Iterable[Item | Mapping[str, Any]] = (),
+    ) -> Session:
+        """Start a session, with a history in the OpenAI chat format where *items* are given, in one commit.
+
+        *system* is the application's; it heads every request and outlives an expiry. A leading system message of
+        *items* takes its place where it is not given. Raises `ValueError` for what cannot be stored.
+        """
+        cloister, vault = self._cloister, self._cloister.vault
+        imported = [checked(message) for message in items]
+        first = Item("system", system) if system is not None else None
+        if first is None and imported and imported[0].role == "system" and isinstance(imported[0].content, str):
+            first = imported.pop(0)
+        first = first and cloister.counted(checked(first))
+        opened = await vault.begin(self.owner, first, title, dict(metadata or {}))
+        stored = [*([first] if first else []), *(cloister.counted(item) for item in imported)]
+        noted = self._event("session.started", opened.id, imported=len(imported))
+        await vault.commit(opened, stored, entries=[noted])
+        return Session(self._cloister, self.owner, opened.id, opened.head)
+
+    async def resume(self, session_id: str) -> Session:
+        """Give a session of this user's, timed-out ones included.
+
+        Raises `SessionNotFound` for any id that is not a session of this user's, and `SessionExpired` for one that was
+        ended.
+        """
+        vault = self._cloister.vault
+        try:
+            session_id = sessions.check_id(session_id)
+        except KeyError:
+            await vault.refuse(self.owner, None)
+        found = await vault.look(self.owner, session_id)
+        if isinstance(found, SealedSession):
+            if found.ended == "ended":
+                raise SessionExpired("ended")
+            return Session(self._cloister, self.owner, session_id, _gone(found))
+        with contextlib.suppress(SessionExpired):
+            sessions.check_alive(found.head, vault.now())
+            return Session(self._cloister, self.owner, session_id, found.head)
+        await vault.expire(found)
+        return Session(self._cloister, self.owner, session_id, found.head)
+
+    async def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
+        """List this user's live sessions, latest started first, at most *limit* (1 to 1,000), behind the id *after*."""
+        if not 1 <= limit <= _MOST_HISTORY:
+            raise ValueError(f"limit must be from 1 to {_MOST_HISTORY}, not {limit}")
+        vault = self._cloister.vault
+        before = None
+        if after is not None:
+            cursor = await self.resume(after)
+            before = cursor.head.created_at, cursor.id
+        found: list[Session] = []
+        while len(found) < limit:
+            rows = (await vault.ask(vault.store.sessions, self.owner, limit=limit, before=before)).sessions
+            for row in rows:
+                opened = await vault.open_row(row, self.owner)
+                if not _expired(opened.head, vault.now()):
+                    found.append(Session(self._cloister, self.owner, row.id, opened.head))
+            if len(rows) < limit:
+                break
+            before = rows[-1].created_at, rows[-1].id
+        return found[:limit]
+
+    async def end_all(self) -> int:
+        """End every session of this user's; give how many there were."""
+        vault = self._cloister.vault
+        ended = 0
+        while rows := (await vault.ask(vault.store.sessions, self.owner, limit=100, before=None)).sessions:
+            for row in rows:
+                ended += await self._end(row.id)
+        return ended
+
+    async def export(self) -> AsyncGenerator[str, None]:
+        """Give all that is this user's as JSON lines: one for each session, followed by its items."""
+        vault = self._cloister.vault
+        await vault.ask(vault.store.record, [self._event("owner.exported")])
+        after = None
+        while page := await self.sessions(limit=100, after=after):
+            for session in page:
+                yield _line({"session": session.id, **session.described()})
+                first = 0
+                with contextlib.suppress(SessionExpired):  # its time was up between the listing and now
+                    while items := (await vault.history(self.owner, session.id, first, _MOST_HISTORY))[1]:
+                        for position, item in enumerate(items, first):
+                            yield _line({"item": item.id, "hidden": position in session.head.hidden, **_exported(item)})
+                        first += len(items)
+            after = page[-1].id
+
+    async def erase(self) -> Erasure:
+        """Destroy everything of this user's, at once and for good; the receipt names what remains elsewhere."""
+        vault = self._cloister.vault
+        receipt = await vault.ask(vault.store.erase, self.owner, entries=[self._event("owner.erased")])
+        return Erasure(self.owner, vault.now(), receipt.count)
+
+    async def _end(self, session_id: str) -> int:
+        vault = self._cloister.vault
+        receipt = await vault.ask(
+            vault.store.end,
+            self.owner,
+            session_id,
+            ended="ended",
+            now=to_micros(vault.now()),
+            entries=[self._event("session.ended", session_id)],
+        )
+        return receipt.count
+
+    def _event(self, kind: str, session_id: str | None = None, **detail: str | int | bool | None) -> Event:
+        named = "" if session_id is None else sessions.digest(session_id)
+        return event(kind, self._cloister.vault.now(), self.owner, named, **detail)
+
+    def __repr__(self) -> str:
+        return f"User({self.owner})"
+
+
+class Session:
+    """Be one conversation of one owner."""
+
+    def __init__(self, cloister: Services, owner: Owner, session_id: str, head: Head) -> None:
+        self._cloister = cloister
+        self.owner = owner
+        self.id = session_id
+        self.head = head
+
+    created_at = property(lambda self: from_micros(self.head.created_at), doc="When it was started, in UTC.")
+    updated_at = property(lambda self: from_micros(self.head.sealed_at), doc="When it last changed, in UTC.")
+    expires_at = property(
+        lambda self: sessions.expires_at(self.head), doc="When it ends unless something is said; None for never."
+    )
+    version = property(lambda self: self.head.version, doc="How many commits it has seen.")
+    item_count = property(lambda self: self.head.count, doc="How many items it has, hidden ones included.")
+    token_count = property(lambda self: self.head.tokens, doc="What its items would cost in one window.")
+    usage = property(lambda self: self.head.usage, doc="What its turns have used so far.")
+    title = property(lambda self: self.head.title)
+    metadata = property(lambda self: dict(self.head.metadata))
+
+    async def send(
+        self,
+        content: Content,
+        *,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        documents: Sequence[str] = (),
+        system: str | None = None,
+        on_expired: OnExpired = "renew",
+    ) -> Reply[Session]:
+        """Say something to the model and give its reply, once both are stored.
+
+        If the session has timed out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
+        """
+        provider = self._provider()
+        async with self._turn(content, idempotency_key, documents, system, on_expired, model, options) as turn:
+            if not turn.repeated:
+                await turn.finish(await provider.complete(turn.request()))
+        return turn.reply
+
+    def stream(
+        self,
+        content: Content,
+        *,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        documents: Sequence[str] = (),
+        system: str | None = None,
+        on_expired: OnExpired = "renew",
+    ) -> ReplyStream[Session]:
+        """Say something and read the reply while it is written; it is stored when the stream has been read to its end.
+
+        Leaving the block earlier cancels the call and stores nothing.
+        """
+        provider = self._provider()
+        return ReplyStream(
+            self._turn(content, idempotency_key, documents, system, on_expired, model, options), provider
+        )
+
+    def turn(
+        self,
+        content: Content,
+        *,
+        idempotency_key: str | None = None,
+        documents: Sequence[str] = (),
+        system: str | None = None,
+        on_expired: OnExpired = "raise",
+    ) -> contextlib.AbstractAsyncContextManager[Turn[Session]]:
+        """Say something and call the model yourself: ``turn.chat()`` is what to send, ``turn.finish`` takes the answer.
+
+        Nobody else's turn of this session runs meanwhile. Leaving the block without ``finish`` or an exhausted
+        ``stream`` stores nothing.
+        """
+        return self._turn(content, idempotency_key, documents, system, on_expired, None, None)
+
+    @contextlib.asynccontextmanager
+    async def _turn(
+        self,
+        content: Content,
+        idempotency_key: str | None,
+        documents: Sequence[str],
+        system: str | None,
+        on_expired: OnExpired,
+        model: str | None,
+        options: Mapping[str, Any] | None,
+    ) -> AsyncGenerator[Turn[Session], None]:
+        cloister = self._cloister
+        asked = [cloister.counted(item, model) for item in said(content)]
+        over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
+        key = Key.of(idempotency_key, self.id, [*asked, *([over] if over else [])])
+        budget = cloister.budget(model)
+        async with cloister.vault.work(self.owner, self.id, budget=budget, record=key.digest if key else None) as found:
+            if key and found.record is not None:
+                yield await self._repeat(key, found.record, found)
+                return
+            opened = await self._admit(found, on_expired)
+            turn = Turn(
+                cloister,
+                opened,
+                asked,
+                self._settled,
+                system=over,
+                budget=budget,
+                model=model,
+                options=options,
+                key=key,
+            )
+            try:
+                yield turn
+            except BaseException as error:
+                await turn.leave(error)
+                raise
+            await turn.leave(None)
+
+    async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
+        """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
+        vault = self._cloister.vault
+        try:
+            if isinstance(found, Loaded):
+                raise SessionExpired((found.session and found.session.ended) or "expired")
+            sessions.check_alive(found.head, vault.now())
+            return found
+        except SessionExpired as expired:
+            if isinstance(found, Opened):
+                await vault.expire(found)
+            if on_expired != "renew" or expired.reason == "ended":
+                raise
+        if isinstance(found, Opened):
+            system = found.system
+        else:
+            assert found.session is not None
+            async with vault.guarded(self.owner, self.id):
+                text = await vault.system_of(found.session)
+            system = None if text is None else self._cloister.counted(Item("system", text))
+        return await vault.begin(self.owner, system, instead_of=self.id)
+
+    def _settled(self, opened: Opened) -> Session:
+        """Give the session in which a turn was stored: this one, or the new one in its place."""
+        session = self if opened.id == self.id else Session(self._cloister, opened.owner, opened.id, opened.head)
+        session.head = opened.head
+        return session
+
+    async def _repeat(self, key: Key, record: Record, found: Opened | Loaded) -> Turn[Session]:
+        """Give the turn that was stored under an idempotency key, instead of taking it again."""
+        vault = self._cloister.vault
+        holder = found if isinstance(found, Opened) and record.holder == self.id else None
+        if holder is None:
+            looked = await vault.look(self.owner, record.holder)
+            if isinstance(looked, SealedSession):
+                raise SessionExpired(looked.ended or "expired")
+            holder = looked
+        async with vault.guarded(self.owner, self.id):
+            kept = key.open(holder, record)
+        head, items = await vault.history(self.owner, holder.id, kept.position, 1)
+        if not items:
+            raise IntegrityError("an idempotency record names an item that its session does not have")
+        hidden = kept.position in head.hidden
+        return Turn.stored(
+            Reply(
+                text="" if hidden else items[0].text,
+                session=self._settled(holder),
+                usage=items[0].usage or Usage(),
+                model=kept.model,
+                tool_calls=() if hidden else tuple(items[0].tool_calls or ()),
+                finish_reason=kept.finish_reason,
+                renewed=kept.renewed,
+                notice=RENEWED if kept.renewed else None,
+            )
+        )
+
+    async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
+        """Add items of the OpenAI chat format without calling a model; give them as they are stored."""
+        given = [items] if isinstance(items, Item | Mapping) else list(items)
+        added = [self._cloister.counted(checked(item)) for item in given]
+        if not added:
+            return []
+        async with self._work() as opened:
+            noted = self._event("items.appended", items=len(added))
+            stored = await self._cloister.vault.commit(opened, added, entries=[noted])
+        return stored
+
+    async def update(self, *, title: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        """Set title or metadata; what is None stays. Does not move the idle time."""
+        async with self._work() as opened:
+            head = sessions.describe(opened.head, title, None if metadata is None else dict(metadata))
+            await self._cloister.vault.commit(opened, head=head, entries=[self._event("session.updated")])
+
+    async def hide(self, item_id: str) -> None:
+        """Leave an item out of history and window from now on; its bytes go with the session.
+
+        Raises `ValueError` if this session has no such item.
+        """
+        position = sessions.position_of(item_id)
+        async with self._work() as opened:
+            vault = self._cloister.vault
+            found = position is not None and position < opened.head.count
+            items = (await vault.history(self.owner, self.id, position or 0, 1))[1] if found else []
+            if not items or items[0].id != item_id or position is None:
+                raise ValueError("this session has no such item; ids come from history() and reply items")
+            head = sessions.hide(opened.head, position)
+            await vault.commit(opened, head=head, entries=[self._event("item.hidden")])
+
+    async def history(self, *, limit: int = 100, after: str | None = None) -> list[Item]:
+        """Give items, oldest first, at most *limit* (1 to 1,000), behind the item id *after*.
+
+        Raises `SessionExpired` if the session is over, `ValueError` for a cursor that is none.
+        """
+        if not 1 <= limit <= _MOST_HISTORY:
+            raise ValueError(f"limit must be from 1 to {_MOST_HISTORY}, not {limit}")
+        first = 0
+        if after is not None:
+            position = sessions.position_of(after)
+            if position is None:
+                raise ValueError("after= takes the id of an item of this session")
+            first = position + 1
+        shown: list[Item] = []
+        while len(shown) < limit:
+            wanted = limit - len(shown)
+            head, items = await self._cloister.vault.history(self.owner, self.id, first, wanted)
+            self.head = head
+            shown += [item for position, item in enumerate(items, first) if position not in head.hidden]
+            first += len(items)
+            if len(items) < wanted:
+                break
+        return shown
+
+    async def end(self) -> None:
+        """End the session: its secret and its content are destroyed at once."""
+        await User(self._cloister, self.owner)._end(self.id)
+
+    def scope(self) -> contextlib.AbstractContextManager[scope.Scope]:
+        """Make this the session of everything started inside the block: `cloister.current` gives it there."""
+        return scope.open_scope(scope.Scope(self.owner, self.id))
+
+    def described(self) -> dict[str, Any]:
+        """Give what can be said of the session without its items."""
+        return {
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "expires_at": self.expires_at,
+            "items": self.item_count,
+            "tokens": self.token_count,
+            "usage": msgspec.structs.asdict(self.head.usage),
+            "title": self.title,
+            "metadata": self.metadata,
+        }
+
+    @contextlib.asynccontextmanager
+    async def _work(self) -> AsyncGenerator[Opened, None]:
+        """Work on the session without a model; its values follow what was committed."""
+        vault = self._cloister.vault
+        async with vault.work(self.owner, self.id) as found:
+            if isinstance(found, Loaded):
+                raise SessionExpired((found.session and found.session.ended) or "expired")
+            try:
+                sessions.check_alive(found.head, vault.now())
+            except SessionExpired:
+                await vault.expire(found)
+                raise
+            yield found
+            self.head = found.head
+
+    def _provider(self) -> Provider:
+        if self._cloister.provider is None:
+            raise ConfigurationError(
+                "no model is set up: open(…, provider=…), or use session.turn and call one yourself"
+            )
+        return self._cloister.provider
+
+    def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
+        return event(kind, self._cloister.vault.now(), self.owner, sessions.digest(self.id), **detail)
+
+    def __repr__(self) -> str:
+        return f"Session({self.owner}, {self.item_count} items)"
+
+
+def _gone(row: SealedSession) -> Head:
+    """Give what a tombstone still says of a session."""
+    idle = None if row.expires_at is None else row.expires_at - row.updated_at
+    return Head(row.version, row.created_at, row.updated_at, row.updated_at, idle, None)
+
+
+def _expired(head: Head, now: datetime) -> bool:
+    try:
+        sessions.check_alive(head, now)
+    except SessionExpired:
+        return True
+    return False
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(values).decode()
+
+
+def _exported(item: Item) -> dict[str, Any]:
+    kept = msgspec.structs.asdict(item)
+    return {name: value for name, value in kept.items() if value is not None and name not in ("id", "counter")}
