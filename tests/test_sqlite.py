@@ -23,12 +23,14 @@ from cloister.errors import (
     CloisterError,
     ConfigurationError,
     IntegrityError,
+    ProviderError,
     SessionExpired,
     SessionNotFound,
     StoreError,
     StoreUnavailable,
 )
 from cloister.model import Limits
+from cloister.stores.sqlite import _held
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 not_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -575,7 +577,7 @@ async def test_a_lease_from_before_a_reboot_does_not_count(file: Path) -> None:
     async with opened(at(file), limits=Limits(turn_wait=Limits().turn_wait * 0)) as house:
         session = await house.ana.start()
         with database(file.with_name("x.db.leases")) as db:
-            db.execute("INSERT INTO leases VALUES ('', 'ana', ?, x'00', 1e12)", (session.id,))
+            db.execute("INSERT INTO leases VALUES (?, x'00', 1e12)", (_held(("", "ana", session.id)),))
         await session.send("all is well")
         assert len(await told(session)) == 2
 
@@ -704,7 +706,7 @@ async def test_no_plaintext_reaches_the_disk(file: Path) -> None:
             turn.add({"role": "tool", "tool_call_id": canary, "content": canary, "name": canary})
             await turn.finish(canary)
         house.provider.answer = RuntimeError(canary)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ProviderError):
             await session.send(canary)
         house.clock.move(hours=1)
         house.provider.answer = None

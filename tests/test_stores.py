@@ -151,7 +151,7 @@ class ListsEverybody(MemoryStore):
 class NamesInTheLog(MemoryStore):
     """Puts owners on record under their names."""
 
-    def _audit_id(self, owner: Owner | None) -> str:
+    def _audit_id(self, owner: Owner | None, *, introduce: bool) -> str:
         if owner is not None:
             self._audit_ids[owner] = str(owner)
         return "" if owner is None else str(owner)
@@ -165,7 +165,78 @@ class RotationLosesCommits(MemoryStore):
         return Receipt(nonce, count=1)
 
 
+class ItemsSwapped(MemoryStore):
+    """Brings another session's items, under the right session."""
+
+    async def load(self, owner: Owner, session_id: str, **options: Any) -> Loaded:
+        loaded = await super().load(owner, session_id, **options)
+        others = [kept for key, kept in self._sessions.items() if key != (owner, session_id) and kept.items]
+        return msgspec.structs.replace(loaded, items=others[0].items) if others and loaded.items else loaded
+
+
+class PagesSwapped(MemoryStore):
+    """Pages through another session's items."""
+
+    async def items(self, owner: Owner, session_id: str, **options: Any) -> Page:
+        page = await super().items(owner, session_id, **options)
+        others = [kept for key, kept in self._sessions.items() if key != (owner, session_id) and kept.items]
+        return msgspec.structs.replace(page, items=others[0].items) if others and page.items else page
+
+
+class AnybodysLease(MemoryStore):
+    """Lets whoever knows a lease give it back."""
+
+    async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        for key in [key for key, held in self._leases.items() if held[0] == lease]:
+            del self._leases[key]
+        return Receipt(nonce)
+
+
+class AnybodysWrap(MemoryStore):
+    """Re-wraps a session by its id."""
+
+    async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
+        owner = await self.owner_of(old.id) or old.owner
+        return await super().rewrap(msgspec.structs.replace(old, owner=owner), wrapped, carry, nonce=nonce)
+
+
+class AnybodysPlace(MemoryStore):
+    """Lets a session come in the place of anybody's."""
+
+    async def create(self, session: SealedSession, *args: Any, **options: Any) -> Receipt:
+        if (place := options.get("instead_of")) and await self.owner_of(place):
+            options["instead_of"] = None
+        return await super().create(session, *args, **options)
+
+
+class RecordsMixed(MemoryStore):
+    """Finds a record by its key in any session."""
+
+    async def load(self, owner: Owner, session_id: str, **options: Any) -> Loaded:
+        loaded = await super().load(owner, session_id, **options)
+        found = [kept for (_, _, key), kept in self._records.items() if key == options.get("record")]
+        return msgspec.structs.replace(loaded, record=found[0] if found else None)
+
+
+class RecordsKept(MemoryStore):
+    """Forgets to erase records."""
+
+    async def erase(self, owner: Owner, **options: Any) -> Receipt:
+        records = dict(self._records)
+        receipt = await super().erase(owner, **options)
+        self._records = records
+        return receipt
+
+
+class NamesComeBack(MemoryStore):
+    """Gives an erased owner a name in the log again."""
+
+    def _audit_id(self, owner: Owner | None, *, introduce: bool) -> str:
+        return super()._audit_id(owner, introduce=True)
+
+
 BROKEN = [
+    ItemsSwapped, PagesSwapped, AnybodysLease, AnybodysWrap, AnybodysPlace, RecordsMixed, RecordsKept, NamesComeBack,
     OwnerIgnored, OwnerIgnoredInPages, TenantIgnored, VersionIgnored, LeaseIgnored, TailReordered, RowsSwapped,
     EchoMissing, TurnStoredTwice, HalfCommitted, SecretKept, LateWrites, ErasesTooMuch, ListsEverybody, NamesInTheLog,
     RotationLosesCommits,

@@ -101,6 +101,7 @@ def test_renews() -> None:
     clock = FakeClock()
     with Cloister.open("memory://", provider="offline", clock=clock) as cloister:
         session = cloister.user("ana").start()
+        assert session.expires_at is not None
         clock.forward(session.expires_at - clock.now)
         reply = session.send("hello")
         assert reply.renewed

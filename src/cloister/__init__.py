@@ -113,6 +113,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cloister")
+    if name in ("settings", "testing", "stores", "providers", "wire"):
+        return import_module(f"cloister.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'cloister' has no attribute {name!r}")
     value = getattr(import_module(f"cloister.{_HOME[name]}"), name)

@@ -33,12 +33,10 @@ EVENTS: Mapping[str, str] = {
     "session.expired": "info",
     "session.ended": "info",
     "session.updated": "info",
-    "session.imported": "info",
     "turn.committed": "info",
     "turn.failed": "notice",
     "items.appended": "info",
     "item.hidden": "info",
-    "history.read": "info",
     "owner.exported": "notice",
     "owner.erased": "notice",
     "operator.access": "notice",
@@ -48,7 +46,6 @@ EVENTS: Mapping[str, str] = {
     "integrity.failed": "alert",
     "key.rotated": "notice",
     "key.retired": "notice",
-    "protection.off": "warning",
     "writer.replaced": "warning",
 }
 
@@ -94,9 +91,18 @@ def event(
     return Event(kind, to_micros(now), owner, None, session, detail)
 
 
-def new_audit_id() -> str:
-    """Mint the name under which an owner appears in the log."""
-    return "a_" + secrets.token_hex(8)
+def audit_id(owner: Owner, salt: bytes) -> str:
+    """Give the name under which an owner appears in the log.
+
+    It commits to the owner, so that nobody can give it to another later, and says nothing without the random *salt*,
+    which lies beside the owner's name until erasure takes both.
+    """
+    return "a_" + sha256(_json((salt, owner.tenant, owner.user))).hexdigest()[:20]
+
+
+def introduces(event: Event) -> bool:
+    """Say whether an event may give its owner a name in the log: not a late one, whose owner may just be erased."""
+    return event.kind != "turn.failed"
 
 
 _ENTRY_TYPES = (str, int, int, str, str, str, str, str, str, bytes, bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import msgspec
 
 from cloister import providers, sinks, stores, upkeep, window
 from cloister.audit import AuditKey, event
-from cloister.errors import ConfigurationError, StoreError
+from cloister.errors import CloisterError, ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
@@ -24,6 +25,10 @@ from cloister.vault import Vault
 
 Tenancy = Literal["single", "required"]
 
+_log = logging.getLogger("cloister")
+
+_COUNTED = 1 << 18
+"""The longest text, in characters, whose tokens are counted: a longer one costs its bytes."""
 _HOUSEKEEPING = timedelta(seconds=60)
 
 
@@ -37,7 +42,7 @@ class AsyncCloister:
         *,
         provider: str | Provider | None = None,
         keyring: MasterKeys | None = None,
-        limits: Limits | None = None,
+        limits: Limits = Limits.strict(),
         context_tokens: int | None = None,
         tenancy: Tenancy = "single",
         scrub: None = None,
@@ -54,11 +59,14 @@ class AsyncCloister:
         room for its reply. *clock* gives aware datetimes. With *keep_failed* a question whose answer failed stays in
         the history, marked. *scrub* and *leaks* are None until those parts are here. Raises `ConfigurationError`.
         """
+        guards: tuple[object, ...] = (scrub, leaks)
+        if guards != (None, None):
+            raise ConfigurationError("scrub and leaks are None for now: those protections are planned, not here yet")
         return cls(
             stores.connect(url),
             providers.connect(provider),
             keyring,
-            Limits.strict() if limits is None else limits,
+            limits,
             context_tokens,
             tenancy,
             clock or _utc_now,
@@ -104,11 +112,26 @@ class AsyncCloister:
         # An exact vocabulary takes a second to load, which no turn should wait for.
         await asyncio.to_thread(self.counter)
         await self.store.open()
-        self._vault = Vault(self.store, keyring, self._clock, self.limits)
-        if await self.store.tenanted():
-            self.tenancy = "required"  # nothing is ever filed under no tenant beside real ones
+        try:
+            self._vault = Vault(self.store, keyring, self._clock, self.limits)
+            await self._check_tenancy()
+            self.sign_heads()
+        except BaseException:
+            await self._close()
+            raise
         self._housekeeping = asyncio.create_task(self._keep_house())
         return self
+
+    async def _check_tenancy(self) -> None:
+        """See to it that nothing is ever filed under no tenant beside real ones."""
+        tenanted = await self.store.tenanted()
+        if tenanted is False and self.tenancy == "required":
+            raise ConfigurationError(
+                f"{self.store.url} holds sessions of users without a tenant, which could not be reached beside "
+                "tenants: name another store, or erase those users first"
+            )
+        if tenanted:
+            self.tenancy = "required"
 
     async def __aexit__(self, *_: object) -> None:
         if self._housekeeping is not None:
@@ -117,8 +140,13 @@ class AsyncCloister:
             await self.vault.settle()
             self.sign_heads()
         finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        try:
             if self.provider is not None:
                 await self.provider.close()
+        finally:
             await self.store.close()
 
     @property
@@ -159,8 +187,10 @@ class AsyncCloister:
         while True:
             await asyncio.sleep(_HOUSEKEEPING.total_seconds())
             self.vault.background(self.sweep())
-            with contextlib.suppress(StoreError):  # tried again in a minute, and at the end, where it raises
+            try:
                 await asyncio.to_thread(self.sign_heads)
+            except CloisterError as error:  # tried again in a minute, and at the end, where it raises
+                _log.error("the audit log could not be signed: %s", error)
 
     def budget(self, model: str | None = None) -> int:
         """Give how many tokens a turn may send to *model*, or to the provider's own."""
@@ -173,6 +203,9 @@ class AsyncCloister:
     def counted(self, item: Item, model: str | None = None) -> Item:
         """Give *item* with its cost in a window."""
         counter = self.counter(model)
+        if len(item.text) > _COUNTED:
+            # No byte-pair vocabulary takes more tokens than bytes, and counting would hold up every other task.
+            return msgspec.structs.replace(item, tokens=len(msgspec.msgpack.encode(item)), counter="bytes")
         return msgspec.structs.replace(item, tokens=window.item_tokens(item, counter), counter=counter.name)
 
 
@@ -186,6 +219,8 @@ def default_keyring(store: Store) -> Keyring:
         return Keyring.generate()
     if store.path is None:
         raise ConfigurationError("name the keys: open(…, keyring=Keyring.from_file(…)), or set CLOISTER_KEYS")
+    if not store.path.parent.is_dir():
+        raise ConfigurationError(f"the folder of {store.url} does not exist; create it, or name another file")
     path = store.path.with_name(store.path.name + ".keys")
     if not path.exists() and store.path.exists() and os.path.getsize(store.path):
         raise ConfigurationError(
@@ -205,6 +240,5 @@ def head_sink(store: Store, key: AuditKey | None) -> sinks.HeadFile | sinks.Head
     if store.path is None:
         return None
     name = store.path.name
-    return sinks.HeadFile(
-        store.path.with_name(name + ".heads"), key or sinks.audit_key(store.path.with_name(name + ".audit-key"))
-    )
+    heads = store.path.with_name(name + ".heads")
+    return sinks.HeadFile(heads, key or sinks.audit_key(store.path.with_name(name + ".audit-key"), heads))

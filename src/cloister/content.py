@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from cloister import sessions, wire
@@ -10,6 +10,9 @@ from cloister.model import Item
 
 Content: TypeAlias = "str | Item | Mapping[str, Any] | Sequence[Item | Mapping[str, Any]]"
 """What a user says: text, a list of content parts, a message, or several (tool results before the next question)."""
+
+
+MOST_AT_ONCE = 20_000
 
 
 def checked(message: object) -> Item:
@@ -20,15 +23,31 @@ def checked(message: object) -> Item:
     return wire.item(message)
 
 
-def said(content: Content) -> list[Item]:
+def several(messages: object) -> list[Item]:
+    """Give the items of one message or several; `ValueError` for text, which would be taken apart by its letters."""
+    if isinstance(messages, str | bytes):
+        raise ValueError('pass messages, such as {"role": "user", "content": "…"}, instead of bare text')
+    if isinstance(messages, Item | Mapping) or hasattr(messages, "model_dump"):
+        return [checked(messages)]
+    if not isinstance(messages, Iterable):
+        raise ValueError(f"messages are dicts of the OpenAI chat format, not {type(messages).__name__}")
+    given = list(messages)
+    if len(given) > MOST_AT_ONCE:
+        raise ValueError(f"at most {MOST_AT_ONCE:,} messages are taken at once; these are {len(given):,}")
+    return [checked(message) for message in given]
+
+
+def said(content: Content | object) -> list[Item]:
     """Give the items that *content* stands for; `ValueError` for what is none."""
     if isinstance(content, str):
         sessions.check_text(content)
         return [Item("user", content)]
     if isinstance(content, Item | Mapping):
         return [checked(content)]
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise ValueError(f"what is said must be text, parts or messages, not {type(content).__name__}")
     given = list(content)
-    if given and not any(isinstance(part, Item) or "role" in part for part in given):
+    if given and not any(not isinstance(part, Mapping) or "role" in part for part in given):
         return [checked({"role": "user", "content": given})]
     if not given:
         raise ValueError("there is nothing to say: pass text, or messages")

@@ -44,18 +44,21 @@ class Key(msgspec.Struct, frozen=True):
         if not isinstance(key, str) or not 1 <= len(key) <= 256:
             raise ValueError("an idempotency key is a text of 1 to 256 characters")
         sessions.check_text(key, "an idempotency key")
-        asked = msgspec.msgpack.encode([(item.role, item.content, item.tool_calls, item.extra) for item in said])
+        asked = msgspec.msgpack.encode(
+            [(item.role, item.content, item.tool_calls, item.tool_call_id, item.extra) for item in said]
+        )
         return cls(session_id, sha256(fields("idempotency", key)).digest(), sha256(asked).digest())
 
     def seal(self, holder: Opened, kept: Kept, until: int) -> Record:
         """Make the record of an answer, which the session that *holder* is opens."""
-        sealed = holder.keys.seal_record(self.digest, msgspec.msgpack.encode(kept))
+        sealed = holder.keys.seal_record(msgspec.msgpack.encode(kept), self.session, self.digest, str(until))
         return Record(self.session, holder.id, self.digest, sealed, until)
 
     def open(self, holder: Opened, record: Record) -> Kept:
         """Open a record; `ValueError` if something else was asked under the key."""
         try:
-            kept = msgspec.msgpack.decode(holder.keys.open_record(self.digest, record.sealed), type=Kept)
+            plain = holder.keys.open_record(record.sealed, self.session, self.digest, str(record.expires_at))
+            kept = msgspec.msgpack.decode(plain, type=Kept)
         except msgspec.MsgspecError:
             raise IntegrityError("an idempotency record is in a form that this version does not read") from None
         if kept.content != self.content:

@@ -222,6 +222,9 @@ class SealedSession(msgspec.Struct, frozen=True):
     carry: bytes | None = None
     ended: str | None = None
 
+    def __repr__(self) -> str:  # without the session's id
+        return f"SealedSession({self.owner}, version={self.version}, ended={self.ended!r})"
+
 
 class SystemNote(msgspec.Struct, frozen=True, array_like=True):
     """Be what a head says of the session's system text, which lies beside it: its digest and its cost in a window."""

@@ -154,13 +154,17 @@ class SessionKeys:
         except msgspec.MsgspecError:
             raise IntegrityError("a session was sealed in a form that this version of cloister does not read") from None
 
-    def seal_record(self, key: bytes, plain: bytes) -> bytes:
-        """Seal what was answered under the idempotency key that *key* is the digest of."""
-        return seal(self._record, plain, fields("record", key) + self._context)
+    async def wrapped(self, keys: MasterKeys, context: bytes) -> bytes:
+        """Give the session's secret under the newest master key."""
+        return await keys.wrap(self._secret, context)
 
-    def open_record(self, key: bytes, sealed: bytes) -> bytes:
-        """Open what `seal_record` sealed under the same key, or raise `IntegrityError`."""
-        return unseal(self._record, sealed, fields("record", key) + self._context, "an idempotency record")
+    def seal_record(self, plain: bytes, *filed: str | bytes) -> bytes:
+        """Seal an idempotency record, bound to all under which it is *filed*."""
+        return seal(self._record, plain, fields("record", *filed) + self._context)
+
+    def open_record(self, sealed: bytes, *filed: str | bytes) -> bytes:
+        """Open what `seal_record` sealed and filed in the same way, or raise `IntegrityError`."""
+        return unseal(self._record, sealed, fields("record", *filed) + self._context, "an idempotency record")
 
     @property
     def _record(self) -> AESGCM:

@@ -60,8 +60,13 @@ def check(row: SealedSession, head: Head, owner: Owner, session_id: str) -> None
 
 def check_alive(head: Head, now: datetime) -> None:
     """Raise `SessionExpired` if the session's time is up: at the very moment, and from then on."""
-    if head.expires_at is not None and at(head, now) >= head.expires_at:
+    if expired(head, now):
         raise SessionExpired
+
+
+def expired(head: Head, now: datetime) -> bool:
+    """Say whether the session's time is up, where that is no reason to refuse anything."""
+    return head.expires_at is not None and at(head, now) >= head.expires_at
 
 
 def at(head: Head, now: datetime) -> int:

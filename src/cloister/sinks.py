@@ -16,7 +16,7 @@ from typing import Protocol
 
 from cloister import files
 from cloister.audit import AuditKey, Heads, read_heads
-from cloister.errors import StoreUnavailable
+from cloister.errors import ConfigurationError, StoreUnavailable
 
 _COMPACT = 1 << 16  # bytes: some hundred lines, each of which the next one repeats
 
@@ -49,18 +49,20 @@ class HeadFile:
         try:
             with _opened_alone(self.path) as file:
                 data = file.read()
-                known, _ = read_heads(_lines(data), self.key.public)
+                known, problems = read_heads(_lines(data), self.key.public)
                 newer = {writer: head for writer, head in heads.items() if head[0] > known.get(writer, (0, ""))[0]}
-                if not newer:
+                if not newer and data:
                     return
                 line = self.key.sign(known | newer, now).encode() + b"\n"
-                if len(data) > _COMPACT:
+                if len(data) > _COMPACT and not problems:
                     files.overwrite(self.path, line)
                 else:
                     # What stands behind the last whole line was being written when a process died.
                     _append(file, data.rfind(b"\n") + 1, line)
         except OSError as error:
             raise StoreUnavailable(f"the audit heads cannot be written to {self.path}: {error.strerror}") from None
+        except ConfigurationError as error:
+            raise StoreUnavailable(str(error)) from None
 
 
 def _lines(data: bytes) -> list[str]:
@@ -108,8 +110,13 @@ class HeadList:
         self.lines = [self.key.sign(heads, now)]
 
 
-def audit_key(path: Path) -> AuditKey:
-    """Read the audit key in the file at *path*, or make one there."""
+def audit_key(path: Path, heads: Path | None = None) -> AuditKey:
+    """Read the audit key in the file at *path*, or make one there, unless *heads* were signed with one already."""
+    if heads is not None and not path.exists() and heads.exists() and heads.stat().st_size:
+        raise ConfigurationError(
+            f"the audit log was signed with a key that should lie in {path}, and does not: put it back, or name it "
+            f"with CLOISTER_AUDIT_KEY_FILE or open(audit_key=…). To begin anew, move {heads} away and keep it"
+        )
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # made by another process in this very moment
             files.write_new(path, base64.urlsafe_b64encode(secrets.token_bytes(32)) + b"\n")

@@ -19,7 +19,7 @@ from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.content import Content
 from cloister.errors import ConfigurationError
-from cloister.model import Erasure, Item, Limits, Reply
+from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
 from cloister.providers.base import Provider
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Store
@@ -58,6 +58,7 @@ class _Loop:
         return task.result()
 
     def stop(self) -> None:
+        self.run(_cancel_others())  # other threads may be waiting for their work
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -77,7 +78,7 @@ class Cloister:
         *,
         provider: str | Provider | None = None,
         keyring: MasterKeys | None = None,
-        limits: Limits | None = None,
+        limits: Limits = Limits.strict(),
         context_tokens: int | None = None,
         tenancy: Tenancy = "single",
         scrub: None = None,
@@ -240,18 +241,56 @@ class Session:
             self._made = aio.Session(here, self._made.owner, self._made.id, self._made.head)
         return self._made
 
-    owner = property(lambda self: self._made.owner)
-    id = property(lambda self: self._made.id)
-    head = property(lambda self: self._made.head)
-    created_at = property(lambda self: self._made.created_at, doc="When it was started, in UTC.")
-    updated_at = property(lambda self: self._made.updated_at, doc="When it last changed, in UTC.")
-    expires_at = property(lambda self: self._made.expires_at, doc="When it ends; None for never.")
-    version = property(lambda self: self._made.version, doc="How many commits it has seen.")
-    item_count = property(lambda self: self._made.item_count, doc="How many items it has, hidden ones included.")
-    token_count = property(lambda self: self._made.token_count, doc="What its items would cost in one window.")
-    usage = property(lambda self: self._made.usage, doc="What its turns have used so far.")
-    title = property(lambda self: self._made.title)
-    metadata = property(lambda self: self._made.metadata)
+    @property
+    def owner(self) -> Owner:
+        return self._made.owner
+
+    @property
+    def id(self) -> str:
+        return self._made.id
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was started, in UTC."""
+        return self._made.created_at
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed, in UTC."""
+        return self._made.updated_at
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When it ends unless something is said; None for never."""
+        return self._made.expires_at
+
+    @property
+    def version(self) -> int:
+        """How many commits it has seen."""
+        return self._made.version
+
+    @property
+    def item_count(self) -> int:
+        """How many items it has, hidden ones included."""
+        return self._made.item_count
+
+    @property
+    def token_count(self) -> int:
+        """What its items would cost in one window."""
+        return self._made.token_count
+
+    @property
+    def usage(self) -> Usage:
+        """What its turns have used so far."""
+        return self._made.usage
+
+    @property
+    def title(self) -> str | None:
+        return self._made.title
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return self._made.metadata
 
     def send(
         self,
@@ -304,6 +343,7 @@ class Session:
         self,
         content: Content,
         *,
+        model: str | None = None,
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
@@ -311,7 +351,12 @@ class Session:
     ) -> Iterator[Turn]:
         """Say something and call the model yourself."""
         entering = self._inner.turn(
-            content, idempotency_key=idempotency_key, documents=documents, system=system, on_expired=on_expired
+            content,
+            model=model,
+            idempotency_key=idempotency_key,
+            documents=documents,
+            system=system,
+            on_expired=on_expired,
         )
         with _entered(self._cloister, entering) as inner:
             yield Turn(self, inner)
@@ -355,8 +400,15 @@ class Turn:
         self._session = session
         self._inner = inner
 
-    repeated = property(lambda self: self._inner.repeated, doc="The idempotency key had been answered before.")
-    messages = property(lambda self: self._inner.messages)
+    @property
+    def repeated(self) -> bool:
+        """The idempotency key had been answered before."""
+        return self._inner.repeated
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Give what fits the window, as messages of the OpenAI chat format."""
+        return self._inner.messages
 
     def chat(self) -> dict[str, Any]:
         """Give the arguments for ``client.chat.completions.create``, beside the model's name."""
@@ -421,6 +473,13 @@ class ReplyStream:
     def reply(self) -> Reply[Session]:
         """Give the stored reply, once the stream has been read to its end."""
         return self._session._reply(self._inner.reply)
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def _refuse_loop() -> None:

@@ -167,6 +167,55 @@ class StoreConformance:
             assert ended.count == 0
         assert (await load(store, ANA, session.id)).session == session
 
+    async def test_everybody_has_items_of_their_own(self, store: Store) -> None:
+        """Two sessions of one owner, and one of another's with the same id, keep their items and records apart."""
+        shared = sessions.new_id()
+        held = []
+        for owner, session_id in ((ANA, shared), (BEN, shared), (ANA, sessions.new_id())):
+            items = sealed_items(3)
+            session = sealed_session(owner, session_id, count=3, tokens=30)
+            kept = Record(session_id, session_id, b"key " + secrets.token_bytes(4), b"answer", to_micros(START))
+            await store.create(session, items, nonce=nonce(), record=kept)
+            held.append((session, items, kept))
+        for session, items, kept in held:
+            loaded = await load(store, session.owner, session.id, record=kept.key)
+            assert (loaded.session, list(loaded.items), loaded.record) == (session, items, kept)
+            page = await store.items(session.owner, session.id, nonce=nonce(), first=1, limit=9)
+            assert (list(page.items), page.before) == (items[1:], tag(items[0].sealed))
+            for _, _, other in held:
+                if other is not kept:
+                    assert (await load(store, session.owner, session.id, record=other.key)).record is None
+        await store.erase(ANA, nonce=nonce())
+        for session, items, kept in held:
+            loaded = await load(store, session.owner, session.id, record=kept.key)
+            assert list(loaded.items) == ([] if session.owner == ANA else items)
+            assert loaded.record == (None if session.owner == ANA else kept)
+
+    async def test_nobody_touches_anothers(self, store: Store) -> None:
+        """Releasing, renewing, ending and re-wrapping under another owner's name do nothing to a session."""
+        session = await _started(store, ANA, items=2)
+        lease = await _leased(store, session)
+        await store.release(BEN, session.id, lease, nonce=nonce())
+        with pytest.raises(SessionConflict):
+            await store.renew(BEN, session.id, lease, nonce=nonce())
+        bens = msgspec.structs.replace(session, owner=BEN)
+        assert (await store.rewrap(bens, b"other", None, nonce=nonce())).count == 0
+        assert (await store.end(BEN, session.id, nonce=nonce(), ended="ended", now=0)).count == 0
+        assert (await load(store, ANA, session.id, lease=b"another")).busy
+        assert (await load(store, ANA, session.id)).session == session
+
+    async def test_a_record_is_never_replaced(self, store: Store) -> None:
+        """What was answered under a key stays the answer: a second one is refused, with its turn."""
+        session = await _started(store)
+        kept = Record(session.id, session.id, b"key", b"first", to_micros(START))
+        await store.commit(grown(session, (), await _leased(store, session), record=kept), nonce=nonce())
+        second = msgspec.structs.replace(kept, sealed=b"second")
+        other = sealed_session()
+        with pytest.raises(SessionConflict):
+            await store.create(other, nonce=nonce(), record=second)
+        assert (await load(store, ANA, other.id)).session is None
+        assert (await load(store, ANA, session.id, record=b"key")).record == kept
+
     async def test_no_name_is_taken_for_another(self, store: Store) -> None:
         """Each of many look-alike owners has a session of the same id to itself, and erasing one leaves the others."""
         shared = sessions.new_id()
@@ -221,10 +270,10 @@ class StoreConformance:
     # --- the tail -----------------------------------------------------------------------------------------------------
 
     async def test_reads_the_newest_first(self, store: Store) -> None:
-        """A load reads back from the newest item to the token budget, in order, with the tag of the one before."""
+        """A load reads back from the newest item to the one beyond the budget, in order, with the tag before it."""
         session, items = sealed_session(count=20, tokens=200), sealed_items(20)
         await store.create(session, items, nonce=nonce())
-        for budget, kept in ((0, 0), (9, 0), (10, 1), (35, 3), (199, 19), (200, 20), (10_000, 20)):
+        for budget, kept in ((0, 1), (9, 1), (10, 2), (35, 4), (199, 20), (200, 20), (10_000, 20)):
             loaded = await load(store, ANA, session.id, budget)
             assert list(loaded.items) == items[20 - kept :]
             assert loaded.before == (b"" if kept == 20 else tag(items[19 - kept].sealed))
@@ -417,6 +466,11 @@ class StoreConformance:
         old, new = await _started(store), sealed_session()
         await store.end(ANA, old.id, nonce=nonce(), ended="expired", now=0)
         await store.create(new, nonce=nonce(), instead_of=old.id)
+        with pytest.raises(SessionConflict):
+            await store.create(sealed_session(BEN), nonce=nonce(), instead_of=old.id)
+        await store.end(ANA, old.id, nonce=nonce(), ended="ended", now=0)
+        with pytest.raises(SessionConflict):
+            await store.create(sealed_session(), nonce=nonce(), instead_of=old.id)
         await store.erase(ANA, nonce=nonce())
         for owner in (ANA, BEN):
             late = sealed_session(owner)
@@ -453,6 +507,12 @@ class StoreConformance:
         assert set((await store.audit_owners()).values()) == {BEN}
         assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {b"12345678": (BEN,)}
         assert (await entries_of(store))[-1].event == "owner.erased"
+        late = [
+            event("turn.failed", START, ANA),
+            msgspec.structs.replace(event("access.foreign", START, BEN), other=ANA),
+        ]
+        await store.record(late, nonce=nonce())
+        assert set((await store.audit_owners()).values()) == {BEN}, "a late entry brought an erased name back"
 
     async def test_sweeps(self, store: Store) -> None:
         """What is due is named; old tombstones, expired records and fingerprints go, and nothing else."""
@@ -460,9 +520,9 @@ class StoreConformance:
         due = await _started(store, expires_at=moment)
         later = await _started(store, expires_at=moment + 1)
         for_ever = await _started(store, expires_at=None)
-        assert [row.id for row in await store.expired(now=moment, limit=9)] == [due.id]
+        assert [row.id for row in await store.expired(now=moment, limit=9, skip=0)] == [due.id]
         await store.end(ANA, due.id, nonce=nonce(), ended="expired", now=moment)
-        assert await store.expired(now=moment, limit=9) == []
+        assert await store.expired(now=moment, limit=9, skip=0) == []
         lease = await _leased(store, later)
         commit = grown(
             later,

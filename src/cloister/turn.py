@@ -19,9 +19,9 @@ import msgspec
 from cloister import idempotency, sessions, window, wire
 from cloister.audit import Event, event
 from cloister.content import checked
-from cloister.errors import CloisterError, SessionConflict
+from cloister.errors import CloisterError, ProviderError, SessionConflict
 from cloister.idempotency import Kept, Key
-from cloister.model import Item, Reply, Usage, to_micros
+from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.providers.base import Provider, Request
 from cloister.stores.base import Record
 from cloister.vault import Opened, Vault
@@ -92,7 +92,8 @@ class Turn(Generic[SessionT]):
     def stored(cls, reply: Reply[SessionT]) -> Turn[SessionT]:
         """Give a turn that has been taken before and came to *reply*."""
         turn = cls.__new__(cls)
-        turn.repeated = True
+        turn.repeated = turn._closed = True
+        turn._fitted = None
         turn._reply = reply
         return turn
 
@@ -134,7 +135,7 @@ class Turn(Generic[SessionT]):
         Raises `ValueError` for what is neither a message nor an answer.
         """
         self._unfinished()
-        if isinstance(item, Item) or (isinstance(item, Mapping) and "role" in item and item.get("type") != "message"):
+        if isinstance(item, Item) or _is_message(item):
             added = checked(item)
         else:
             answer = wire.read(item)
@@ -164,7 +165,9 @@ class Turn(Generic[SessionT]):
                     yield text
         finally:
             await _close(source)
-        await self._commit(reader.finish())
+        answer = reader.finish()
+        self._unfinished()  # the block may have been left, or the turn finished, while the stream was read
+        await self._commit(answer)
 
     def read(self, reader: wire.Reader, chunk: object) -> list[str]:
         """Read one *chunk* of a streamed answer, and give what of it may be shown."""
@@ -236,13 +239,12 @@ class Turn(Generic[SessionT]):
         opened = self._opened
         return event(kind, self._cloister.vault.now(), opened.owner, sessions.digest(opened.id), **detail)
 
-    def _recorder(self, key: Key, answer: wire.Answer) -> Callable[[Opened], Record]:
+    def _recorder(self, key: Key, answer: wire.Answer) -> Callable[[Opened, Head], Record]:
         """Give what makes the idempotency record once the answer's position is known."""
         until = to_micros(self._cloister.vault.now() + idempotency.LIVE)
 
-        def record(opened: Opened) -> Record:
-            position = opened.head.count - 1
-            kept = Kept(key.content, position, answer.model, answer.finish_reason, self._renewed)
+        def record(opened: Opened, head: Head) -> Record:
+            kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed)
             return key.seal(opened, kept, until)
 
         return record
@@ -252,9 +254,16 @@ class Turn(Generic[SessionT]):
 
         *error* is None if the block was left without a reply.
         """
-        self._closed = True
-        if self.repeated or self._opened.committed:
+        if self.repeated:
             return
+        self._closed = True
+        try:
+            if not await self._cloister.vault.stored(self._opened):
+                await self._fail(error)
+        finally:
+            self._opened.forget()
+
+    async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
             heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
             self._spent += Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True)
@@ -286,6 +295,8 @@ class Turn(Generic[SessionT]):
     def _fit(self) -> list[Item]:
         """Give the items that are sent: the system text, the newest turns that fit, and what is new."""
         if self._fitted is None:
+            if self.repeated:
+                self._unfinished()
             head = self._opened.head
             first = head.count - len(self._opened.items)
             history = [
@@ -304,6 +315,8 @@ class Turn(Generic[SessionT]):
         return self._fitted
 
     def _unfinished(self) -> None:
+        if self.repeated:
+            raise RuntimeError("this turn was answered before, under its idempotency key: use turn.reply")
         if self._closed:
             raise RuntimeError("this turn is finished, or its block was left; start another with session.turn")
 
@@ -332,7 +345,7 @@ class ReplyStream(Generic[SessionT]):
         if self._turn is None:
             raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
         if self._text is None:
-            source: Any = () if self._turn.repeated else self._provider.stream(self._turn.request())
+            source: Any = () if self._turn.repeated else streamed(self._provider, self._turn.request())
             self._text = self._turn.stream(source)
         return self._text
 
@@ -352,6 +365,43 @@ class ReplyStream(Generic[SessionT]):
         if self._turn is None:
             raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
         return self._turn.reply
+
+
+def _is_message(given: object) -> bool:
+    """Say whether this is a message of the chat format, and not a whole answer of another one."""
+    if isinstance(given, Mapping):
+        return "role" in given and given.get("type") != "message"
+    return hasattr(given, "model_dump") and hasattr(given, "role") and getattr(given, "type", None) != "message"
+
+
+async def answered(provider: Provider, request: Request) -> Any:
+    """Ask *provider*; whatever goes wrong in it is a `ProviderError`."""
+    try:
+        return await provider.complete(request)
+    except CloisterError:
+        raise
+    except Exception as error:
+        raise _failed(provider, error) from error
+
+
+async def streamed(provider: Provider, request: Request) -> AsyncGenerator[Any, None]:
+    """Ask *provider* for a stream; whatever goes wrong in it is a `ProviderError`."""
+    source = provider.stream(request)
+    try:
+        async for chunk in source:
+            yield chunk
+    except CloisterError:
+        raise
+    except Exception as error:
+        raise _failed(provider, error) from error
+    finally:
+        await _close(source)
+
+
+def _failed(provider: Provider, error: Exception) -> ProviderError:
+    return ProviderError(
+        f"the provider {provider.name} failed with {type(error).__name__}; see the error behind this one"
+    )
 
 
 async def _close(source: Any) -> None:

@@ -11,13 +11,13 @@ import msgspec
 
 from cloister import scope, sessions
 from cloister.audit import Event, event
-from cloister.content import Content, checked, said
-from cloister.errors import ConfigurationError, IntegrityError, SessionExpired
+from cloister.content import Content, checked, said, several
+from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired, SessionNotFound
 from cloister.idempotency import Key
-from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros, to_micros
+from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.stores.base import Loaded, Record
-from cloister.turn import RENEWED, ReplyStream, Services, Turn
+from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered
 from cloister.vault import Opened
 
 OnExpired = Literal["renew", "raise"]
@@ -46,12 +46,12 @@ class User:
         *items* takes its place where it is not given. Raises `ValueError` for what cannot be stored.
         """
         cloister, vault = self._cloister, self._cloister.vault
-        imported = [checked(message) for message in items]
+        imported = several(items)
         first = Item("system", system) if system is not None else None
         if first is None and imported and imported[0].role == "system" and isinstance(imported[0].content, str):
             first = imported.pop(0)
         first = first and cloister.counted(checked(first))
-        opened = await vault.begin(self.owner, first, title, dict(metadata or {}))
+        opened = vault.begin(self.owner, first, title, dict(metadata or {}))
         stored = [*([first] if first else []), *(cloister.counted(item) for item in imported)]
         noted = self._event("session.started", opened.id, imported=len(imported))
         await vault.commit(opened, stored, entries=[noted])
@@ -64,84 +64,102 @@ class User:
         ended.
         """
         vault = self._cloister.vault
-        try:
-            session_id = sessions.check_id(session_id)
-        except KeyError:
-            await vault.refuse(self.owner, None)
-        found = await vault.look(self.owner, session_id)
+        found = await self._look(session_id)
         if isinstance(found, SealedSession):
             if found.ended == "ended":
                 raise SessionExpired("ended")
             return Session(self._cloister, self.owner, session_id, _gone(found))
-        with contextlib.suppress(SessionExpired):
-            sessions.check_alive(found.head, vault.now())
-            return Session(self._cloister, self.owner, session_id, found.head)
-        await vault.expire(found)
+        if sessions.expired(found.head, vault.now()):
+            await vault.end_expired(found.row)
         return Session(self._cloister, self.owner, session_id, found.head)
+
+    async def _look(self, session_id: str) -> Opened | SealedSession:
+        vault = self._cloister.vault
+        try:
+            sessions.check_id(session_id)
+        except SessionNotFound:
+            await vault.refuse(self.owner, None)
+        return await vault.look(self.owner, session_id)
 
     async def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
         """List this user's live sessions, latest started first, at most *limit* (1 to 1,000), behind the id *after*."""
         if not 1 <= limit <= _MOST_HISTORY:
             raise ValueError(f"limit must be from 1 to {_MOST_HISTORY}, not {limit}")
+        found = []
+        async for _, session in self._listed(after, limit):
+            if isinstance(session, Session):
+                found.append(session)
+                if len(found) == limit:
+                    break
+        return found
+
+    async def _listed(
+        self, after: str | None, at_once: int
+    ) -> AsyncGenerator[tuple[SealedSession, Session | CloisterError], None]:
+        """Give live sessions, latest started first; for one that cannot be opened, the error, which is its alone."""
         vault = self._cloister.vault
         before = None
         if after is not None:
-            cursor = await self.resume(after)
-            before = cursor.head.created_at, cursor.id
-        found: list[Session] = []
-        while len(found) < limit:
-            rows = (await vault.ask(vault.store.sessions, self.owner, limit=limit, before=before)).sessions
-            for row in rows:
-                opened = await vault.open_row(row, self.owner)
-                if not _expired(opened.head, vault.now()):
-                    found.append(Session(self._cloister, self.owner, row.id, opened.head))
-            if len(rows) < limit:
-                break
-            before = rows[-1].created_at, rows[-1].id
-        return found[:limit]
+            cursor = await self._look(after)
+            row = cursor if isinstance(cursor, SealedSession) else cursor.row
+            before = row.created_at, row.id
+        while True:
+            since = vault.moment
+            listing = await vault.ask(vault.store.sessions, self.owner, limit=at_once, before=before)
+            for row in listing.sessions:
+                try:
+                    opened = await vault.open_row(row, self.owner, since)
+                except ConfigurationError as error:  # under a key that is missing
+                    yield row, error
+                    continue
+                if not sessions.expired(opened.head, vault.now()):
+                    yield row, Session(self._cloister, self.owner, row.id, opened.head)
+            if len(listing.sessions) < at_once:
+                return
+            before = listing.sessions[-1].created_at, listing.sessions[-1].id
 
     async def end_all(self) -> int:
         """End every session of this user's; give how many there were."""
         vault = self._cloister.vault
         ended = 0
         while rows := (await vault.ask(vault.store.sessions, self.owner, limit=100, before=None)).sessions:
-            for row in rows:
-                ended += await self._end(row.id)
+            done = sum([await self._end(row.id) for row in rows])
+            ended += done
+            if not done:
+                raise IntegrityError("the store lists sessions that it does not end; see the audit log")
         return ended
 
     async def export(self) -> AsyncGenerator[str, None]:
-        """Give all that is this user's as JSON lines: one for each session, followed by its items."""
+        """Give all that is this user's as JSON lines: one for each session, followed by its items.
+
+        A session that cannot be opened has a line that says why.
+        """
         vault = self._cloister.vault
         await vault.ask(vault.store.record, [self._event("owner.exported")])
-        after = None
-        while page := await self.sessions(limit=100, after=after):
-            for session in page:
-                yield _line({"session": session.id, **session.described()})
+        async for row, session in self._listed(None, 100):
+            if not isinstance(session, Session):
+                yield _line({"session": row.id, "error": str(session)})
+                continue
+            yield _line({"session": session.id, **session.described()})
+            try:
                 first = 0
-                with contextlib.suppress(SessionExpired):  # its time was up between the listing and now
-                    while items := (await vault.history(self.owner, session.id, first, _MOST_HISTORY))[1]:
-                        for position, item in enumerate(items, first):
-                            yield _line({"item": item.id, "hidden": position in session.head.hidden, **_exported(item)})
-                        first += len(items)
-            after = page[-1].id
+                while items := (await vault.history(self.owner, session.id, first, _MOST_HISTORY))[1]:
+                    for position, item in enumerate(items, first):
+                        yield _line({"item": item.id, "hidden": position in session.head.hidden, **_exported(item)})
+                    first += len(items)
+            except SessionExpired as error:
+                yield _line({"session": row.id, "error": str(error)})
 
     async def erase(self) -> Erasure:
         """Destroy everything of this user's, at once and for good; the receipt names what remains elsewhere."""
         vault = self._cloister.vault
-        receipt = await vault.ask(vault.store.erase, self.owner, entries=[self._event("owner.erased")])
-        return Erasure(self.owner, vault.now(), receipt.count)
+        count = await vault.erase(self.owner, [self._event("owner.erased")])
+        return Erasure(self.owner, vault.now(), count)
 
     async def _end(self, session_id: str) -> int:
-        vault = self._cloister.vault
-        receipt = await vault.ask(
-            vault.store.end,
-            self.owner,
-            session_id,
-            ended="ended",
-            now=to_micros(vault.now()),
-            entries=[self._event("session.ended", session_id)],
+        return await self._cloister.vault.end(
+            self.owner, session_id, "ended", [self._event("session.ended", session_id)]
         )
-        return receipt.count
 
     def _event(self, kind: str, session_id: str | None = None, **detail: str | int | bool | None) -> Event:
         named = "" if session_id is None else sessions.digest(session_id)
@@ -160,17 +178,48 @@ class Session:
         self.id = session_id
         self.head = head
 
-    created_at = property(lambda self: from_micros(self.head.created_at), doc="When it was started, in UTC.")
-    updated_at = property(lambda self: from_micros(self.head.sealed_at), doc="When it last changed, in UTC.")
-    expires_at = property(
-        lambda self: sessions.expires_at(self.head), doc="When it ends unless something is said; None for never."
-    )
-    version = property(lambda self: self.head.version, doc="How many commits it has seen.")
-    item_count = property(lambda self: self.head.count, doc="How many items it has, hidden ones included.")
-    token_count = property(lambda self: self.head.tokens, doc="What its items would cost in one window.")
-    usage = property(lambda self: self.head.usage, doc="What its turns have used so far.")
-    title = property(lambda self: self.head.title)
-    metadata = property(lambda self: dict(self.head.metadata))
+    @property
+    def created_at(self) -> datetime:
+        """When it was started, in UTC."""
+        return from_micros(self.head.created_at)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed, in UTC."""
+        return from_micros(self.head.sealed_at)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When it ends unless something is said; None for never."""
+        return sessions.expires_at(self.head)
+
+    @property
+    def version(self) -> int:
+        """How many commits it has seen."""
+        return self.head.version
+
+    @property
+    def item_count(self) -> int:
+        """How many items it has, hidden ones included."""
+        return self.head.count
+
+    @property
+    def token_count(self) -> int:
+        """What its items would cost in one window."""
+        return self.head.tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What its turns have used so far."""
+        return self.head.usage
+
+    @property
+    def title(self) -> str | None:
+        return self.head.title
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self.head.metadata)
 
     async def send(
         self,
@@ -190,7 +239,7 @@ class Session:
         provider = self._provider()
         async with self._turn(content, idempotency_key, documents, system, on_expired, model, options) as turn:
             if not turn.repeated:
-                await turn.finish(await provider.complete(turn.request()))
+                await turn.finish(await answered(provider, turn.request()))
         return turn.reply
 
     def stream(
@@ -217,6 +266,7 @@ class Session:
         self,
         content: Content,
         *,
+        model: str | None = None,
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
@@ -224,10 +274,10 @@ class Session:
     ) -> contextlib.AbstractAsyncContextManager[Turn[Session]]:
         """Say something and call the model yourself: ``turn.chat()`` is what to send, ``turn.finish`` takes the answer.
 
-        Nobody else's turn of this session runs meanwhile. Leaving the block without ``finish`` or an exhausted
-        ``stream`` stores nothing.
+        *model* says which one, for the size of the window. Nobody else's turn of this session runs meanwhile. To leave
+        the block without ``finish`` or an exhausted ``stream`` stores nothing.
         """
-        return self._turn(content, idempotency_key, documents, system, on_expired, None, None)
+        return self._turn(content, idempotency_key, documents, system, on_expired, model, None)
 
     @contextlib.asynccontextmanager
     async def _turn(
@@ -241,6 +291,8 @@ class Session:
         options: Mapping[str, Any] | None,
     ) -> AsyncGenerator[Turn[Session], None]:
         cloister = self._cloister
+        if on_expired not in ("renew", "raise"):
+            raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
         asked = [cloister.counted(item, model) for item in said(content)]
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.id, [*asked, *([over] if over else [])])
@@ -279,7 +331,7 @@ class Session:
         except SessionExpired as expired:
             if isinstance(found, Opened):
                 await vault.expire(found)
-            if on_expired != "renew" or expired.reason == "ended":
+            if on_expired == "raise" or expired.reason == "ended":
                 raise
         if isinstance(found, Opened):
             system = found.system
@@ -288,7 +340,7 @@ class Session:
             async with vault.guarded(self.owner, self.id):
                 text = await vault.system_of(found.session)
             system = None if text is None else self._cloister.counted(Item("system", text))
-        return await vault.begin(self.owner, system, instead_of=self.id)
+        return vault.begin(self.owner, system, instead_of=self.id)
 
     def _settled(self, opened: Opened) -> Session:
         """Give the session in which a turn was stored: this one, or the new one in its place."""
@@ -301,7 +353,8 @@ class Session:
         vault = self._cloister.vault
         holder = found if isinstance(found, Opened) and record.holder == self.id else None
         if holder is None:
-            looked = await vault.look(self.owner, record.holder)
+            async with vault.guarded(self.owner, self.id):
+                looked = await vault.look(self.owner, record.holder, named_by_record=True)
             if isinstance(looked, SealedSession):
                 raise SessionExpired(looked.ended or "expired")
             holder = looked
@@ -326,8 +379,7 @@ class Session:
 
     async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model; give them as they are stored."""
-        given = [items] if isinstance(items, Item | Mapping) else list(items)
-        added = [self._cloister.counted(checked(item)) for item in given]
+        added = [self._cloister.counted(item) for item in several(items)]
         if not added:
             return []
         async with self._work() as opened:
@@ -434,14 +486,6 @@ def _gone(row: SealedSession) -> Head:
     """Give what a tombstone still says of a session."""
     idle = None if row.expires_at is None else row.expires_at - row.updated_at
     return Head(row.version, row.created_at, row.updated_at, row.updated_at, idle, None)
-
-
-def _expired(head: Head, now: datetime) -> bool:
-    try:
-        sessions.check_alive(head, now)
-    except SessionExpired:
-        return True
-    return False
 
 
 def _line(values: Mapping[str, Any]) -> str:

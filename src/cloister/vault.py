@@ -44,7 +44,8 @@ _log = logging.getLogger("cloister")
 T = TypeVar("T")
 
 _SEEN_AT_MOST = 65_536
-_Seen = tuple[int, bytes]  # version and turn
+_Seen = tuple[int, bytes, int]  # version, turn, and the moment at which it was seen
+_GONE = 1 << 62  # the version of a session that was destroyed: no other is newer
 _FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
 
@@ -62,8 +63,8 @@ class Opened:
 
     owner: Owner
     id: str
-    keys: SessionKeys
-    row: SealedSession
+    keys: SessionKeys = field(repr=False)
+    row: SealedSession = field(repr=False)
     head: Head
     items: list[Item] = field(default_factory=list, repr=False)
     system: Item | None = None
@@ -73,8 +74,14 @@ class Opened:
     """Not stored yet: it comes to be with the first commit, or not at all."""
     instead_of: str | None = None
     """The id of the session in whose place a fresh one comes: once that was erased, this cannot come to be."""
+    storing: asyncio.Task[None] | None = field(default=None, repr=False)
+    """The commit that is under way."""
     committed: bool = False
     """A commit was carried out, whether or not whoever asked for it was still there."""
+
+    def forget(self) -> None:
+        """Let go of the session's secret: whoever keeps a turn does not keep it."""
+        del self.keys
 
 
 class Vault:
@@ -88,6 +95,8 @@ class Vault:
         self._process = os.getpid()
         self._alarmed: WeakSet[IntegrityError] = WeakSet()
         self._seen: OrderedDict[tuple[Owner, str], _Seen] = OrderedDict()
+        self.moment = 0
+        """Counts what this process has seen; taken before a request, it says what the answer must not be older than."""
         self._turns: dict[tuple[Owner, str], tuple[asyncio.Lock, list[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -105,10 +114,11 @@ class Vault:
         nonce = os.urandom(16)
         try:
             reply = await method(*args, nonce=nonce, **options)
-            if not hmac.compare_digest(reply.echo, nonce):
+            echo = getattr(reply, "echo", None)
+            if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
                 raise IntegrityError("the store answered another request than this one; its connection was dropped")
         except IntegrityError as error:
-            await self.alarm(error, *args[:2])
+            await self.alarm(error, *_concerned(args))
             raise
         return reply
 
@@ -154,12 +164,17 @@ class Vault:
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    async def look(self, owner: Owner, session_id: str) -> Opened | SealedSession:
-        """Open a session without working on it, or give its tombstone; `SessionNotFound` if there is neither."""
-        seen = self._seen.get((owner, session_id))
+    async def look(self, owner: Owner, session_id: str, *, named_by_record: bool = False) -> Opened | SealedSession:
+        """Open a session without working on it, or give its tombstone; `SessionNotFound` if there is neither.
+
+        One that only a record of the store's names, and not the caller, must be there: `IntegrityError`.
+        """
+        since = self.moment
         loaded = await self.ask(self.store.load, owner, session_id, budget=0)
+        if loaded.session is None and named_by_record:
+            raise IntegrityError("an idempotency record names a session that its owner does not have")
         row = await self._present(owner, session_id, loaded)
-        return row if row.ended else await self._open(row, loaded, owner, session_id, budget=0, seen=seen)
+        return row if row.ended else await self._open(row, loaded, owner, session_id, budget=0, since=since)
 
     @contextlib.asynccontextmanager
     async def work(
@@ -172,14 +187,14 @@ class Vault:
         """
         lease = secrets.token_bytes(16)
         async with self._queue(owner, session_id) as deadline:
-            seen = self._seen.get((owner, session_id))
+            since = self.moment
             loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
             try:
                 row = await self._present(owner, session_id, loaded)
                 if row.ended:
                     yield loaded
                     return
-                opened = await self._open(row, loaded, owner, session_id, budget=budget, seen=seen)
+                opened = await self._open(row, loaded, owner, session_id, budget=budget, since=since)
                 opened.lease = lease
                 with self._renewing(owner, session_id, lease):
                     yield opened
@@ -264,28 +279,33 @@ class Vault:
         if loaded.session is None:
             await self.refuse(owner, session_id)
         row = loaded.session
-        if row.owner != owner or row.id != session_id or row.ended not in (None, "expired", "ended"):
+        over = row.ended in ("expired", "ended") and row.wrapped is None and row.head is None
+        if row.owner != owner or row.id != session_id or not (over or row.ended is None):
             error = IntegrityError("the store returned another session than the one it was asked for")
             await self.alarm(error, owner, session_id)
             raise error
         return row
 
     async def _open(
-        self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, seen: _Seen | None
+        self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, since: int
     ) -> Opened:
         async with self.guarded(owner, session_id):
             opened = await self._unseal(row, owner, session_id)
-            opened.items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
-            if opened.head.tokens <= budget and len(loaded.items) != opened.head.count:
+            items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
+            beyond = sum([item.tokens for item in items]) > budget
+            if not beyond and len(items) != opened.head.count:
                 raise IntegrityError("the store left out items of a session")
-            self._check_age(opened, seen)
+            opened.items = items[1:] if beyond else items
+            self._check_age(opened, since)
         opened.record = loaded.record
         return opened
 
-    async def open_row(self, row: SealedSession, owner: Owner) -> Opened:
+    async def open_row(self, row: SealedSession, owner: Owner, since: int) -> Opened:
         """Open a session that the store listed for *owner*, without its items."""
         async with self.guarded(owner, row.id):
-            return await self._unseal(row, owner, row.id)
+            opened = await self._unseal(row, owner, row.id)
+            self._check_age(opened, since)
+            return opened
 
     async def _unseal(self, row: SealedSession, owner: Owner, session_id: str) -> Opened:
         if row.owner != owner or row.id != session_id or row.wrapped is None or row.head is None:
@@ -315,24 +335,42 @@ class Vault:
         keys = await TenantKeys.derive(self.keys, owner, "system text")
         return keys.seal(owner, session_id, b"" if system is None else b"\x01" + system.encode())
 
-    def _check_age(self, opened: Opened, seen: _Seen | None) -> None:
-        """Refuse a session older than this process has seen it, or another one of the same version."""
+    def _check_age(self, opened: Opened, since: int) -> None:
+        """Refuse a session older than this process had seen it when it asked, or another one of the same version."""
+        version, turn, at = self._seen.get((opened.owner, opened.id), (0, b"", 0))
         now = opened.head.version, opened.head.turn
-        if seen is not None and (now[0] < seen[0] or (now[0] == seen[0] and now[1] != seen[1])):
+        if version and at <= since and (now[0] < version or (now[0] == version and now[1] != turn)):
             raise IntegrityError("the store returned an older state of a session than this process has seen")
-        self._remember(opened)
+        self._remember(opened.owner, opened.id, *now)
 
-    def _remember(self, opened: Opened) -> None:
-        key = opened.owner, opened.id
-        if opened.head.version >= self._seen.get(key, (0, b""))[0]:
-            self._seen[key] = opened.head.version, opened.head.turn
+    def _remember(self, owner: Owner, session_id: str, version: int, turn: bytes) -> None:
+        key = owner, session_id
+        if version >= self._seen.get(key, (0, b"", 0))[0]:
+            self.moment += 1
+            self._seen[key] = version, turn, self.moment
             self._seen.move_to_end(key)
         if len(self._seen) > _SEEN_AT_MOST:
             self._seen.popitem(last=False)
 
+    async def end(self, owner: Owner, session_id: str, ended: str, entries: Sequence[Event], **only: Any) -> int:
+        """Destroy a session, and remember that it is gone; give 0 if there was none to end."""
+        now = to_micros(self.now())
+        options = {"ended": ended, "now": now, "entries": entries, **only}
+        receipt = await self.ask(self.store.end, owner, session_id, **options)
+        if receipt.count:
+            self._remember(owner, session_id, _GONE, b"")
+        return receipt.count
+
+    async def erase(self, owner: Owner, entries: Sequence[Event]) -> int:
+        """Destroy everything of *owner*, and remember that it is gone; give how many sessions there were."""
+        receipt = await self.ask(self.store.erase, owner, entries=entries)
+        for whose, session_id in [key for key in self._seen if key[0] == owner]:
+            self._remember(whose, session_id, _GONE, b"")
+        return receipt.count
+
     async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, list[Item]]:
         """Open up to *limit* items from position *first* on; `SessionExpired` if the session is over."""
-        seen = self._seen.get((owner, session_id))
+        since = self.moment
         page = await self.ask(self.store.items, owner, session_id, first=first, limit=limit)
         if page.session is None:
             await self.refuse(owner, session_id)
@@ -340,7 +378,7 @@ class Vault:
             raise SessionExpired(page.session.ended)
         async with self.guarded(owner, session_id):
             opened = await self._unseal(page.session, owner, session_id)
-            self._check_age(opened, seen)
+            self._check_age(opened, since)
             if len(page.items) != max(0, min(limit, opened.head.count - first)):
                 raise IntegrityError("the store left out items of a session")
             if page.items and page.items[0].position != first:
@@ -381,7 +419,7 @@ class Vault:
 
     # --- sealing ------------------------------------------------------------------------------------------------------
 
-    async def begin(
+    def begin(
         self,
         owner: Owner,
         system: Item | None = None,
@@ -393,14 +431,11 @@ class Vault:
         """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
         head = sessions.begin(self.limits, self.now(), title, metadata)
         session_id = sessions.new_id()
-        secret = new_secret()
-        wrapped = await self.keys.wrap(secret, wrap_context(owner, session_id))
-        carry = await self.carry(owner, session_id, None if system is None else system.text)
         if system is not None:
             note = SystemNote(_digest(system.text), system.tokens, system.counter)
             head = msgspec.structs.replace(head, system=note)
-        keys = SessionKeys(secret, owner, session_id)
-        row = SealedSession(owner, session_id, wrapped, b"", 0, 0, 0, 0, 0, None, b"", carry)
+        keys = SessionKeys(new_secret(), owner, session_id)
+        row = SealedSession(owner, session_id, None, None, 0, 0, 0, 0, 0, None, b"")
         return Opened(owner, session_id, keys, row, head, system=system, fresh=True, instead_of=instead_of)
 
     async def commit(
@@ -411,7 +446,7 @@ class Vault:
         head: Head | None = None,
         usage: Usage = Usage(),
         entries: Sequence[Event] = (),
-        record: Callable[[Opened], Record] | None = None,
+        record: Callable[[Opened, Head], Record] | None = None,
     ) -> list[Item]:
         """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
 
@@ -425,8 +460,20 @@ class Vault:
             grown = sessions.amend(head or opened.head, moment, turn)
         else:
             grown = sessions.grow(opened.head, stored, last, moment, turn, usage)
-        await self._finish(self._commit(opened, grown, rows, entries, record))
+        if opened.storing is not None:
+            raise SessionConflict("something else of this turn is being stored at this moment; nothing more was")
+        opened.storing = asyncio.get_running_loop().create_task(self._commit(opened, grown, rows, entries, record))
+        try:
+            await self._through(opened.storing)
+        finally:
+            opened.storing = None
         return stored
+
+    async def stored(self, opened: Opened) -> bool:
+        """Say whether *opened* was committed, once a commit that is under way has come to its end."""
+        if opened.storing is not None:
+            await asyncio.wait([opened.storing])
+        return opened.committed
 
     async def _commit(
         self,
@@ -434,24 +481,28 @@ class Vault:
         head: Head,
         rows: Sequence[SealedItem],
         entries: Sequence[Event],
-        record: Callable[[Opened], Record] | None,
+        record: Callable[[Opened, Head], Record] | None,
     ) -> None:
-        before = opened.head
-        opened.head = head
-        try:
-            row = _row(opened)
-            kept = None if record is None else record(opened)
-            if opened.fresh:
-                place = opened.instead_of
-                await self._twice(self.store.create, row, rows, entries=entries, record=kept, instead_of=place)
-            else:
-                await self._twice(self.store.commit, Commit(before.version, opened.lease, row, rows, entries, (), kept))
-        except BaseException:
-            opened.head = before
-            raise
-        opened.row, opened.fresh, opened.committed = row, False, True
+        if opened.fresh:
+            # Wrapped at the last moment: the master key that was the newest before may be retired by now.
+            opened.row = await self._wrapped(opened)
+        row = _row(opened, head)
+        kept = None if record is None else record(opened, head)
+        if opened.fresh:
+            place = opened.instead_of
+            await self._twice(self.store.create, row, rows, entries=entries, record=kept, instead_of=place)
+        else:
+            commit = Commit(opened.head.version, opened.lease, row, rows, entries, (), kept)
+            await self._twice(self.store.commit, commit)
+        opened.head, opened.row, opened.fresh, opened.committed = head, row, False, True
         opened.lease = b""  # the commit gave it back
-        self._remember(opened)
+        self._remember(opened.owner, opened.id, head.version, head.turn)
+
+    async def _wrapped(self, opened: Opened) -> SealedSession:
+        owner, session_id, system = opened.owner, opened.id, opened.system
+        wrapped = await opened.keys.wrapped(self.keys, wrap_context(owner, session_id))
+        carry = await self.carry(owner, session_id, None if system is None else system.text)
+        return msgspec.structs.replace(opened.row, wrapped=wrapped, carry=carry)
 
     async def _twice(self, method: Callable[..., Awaitable[EchoT]], *args: Any, **options: Any) -> None:
         """Write, and once more where the outcome is unknown: a turn that the store already has is not stored again."""
@@ -461,22 +512,15 @@ class Vault:
             await self.ask(method, *args, **options)
 
     async def end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
-        now = self.now()
-        receipt = await self.ask(
-            self.store.end,
-            row.owner,
-            row.id,
-            ended="expired",
-            now=to_micros(now),
-            version=row.version,
-            lease=lease,
-            entries=[event("session.expired", now, row.owner, sessions.digest(row.id))],
-        )
-        return receipt.count
+        """Destroy a session whose time is up, unless it has moved on or somebody but *lease* works on it."""
+        noted = event("session.expired", self.now(), row.owner, sessions.digest(row.id))
+        return await self.end(row.owner, row.id, "expired", [noted], version=row.version, lease=lease)
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Let *work* run to its end, even if whoever waits for it is cancelled meanwhile."""
-        task = asyncio.get_running_loop().create_task(work)
+        return await self._through(asyncio.get_running_loop().create_task(work))
+
+    async def _through(self, task: asyncio.Task[T]) -> T:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -488,17 +532,25 @@ class Vault:
             raise
 
 
+def _concerned(args: Sequence[object]) -> tuple[object, object]:
+    """Say whose session a request was about."""
+    first = args[0] if args else None
+    row = first.session if isinstance(first, Commit) else first
+    return (row.owner, row.id) if isinstance(row, SealedSession) else (first, args[1] if len(args) > 1 else None)
+
+
 def _busy(limits: Limits) -> SessionBusy:
     seconds = limits.turn_wait.total_seconds()
-    return SessionBusy(f"another turn of this session is still running after {seconds:g} s; try again later")
+    return SessionBusy(
+        f"another turn of this session, perhaps one around this one, is still running after {seconds:g} s"
+    )
 
 
 def _digest(system: str) -> bytes:
     return sha256(system.encode()).digest()
 
 
-def _row(opened: Opened) -> SealedSession:
-    head = opened.head
+def _row(opened: Opened, head: Head) -> SealedSession:
     return SealedSession(
         owner=opened.owner,
         id=opened.id,

@@ -389,7 +389,7 @@ def fit(
 
     def cost(item: Item) -> int:
         # An estimate is valid for every model; another vocabulary's exact count is not.
-        if item.counter and (item.counter == name or item.counter.startswith("estimate-")):
+        if item.counter and (item.counter in (name, "bytes") or item.counter.startswith("estimate-")):
             return item.tokens
         return item_tokens(item, counter)
 

@@ -77,7 +77,8 @@ class Receipt(msgspec.Struct, frozen=True):
 class Loaded(msgspec.Struct, frozen=True):
     """Be what a turn starts from.
 
-    ``session`` is None if this owner has no such session. ``items`` are its newest, oldest of them first, and
+    ``session`` is None if this owner has no such session. ``items`` are its newest, oldest of them first, up to and
+    with the one at which their tokens exceed the budget, so that whoever opens them sees that none was held back.
     ``before`` is the tag of the one before them (empty at the beginning). ``busy``: the lease is somebody else's, and
     nothing else was read.
     """
@@ -160,7 +161,8 @@ class Store(Protocol):
     ) -> Receipt:
         """Keep a new session; `SessionConflict` if its id is taken, unless by the same turn, which has been stored.
 
-        With *instead_of*, only while the owner still has that session, or its tombstone: it was erased otherwise.
+        With *instead_of*, only while the owner still has that session, or a tombstone that does not say ``"ended"``:
+        otherwise it was ended or erased. `SessionConflict` also if there is a record under that key already.
         """
         ...
 
@@ -176,9 +178,9 @@ class Store(Protocol):
     ) -> Loaded:
         """Read a session, the record kept under the digest *record*, and its newest items.
 
-        The items go back until their tokens exceed *budget*: the one that does is left out, and nothing before it is
-        read. With *lease*, take that lease first; if another holds it, say ``busy``. No lease is left behind for a
-        session that this owner does not have or that has ended.
+        The items go back until their tokens exceed *budget*: the one that does is the oldest of them. With *lease*,
+        take that lease first; if another holds it, say ``busy``. No lease is left behind for a session that this owner
+        does not have or that has ended.
         """
         ...
 
@@ -241,8 +243,8 @@ class Store(Protocol):
         """Remove tombstones that are older, records and fingerprints that have expired."""
         ...
 
-    async def expired(self, *, now: int, limit: int) -> Sequence[Due]:
-        """Name live sessions, of all owners, whose time is up by their clear columns, damaged ones too."""
+    async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
+        """Name live sessions, of all owners, whose time is up by their clear columns, but for the first *skip*."""
         ...
 
     async def owner_of(self, session_id: str) -> Owner | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cloister.audit import Chain, Entry, Event, Heads, new_audit_id
+from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import tag
@@ -74,8 +75,11 @@ class MemoryStore:
             if kept.session.turn == session.turn:
                 return Receipt(nonce, repeated=True)
             raise SessionConflict("a session with this id exists already; nothing was stored")
-        if instead_of is not None and (session.owner, instead_of) not in self._sessions:
-            raise SessionConflict("the session was erased meanwhile; nothing was stored")
+        if instead_of is not None:
+            before = self._sessions.get((session.owner, instead_of))
+            if before is None or before.session.ended == "ended":
+                raise SessionConflict("the session was ended or erased meanwhile; nothing was stored")
+        self._check_record(session.owner, record)
         self._sessions[session.owner, session.id] = _Kept(session, list(items))
         self._keep(session.owner, record)
         self._claim(fingerprints)
@@ -99,8 +103,9 @@ class MemoryStore:
         if lease is not None and not self._take(owner, session_id, lease):
             return Loaded(nonce, busy=True)
         first = len(kept.items)
-        while first and (budget := budget - kept.items[first - 1].tokens) >= 0:
+        while first and budget >= 0:
             first -= 1
+            budget -= kept.items[first].tokens
         before = tag(kept.items[first - 1].sealed) if first else b""
         return Loaded(nonce, kept.session, kept.items[first:], before, found)
 
@@ -124,6 +129,7 @@ class MemoryStore:
         self._check_lease(session.owner, session.id, commit.lease)
         if kept.session.version != commit.version:
             raise SessionConflict("the session changed meanwhile; nothing was stored, so send it again")
+        self._check_record(session.owner, commit.record)
         kept.session = msgspec.structs.replace(session, wrapped=kept.session.wrapped, carry=kept.session.carry)
         kept.items.extend(commit.items)
         self._keep(session.owner, commit.record)
@@ -210,10 +216,10 @@ class MemoryStore:
                 del self._claims[claim]
         return Receipt(nonce, count=len(old))
 
-    async def expired(self, *, now: int, limit: int) -> Sequence[Due]:
+    async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         rows = (kept.session for kept in self._sessions.values() if not kept.session.ended)
         due = [row for row in rows if row.expires_at is not None and row.expires_at <= now]
-        return [Due(row.owner, row.id, row.version) for row in due[:limit]]
+        return [Due(row.owner, row.id, row.version) for row in due[skip : skip + limit]]
 
     async def owner_of(self, session_id: str) -> Owner | None:
         return next((owner for owner, known in self._sessions if known == session_id), None)
@@ -262,6 +268,10 @@ class MemoryStore:
         if holder != lease or until <= time.monotonic():
             raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
 
+    def _check_record(self, owner: Owner, record: Record | None) -> None:
+        if record is not None and (owner, record.session, record.key) in self._records:
+            raise SessionConflict("this idempotency key was answered meanwhile; send it again for the answer")
+
     def _keep(self, owner: Owner, record: Record | None) -> None:
         if record is not None:
             self._records[owner, record.session, record.key] = record
@@ -275,8 +285,11 @@ class MemoryStore:
 
     def _put(self, events: Sequence[Event]) -> None:
         for event in events:
-            self._chain, entry = self._chain.extend(event, self._audit_id(event.owner), self._audit_id(event.other))
+            owner = self._audit_id(event.owner, introduce=introduces(event))
+            self._chain, entry = self._chain.extend(event, owner, self._audit_id(event.other, introduce=False))
             self._entries.append(entry)
 
-    def _audit_id(self, owner: Owner | None) -> str:
-        return "" if owner is None else self._audit_ids.setdefault(owner, new_audit_id())
+    def _audit_id(self, owner: Owner | None, *, introduce: bool) -> str:
+        if owner is None or (owner not in self._audit_ids and not introduce):
+            return ""
+        return self._audit_ids.setdefault(owner, audit_id(owner, secrets.token_bytes(16)))

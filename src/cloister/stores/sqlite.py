@@ -11,14 +11,15 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from cloister.audit import Entry, Event, Heads
-from cloister.errors import ConfigurationError, SessionConflict
+from cloister.audit import Entry, Event, Heads, audit_id
+from cloister.errors import ConfigurationError, IntegrityError, SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
-from cloister.sealing import tag
+from cloister.sealing import fields, tag
 from cloister.stores.base import (
     LEASE,
     Claims,
@@ -50,10 +51,23 @@ from cloister.stores.sqlite_writer import Writer, Writing
 
 # A lease further ahead than any that was granted a moment ago comes from before a reboot, when the clock began anew.
 _TAKE = f"""
-INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5 + {LEASE.total_seconds()})
+INSERT INTO leases VALUES (?1, ?2, ?3 + {LEASE.total_seconds()})
 ON CONFLICT DO UPDATE SET lease = excluded.lease, until = excluded.until
-WHERE lease = excluded.lease OR until <= ?5 OR until > excluded.until + 60
+WHERE lease = excluded.lease OR until <= ?3 OR until > excluded.until + 60
 """
+
+
+def _whose(tenant: object, user: object) -> Owner:
+    """Name whom a row belongs to, for work on all rows, of which one that was changed must not stop the others."""
+    with suppress(IntegrityError):
+        if isinstance(tenant, str) and isinstance(user, str):
+            return owner_of(tenant, user)
+    return Owner(None, "?")
+
+
+def _held(key: tuple[str, str, str]) -> bytes:
+    """Name a session in the file of leases, which erasure does not reach."""
+    return sha256(fields(*key)).digest()[:16]
 
 
 class SqliteStore:
@@ -75,6 +89,7 @@ class SqliteStore:
             self._reader = self._connect()
             migrate(self._reader, self.url)
             self._leases = connect_leases(self.path.with_name(self.path.name + ".leases"))
+            self._leases.execute("DELETE FROM leases WHERE until <= ?", (time.monotonic(),))
             self._writer = Writer(self._connect, self.url)
 
     async def close(self) -> None:
@@ -131,14 +146,14 @@ class SqliteStore:
 
     def _take(self, key: tuple[str, str, str], lease: bytes) -> bool:
         now = time.monotonic()
-        taken = self._leases.execute(_TAKE, (*key, lease, now)).rowcount == 1
+        taken = self._leases.execute(_TAKE, (_held(key), lease, now)).rowcount == 1
         if taken:
             self._granted[*key, lease] = now + LEASE.total_seconds()
         return taken
 
     def _let_go(self, key: tuple[str, str, str], lease: bytes | None) -> None:
         if lease is not None and self._granted.pop((*key, lease), None) is not None:
-            self._leases.execute(f"DELETE FROM leases WHERE {MINE} AND lease = ?", (*key, lease))
+            self._leases.execute("DELETE FROM leases WHERE held = ? AND lease = ?", (_held(key), lease))
 
     @staticmethod
     def _find(db: sqlite3.Connection, key: tuple[str, str, str]) -> SealedSession | None:
@@ -163,6 +178,8 @@ class SqliteStore:
                 (*key, max(first - 1, 0), limit + (first > 0)),
             ).fetchall()
         items = [SealedItem(*row) for row in rows]
+        if not all(type(item.sealed) is bytes for item in items):
+            raise IntegrityError("an item's row in the store was changed; see the audit log")
         before = tag(items.pop(0).sealed) if first > 0 and items else b""
         return Page(nonce, session, items, before)
 
@@ -189,14 +206,15 @@ class SqliteStore:
                     found[digest] = () if ("", "") in rows else tuple(owner_of(*row) for row in rows)
         return Claims(nonce, found)
 
-    async def expired(self, *, now: int, limit: int) -> Sequence[Due]:
+    async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         with self._snapshot() as db:
             rows = db.execute(
-                "SELECT tenant, user, session, version FROM sessions"
-                " WHERE ended IS NULL AND expires_at IS NOT NULL AND expires_at <= ? ORDER BY expires_at LIMIT ?",
-                (now, limit),
+                "SELECT tenant, user, session, version FROM sessions WHERE ended IS NULL AND expires_at IS NOT NULL"
+                " AND expires_at <= ? ORDER BY expires_at LIMIT ? OFFSET ?",
+                (now, limit, skip),
             ).fetchall()
-        return [Due(owner_of(tenant, user), session, version) for tenant, user, session, version in rows]
+        # A row whose names were changed is nobody's: it fails to end, and the caller goes on past it.
+        return [Due(_whose(tenant, user), str(session), version) for tenant, user, session, version in rows]
 
     async def owner_of(self, session_id: str) -> Owner | None:
         with self._snapshot() as db:
@@ -216,7 +234,7 @@ class SqliteStore:
                 (*(after or ("", "", "")), limit),
             ).fetchall()
         # As they lie: one that was changed is found so when it is opened, and does not keep the others from the caller.
-        return [SealedSession(owner_of(row[0], row[1]), *row[2:]) for row in rows]
+        return [SealedSession(_whose(row[0], row[1]), *row[2:]) for row in rows]
 
     async def audit(self) -> AsyncIterator[Entry]:
         last = -(1 << 63)
@@ -240,8 +258,10 @@ class SqliteStore:
 
     async def audit_owners(self) -> dict[str, Owner]:
         with self._snapshot() as db:
-            rows = db.execute("SELECT audit_id, tenant, user FROM audit_owners").fetchall()
-        return {audit_id: owner_of(tenant, user) for audit_id, tenant, user in rows}
+            rows = db.execute("SELECT audit_id, salt, tenant, user FROM audit_owners").fetchall()
+        owners = [(named, salt, _whose(tenant, user)) for named, salt, tenant, user in rows]
+        # An id that was given to another owner names nobody.
+        return {named: owner for named, salt, owner in owners if type(salt) is bytes and named == audit_id(owner, salt)}
 
     def heads(self) -> Heads:
         return self._writer.heads()
@@ -255,8 +275,8 @@ class SqliteStore:
         now = time.monotonic()
         with store_errors(self.url):
             changed = self._leases.execute(
-                f"UPDATE leases SET until = ? WHERE {MINE} AND lease = ? AND until > ?",
-                (now + LEASE.total_seconds(), *names(owner), session_id, lease, now),
+                "UPDATE leases SET until = ? WHERE held = ? AND lease = ? AND until > ?",
+                (now + LEASE.total_seconds(), _held((*names(owner), session_id)), lease, now),
             ).rowcount
         if not changed:
             raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
@@ -269,7 +289,7 @@ class SqliteStore:
         return Receipt(nonce)
 
     def _held_by_another(self, key: tuple[str, str, str], lease: bytes | None) -> bool:
-        row = self._leases.execute(f"SELECT lease, until FROM leases WHERE {MINE}", key).fetchone()
+        row = self._leases.execute("SELECT lease, until FROM leases WHERE held = ?", (_held(key),)).fetchone()
         now = time.monotonic()
         return row is not None and row[0] != lease and now < row[1] <= now + LEASE.total_seconds()
 
@@ -296,8 +316,8 @@ class SqliteStore:
                 raise SessionConflict("a session with this id exists already; nothing was stored")
             if instead_of is not None:
                 before = (*names(session.owner), instead_of)
-                if db.execute(f"SELECT 1 FROM sessions WHERE {MINE}", before).fetchone() is None:
-                    raise SessionConflict("the session was erased meanwhile; nothing was stored")
+                if db.execute(f"SELECT ended FROM sessions WHERE {MINE}", before).fetchone() in (None, ("ended",)):
+                    raise SessionConflict("the session was ended or erased meanwhile; nothing was stored")
             db.insert_session(session)
             db.insert_items(key, items)
             db.keep(session.owner, record)
@@ -369,8 +389,8 @@ class SqliteStore:
         key = (*names(owner), session_id)
 
         def work(db: Writing) -> Receipt:
-            row = db.execute(f"SELECT version, ended FROM sessions WHERE {MINE}", key).fetchone()
-            if row is None or row[1] in (ended, "ended") or (version is not None and row[0] != version):
+            row = db.execute(f"SELECT version, ended, wrapped IS NULL FROM sessions WHERE {MINE}", key).fetchone()
+            if row is None or (row[2] and row[1] in (ended, "ended")) or (version is not None and row[0] != version):
                 return Receipt(nonce)
             db.execute(
                 "UPDATE sessions SET wrapped = NULL, head = NULL, turn = x'', item_count = 0, token_count = 0,"

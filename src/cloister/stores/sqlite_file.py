@@ -46,14 +46,13 @@ CREATE TABLE audit (
     previous BLOB NOT NULL, hash BLOB NOT NULL
 );
 CREATE TABLE audit_owners (
-    tenant TEXT NOT NULL, user TEXT NOT NULL, audit_id TEXT NOT NULL,
+    tenant TEXT NOT NULL, user TEXT NOT NULL, audit_id TEXT NOT NULL, salt BLOB NOT NULL,
     PRIMARY KEY (tenant, user)
 ) WITHOUT ROWID;
 """
 _LEASES = """
 CREATE TABLE IF NOT EXISTS leases (
-    tenant TEXT NOT NULL, user TEXT NOT NULL, session TEXT NOT NULL, lease BLOB NOT NULL, until REAL NOT NULL,
-    PRIMARY KEY (tenant, user, session)
+    held BLOB PRIMARY KEY, lease BLOB NOT NULL, until REAL NOT NULL
 ) WITHOUT ROWID;
 """
 SESSION = (
@@ -123,18 +122,18 @@ def session_of(row: tuple[Any, ...]) -> SealedSession:
 
 
 def tail_of(db: sqlite3.Connection, key: tuple[str, str, str], budget: int) -> tuple[list[SealedItem], bytes]:
-    """Read the newest items as far back as *budget* goes, and the tag of the one before."""
+    """Read the newest items up to the one that exceeds *budget*, and the tag of the one before."""
     sql = f"SELECT position, role, token_count, sealed FROM items WHERE {MINE} ORDER BY position DESC"
     rows = db.execute(sql, key)
     items: list[SealedItem] = []
     before = b""
     try:
         for position, role, tokens, sealed in rows:
-            budget -= tokens
             if budget < 0:
                 before = tag(sealed)
                 break
             items.append(SealedItem(position, role, tokens, sealed))
+            budget -= tokens
     except TypeError:
         raise IntegrityError("an item's row in the store was changed; see the audit log") from None
     finally:

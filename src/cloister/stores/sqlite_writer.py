@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from cloister.audit import Chain, Event, Heads, event, new_audit_id
-from cloister.errors import CloisterError, StoreUnavailable
+from cloister.audit import Chain, Event, Heads, audit_id, event, introduces
+from cloister.errors import CloisterError, SessionConflict, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession, from_micros
 from cloister.stores.base import MOST_CLAIMS, Fingerprint, Record
-from cloister.stores.sqlite_file import BUSY_SECONDS, SESSION, names, ours
+from cloister.stores.sqlite_file import BUSY_SECONDS, MINE, SESSION, names, ours
 
 T = TypeVar("T")
 
@@ -151,7 +152,10 @@ class Writing:
             outcome: T | BaseException = work(self)
         except CloisterError as error:
             outcome = error
-        except sqlite3.IntegrityError as error:  # what it stores contradicts what is there; the others do not mind
+        except (
+            sqlite3.IntegrityError,
+            sqlite3.DataError,
+        ) as error:  # what it stores contradicts what is there; the others do not mind
             outcome = ours(error, self._url)
         if isinstance(outcome, CloisterError):
             self.chain = before
@@ -194,8 +198,11 @@ class Writing:
 
     def keep(self, owner: Owner, record: Record | None) -> None:
         if record is not None:
+            held = (*names(owner), record.session, record.key)
+            if self.execute(f"SELECT 1 FROM records WHERE {MINE} AND key = ?", held).fetchone():
+                raise SessionConflict("this idempotency key was answered meanwhile; send it again for the answer")
             values = (*names(owner), record.session, record.holder, record.key, record.sealed, record.expires_at)
-            self.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def claim(self, fingerprints: Sequence[Fingerprint]) -> None:
         for fingerprint in fingerprints:
@@ -212,7 +219,8 @@ class Writing:
 
     def put(self, events: Sequence[Event]) -> None:
         for noted in events:
-            self.chain, entry = self.chain.extend(noted, self._audit_id(noted.owner), self._audit_id(noted.other))
+            owner = self._audit_id(noted.owner, introduce=introduces(noted))
+            self.chain, entry = self.chain.extend(noted, owner, self._audit_id(noted.other, introduce=False))
             self.execute(
                 "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -230,12 +238,16 @@ class Writing:
                 ),
             )
 
-    def _audit_id(self, owner: Owner | None) -> str:
+    def _audit_id(self, owner: Owner | None, *, introduce: bool) -> str:
         if owner is None:
             return ""
         who = names(owner)
         row = self.execute("SELECT audit_id FROM audit_owners WHERE tenant = ? AND user = ?", who).fetchone()
-        if row is None:
-            row = (new_audit_id(),)
-            self.execute("INSERT INTO audit_owners VALUES (?, ?, ?)", (*who, *row))
-        return str(row[0])
+        if row is not None:
+            return str(row[0])
+        if not introduce:
+            return ""
+        salt = secrets.token_bytes(16)
+        named = audit_id(owner, salt)
+        self.execute("INSERT INTO audit_owners VALUES (?, ?, ?, ?)", (*who, named, salt))
+        return named

@@ -33,6 +33,9 @@ _ANTHROPIC_ENDS = {
 _RESPONSE_TRACES = {"web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
 
 
+_MODEL = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Be what a model said, in the words of the OpenAI chat format.
@@ -327,7 +330,8 @@ def _end(reason: object, ends: Mapping[str, str]) -> str:
 
 
 def _name(model: object) -> str | None:
-    return mend(model)[:128] if isinstance(model, str) else None  # it goes on record, where no text may hide in it
+    # It goes on record, where no text may hide in it.
+    return model if isinstance(model, str) and _MODEL.fullmatch(model) else None
 
 
 def _number(details: Mapping[str, Any], *names: str) -> int:
