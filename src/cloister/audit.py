@@ -19,7 +19,6 @@ from typing import NoReturn
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.errors import ConfigurationError
 from cloister.model import Owner, to_micros
@@ -272,7 +271,7 @@ class AuditKey:
     @property
     def public(self) -> str:
         """Give the public half, to be pinned by whoever verifies."""
-        return base64.urlsafe_b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+        return base64.urlsafe_b64encode(self._key.public_key().public_bytes_raw()).decode()
 
     def sign(self, heads: Heads, now: datetime) -> str:
         """Give one line of JSON that states *heads*, signed."""
