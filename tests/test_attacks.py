@@ -19,6 +19,7 @@ from cloister import (
     ConfigurationError,
     IntegrityError,
     Keyring,
+    ProviderError,
     SessionConflict,
     SessionExpired,
     SessionNotFound,
@@ -256,3 +257,20 @@ async def test_a_listed_session_is_no_older_than_seen() -> None:
         kept.session = msgspec.structs.replace(old)
         with pytest.raises(IntegrityError):
             await ana.sessions()
+
+
+async def test_a_refused_answer_is_booked() -> None:
+    """An answer that is not whole is refused, and what it says that it took is booked and on record."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        house.provider.answer = {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "half"}, "finish_reason": None}],
+            "usage": {"prompt_tokens": 11, "completion_tokens": 7},
+        }
+        with pytest.raises(ProviderError):
+            await session.send("hello")
+        usage = (await house.ana.resume(session.id)).usage
+        assert (usage.input_tokens, usage.output_tokens) == (11, 7)
+        (failed,) = [entry for entry in await house.entries() if entry.event == "turn.failed"]
+        assert '"input_tokens":11' in failed.detail

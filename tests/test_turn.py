@@ -1027,7 +1027,7 @@ async def test_an_error_of_the_application_fails_the_turn(house: House) -> None:
             _ = 1 // 0
     assert await told(session) == []
     assert [entry.detail for entry in await house.entries() if entry.event == "turn.failed"] == [
-        '{"reason":"ZeroDivisionError"}'
+        '{"input_tokens":0,"output_tokens":0,"reason":"ZeroDivisionError"}'
     ]
 
 

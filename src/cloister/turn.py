@@ -185,7 +185,13 @@ class Turn(Generic[SessionT]):
         if self.repeated:
             return self.reply
         self._unfinished()
-        return await self._commit(answer if isinstance(answer, wire.Answer) else wire.read(answer))
+        try:
+            read = answer if isinstance(answer, wire.Answer) else wire.read(answer)
+        except ProviderError:
+            with contextlib.suppress(ProviderError):
+                self._spent += wire.spent(answer)
+            raise
+        return await self._commit(read)
 
     async def _commit(self, answer: wire.Answer) -> Reply[SessionT]:
         cloister = self._cloister
@@ -269,7 +275,8 @@ class Turn(Generic[SessionT]):
             self._spent += Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True)
         reason = "unfinished" if error is None else type(error).__name__
         try:
-            await self._book(self._event("turn.failed", reason=reason), error)
+            tokens = {"input_tokens": self._spent.input_tokens, "output_tokens": self._spent.output_tokens}
+            await self._book(self._event("turn.failed", reason=reason, **tokens), error)
         except CloisterError as fault:
             if error is None:
                 raise

@@ -205,6 +205,15 @@ def plain(answer: object) -> Mapping[str, Any]:
     raise ProviderError(f"a {type(answer).__name__} is not an answer; give text, a dict or an SDK's response object")
 
 
+def spent(answer: object) -> Usage:
+    """Give what an answer says that it took, even one that `read` refuses."""
+    if isinstance(answer, str):
+        return Usage()
+    usage = plain(answer).get("usage")
+    counted = _chat_usage(usage) if "prompt_tokens" in mapping(usage) else _response_usage(usage)
+    return counted or Usage()
+
+
 def refuse_error(message: Mapping[str, Any]) -> None:
     """Raise if *message* is a provider's report of an error.
 
