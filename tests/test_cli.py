@@ -398,7 +398,9 @@ def test_rotate_and_retire(told: Run) -> None:
     assert result.exit_code == 0
     assert "1 of 1" in result.stderr
     assert told("keys", "rotate").exit_code == 0
-    assert told("keys", "retire", first).exit_code == 0
+    assert told("keys", "retire", first, said="n\n").exit_code == 1
+    assert first in told("keys", "list").stdout
+    assert told("keys", "retire", "--yes", first).exit_code == 0
     names = told("keys", "list").stdout
     assert first not in names
     assert names.count("\n") == 2
@@ -558,3 +560,38 @@ def test_demo_and_module() -> None:
     result = subprocess.run(command, capture_output=True, text=True, env=environ, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Every verdict holds." in result.stdout
+
+
+def test_what_to_do_next(told: Run, folder: Path) -> None:
+    """A user who was never here, a file that is there already and a rotation each say what to do next."""
+    nobody = told("sessions", "erase", "--yes", "--user", "anna", "--reason", "test")
+    assert (nobody.exit_code, nobody.stderr) == (1, "cloister: nothing of user 'anna' was here; check the name\n")
+    (folder / "ana.jsonl").touch()
+    assert "name another file with -o" in told("sessions", "export", "-o", "ana.jsonl", *ANA).stderr
+    assert "Backups" in told("keys", "rotate").stdout
+
+
+def test_new_audit_key(run: Run, folder: Path) -> None:
+    """An audit key is made where it is named, for its owner alone, and never over another or after one that signed."""
+    named = {"CLOISTER_AUDIT_KEY_FILE": "audit.key"}
+    assert run("keys", "new", "--audit", **named).exit_code == 0
+    before = (folder / "audit.key").read_bytes()
+    assert stat.S_IMODE((folder / "audit.key").stat().st_mode) == 0o600
+    assert run("keys", "new", "--audit", **named).exit_code == 1
+    assert (folder / "audit.key").read_bytes() == before
+    assert run("chat", "--user", "ana", said="hello\n", **named).exit_code == 0
+    assert run("audit", "verify", **named).exit_code == 0
+    assert run("keys", "new", "--audit").exit_code == 1
+
+
+def test_doctor_checks_signed_heads(told: Run, folder: Path) -> None:
+    """Signed heads without their key, or under another, are unsafe, and it is said how to name the key."""
+    key = folder / "cloister.db.audit-key"
+    assert told("doctor").exit_code == 0
+    key.write_bytes(base64.urlsafe_b64encode(bytes(32)))
+    assert "are wrong under this key" in told("doctor").stdout
+    key.unlink()
+    assert told("doctor").exit_code == 1
+    said = told("audit", "verify").stdout
+    assert "CLOISTER_AUDIT_KEY_FILE" in said
+    assert "--public-key" in said

@@ -92,3 +92,12 @@ async def test_it_can_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(demo, "SCENES", demo.SCENES[:1])
     assert not await demo.play(None)
     assert "does NOT hold: through cloister" in capsys.readouterr().out
+
+
+async def test_where_its_folder_lies(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder lies in the working folder, and among temporary ones only if nothing can be made there."""
+    (folder / "work").mkdir()
+    monkeypatch.chdir(folder / "work")
+    assert Path(demo._folder()).parent == folder / "work"
+    monkeypatch.setattr(os, "getcwd", lambda: str(folder / "gone"))
+    assert Path(demo._folder()).parent == folder

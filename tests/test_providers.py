@@ -986,3 +986,24 @@ async def test_pool_is_not_shared_with_another_answer_in_parallel(upstream: Upst
     await asyncio.gather(*(ask_one(number) for number in range(asked)))
     await asyncio.gather(*(ask_one(number) for number in range(asked)))
     assert upstream.connections <= asked
+
+
+@pytest.mark.parametrize("make", [OpenAICompatible, Anthropic])
+def test_timeout_in_seconds(make: Any) -> None:
+    """A timeout may be seconds; what is no length of time is refused."""
+    more = {"api_key": KEY, "model": "m", "base_url": "https://127.0.0.1/v1"}
+    for good in (30, 0.5, timedelta(seconds=30), Timeouts()):
+        make(**more, timeout=good)
+    for bad in (True, "30", None, 0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match="timeout must be"):
+            make(**more, timeout=bad)
+
+
+def test_objects_that_are_no_providers() -> None:
+    """A class, and an object that lacks a part, are refused with what is missing."""
+    wrong: Any = Offline
+    with pytest.raises(ConfigurationError, match="Offline is a class"):
+        connect(wrong)
+    wrong = object()
+    with pytest.raises(ConfigurationError, match="lacks name, model, complete, stream, close"):
+        connect(wrong)

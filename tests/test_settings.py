@@ -239,3 +239,12 @@ def test_every_setting_is_described() -> None:
     described = dict(settings.describe())
     assert set(described) == set(settings.NAMES) == set(Settings.__dataclass_fields__) - {"config", "environ"}
     assert all(described.values())
+
+
+def test_store_without_a_scheme() -> None:
+    """Whoever names a file where a URL belongs is told the URL; other texts are not taken for files."""
+    with pytest.raises(ConfigurationError, match=r"did you mean sqlite:///chats\.db\?"):
+        Settings(store="chats.db").connect()
+    with pytest.raises(ConfigurationError) as caught:
+        Settings(store="postgres://ana:secret@host/chats.db").connect()
+    assert "did you mean" not in str(caught.value)

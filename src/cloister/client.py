@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -213,6 +214,15 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+KEYS, HEADS, AUDIT_KEY = ".keys", ".heads", ".audit-key"
+"""How the files end that lie beside an embedded store."""
+
+
+def beside(path: Path, ending: str) -> Path:
+    """Give the path of a file that belongs to the embedded store at *path*: *ending* is `KEYS`, `HEADS` …"""
+    return path.with_name(path.name + ending)
+
+
 def default_keyring(store: Store) -> Keyring:
     """Give the keyring that a store has by itself; `ConfigurationError` where it must be named."""
     if store.volatile:
@@ -221,7 +231,7 @@ def default_keyring(store: Store) -> Keyring:
         raise ConfigurationError("name the keys: open(…, keyring=Keyring.from_file(…)), or set CLOISTER_KEYS")
     if not store.path.parent.is_dir():
         raise ConfigurationError(f"the folder of {store.url} does not exist; create it, or name another file")
-    path = store.path.with_name(store.path.name + ".keys")
+    path = beside(store.path, KEYS)
     if not path.exists() and store.path.exists() and os.path.getsize(store.path):
         raise ConfigurationError(
             f"{store.url} is there, but its key file {path} is not: put the file back, or name another store. "
@@ -239,6 +249,5 @@ def head_sink(store: Store, key: AuditKey | None) -> sinks.HeadFile | sinks.Head
         return sinks.HeadList(key or AuditKey.generate())
     if store.path is None:
         return None
-    name = store.path.name
-    heads = store.path.with_name(name + ".heads")
-    return sinks.HeadFile(heads, key or sinks.audit_key(store.path.with_name(name + ".audit-key"), heads))
+    heads = beside(store.path, HEADS)
+    return sinks.HeadFile(heads, key or sinks.audit_key(beside(store.path, AUDIT_KEY), heads))

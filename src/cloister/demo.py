@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import sqlite3
 import tempfile
@@ -398,7 +399,7 @@ async def play(settings: Settings | None, model: Callable[[], Provider | None] |
     first = provider()  # a missing key shows here, before anything is made
     await first.close()
     if settings is None:
-        folder = tempfile.mkdtemp(prefix="cloister-demo-")
+        folder = _folder()
         stage = Stage(Settings(store=f"sqlite:///{quote(folder)}/demo.db"), provider)
         terminal.say(f"Ana and Ben talk to one model. Their store: {stage.settings.store}")
     else:
@@ -438,3 +439,11 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
     """Open the database file behind cloister's back."""
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         yield db
+
+
+def _folder() -> str:
+    """Make a folder in the working folder, or among temporary ones if nothing can be made there."""
+    try:
+        return tempfile.mkdtemp(prefix="cloister-demo-", dir=os.getcwd())
+    except OSError:
+        return tempfile.mkdtemp(prefix="cloister-demo-")

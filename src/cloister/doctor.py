@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
-from cloister import files
+from cloister import client, files
 from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.keyring import Keyring
@@ -36,14 +36,20 @@ class Finding:
 
 def beside(store: Store, ending: str) -> Path | None:
     """Give the path of a file that belongs to an embedded store, such as ``.keys``."""
-    return None if store.path is None else store.path.with_name(store.path.name + ending)
+    return None if store.path is None else client.beside(store.path, ending)
 
 
 def key_path(settings: Settings, store: Store) -> Path | None:
     """Give where the master keys of *store* lie, or would; None if not in a file."""
     if settings.keys is not None:
         return None
-    return Path(settings.key_file) if settings.key_file is not None else beside(store, ".keys")
+    return Path(settings.key_file) if settings.key_file is not None else beside(store, client.KEYS)
+
+
+def audit_key_path(settings: Settings, store: Store) -> Path | None:
+    """Give where the audit key of *store* lies, or would."""
+    named = settings.audit_key_file
+    return Path(named) if named is not None else beside(store, client.AUDIT_KEY)
 
 
 def is_there(store: Store) -> bool:
@@ -68,13 +74,14 @@ def signed_heads(settings: Settings, store: Store, public: str | None = None) ->
 
     *public* pins the signer's public key; without it, the audit key itself is read. Raises `ConfigurationError`.
     """
-    where = beside(store, ".heads")
+    where = beside(store, client.HEADS)
     if where is None:
         return Signed({}, unchecked=("this store keeps no signed heads beside it: a cut-off log would not show",))
     if public is None:
-        key = Path(settings.audit_key_file) if settings.audit_key_file is not None else beside(store, ".audit-key")
+        key = audit_key_path(settings, store)
         if key is None or not key.exists():
-            return Signed({}, (f"the audit key {key} is missing, so signed heads cannot be checked; put it back",))
+            mend = "put it back, name it with CLOISTER_AUDIT_KEY_FILE, or pass its public half as --public-key"
+            return Signed({}, (f"the audit key {key} is missing, so signed heads cannot be checked; {mend}",))
         public = AuditKey.from_text(files.read_secret(key, "audit key")).public
     try:
         lines = where.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -147,7 +154,7 @@ def _store(settings: Settings, store: Store) -> Iterator[Finding]:
     elif (mode := _mode(store.path.parent)) & 0o002 and not mode & stat.S_ISVTX:
         mend = f"chmod o-w {store.path.parent}"
         yield Finding("unsafe", "store", f"anybody can replace files in {store.path.parent}", mend)
-    for ending in ("", "-wal", "-shm", ".leases", ".heads"):
+    for ending in ("", "-wal", "-shm", ".leases", client.HEADS):
         path = beside(store, ending)
         if path is not None and path.exists() and _mode(path) & 0o077:
             yield Finding("unsafe", "store", f"{path} can be read or changed by others", f"chmod 600 {path}")
@@ -199,14 +206,14 @@ def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
     if store.volatile:
         return
     named = settings.audit_key_file
-    path = Path(named) if named is not None else beside(store, ".audit-key")
-    heads = beside(store, ".heads")
+    path, heads = audit_key_path(settings, store), beside(store, client.HEADS)
     if path is None or heads is None:
         said = "heads of the audit log are not signed: entries cut off its end would not show"
         yield Finding("unsafe", "audit log", said, "set CLOISTER_AUDIT_KEY_FILE")
     elif path.exists():
         try:
             key = AuditKey.from_text(files.read_secret(path, "audit key"))
+            wrong = signed_heads(settings, store).faults if heads.exists() else ()
         except CloisterError as error:
             yield Finding("unsafe", "audit log", str(error))
             return
@@ -214,8 +221,12 @@ def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
         if is_there(store) and not heads.exists():
             said = f"{heads} is missing: entries cut off the end of the log would not show"
             yield Finding("unsafe", "audit log", said, "put it back; `cloister audit verify` says more")
-    elif heads.exists():
-        said = f"the audit key {path} is gone: what it signed for cannot be checked"
+        if wrong:
+            said = f"{len(wrong)} line(s) of {heads} are wrong under this key; {wrong[0]}"
+            mend = "put back the key that signed them, and see `cloister audit verify`"
+            yield Finding("unsafe", "audit log", said, mend)
+    elif heads.exists() and heads.stat().st_size:
+        said = f"the audit key {path} is gone: the store does not open, and what was signed for cannot be checked"
         yield Finding("unsafe", "audit log", said, "put the file back from where you keep copies of it")
     elif named is not None:
         yield Finding("missing", "audit log", f"the audit key {path} does not exist", "put it there, or name another")

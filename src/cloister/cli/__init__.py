@@ -66,7 +66,7 @@ for group in (sessions, keys, audit):
 def demo(read: Callable[..., Settings], provider: str | None, model: str | None) -> None:
     """Play the main job, scene by scene, with a verdict on each.
 
-    Works in a temporary folder of its own. With --store or CLOISTER_STORE it works in that store, as users with
+    Works in a new folder here, cloister-demo-…. With --store or CLOISTER_STORE it works in that store, as users with
     throw-away names that are erased at the end. Needs no network unless --provider names a model service.
     """
     from cloister.demo import play

@@ -35,16 +35,25 @@ def keys() -> None:
 @keys.command("new")
 @store_option
 @click.option("--print", "show", is_flag=True, help="Print a value for CLOISTER_KEYS, and write nothing.")
-def new_key(read: Callable[..., Settings], show: bool) -> None:
-    """Make the key file of the store, or add a key to it, which seals from now on."""
+@click.option("--audit", is_flag=True, help="Make the key that signs the audit log instead.")
+def new_key(read: Callable[..., Settings], show: bool, audit: bool) -> None:
+    """Make the key file of the store, or add a key to it, which seals from now on.
+
+    With --audit the file that CLOISTER_AUDIT_KEY_FILE names, or the one beside the store; never over another.
+    """
     from cloister import doctor
     from cloister.keyring import Keyring
 
+    if show and audit:
+        raise click.UsageError("--print and --audit contradict each other")
     if show:
         click.echo(_fresh_key())
         return
     settings = read()
     store = settings.connect()
+    if audit:
+        _new_audit_key(settings, store)
+        return
     if settings.keys is not None:
         terminal.say("The keys come from CLOISTER_KEYS. Append this to its value, behind a comma:", stderr=True)
         click.echo(_fresh_key())
@@ -61,6 +70,19 @@ def new_key(read: Callable[..., Settings], show: bool) -> None:
         raise ConfigurationError(f"{store.url} is there, but its key file {path} is not: put the file back")
     keyring = Keyring.create_file(path)
     terminal.say(f"made {path} with the key {keyring.names[-1]}; keep a copy of it apart from the store")
+
+
+def _new_audit_key(settings: Settings, store: Store) -> None:
+    """Make the audit key of *store*, unless there is one, or was one that signed."""
+    from cloister import client, doctor, sinks
+
+    path = doctor.audit_key_path(settings, store)
+    if path is None:
+        raise ConfigurationError(f"{store.url} has no audit key beside it; name a file with CLOISTER_AUDIT_KEY_FILE")
+    if path.exists():
+        raise ConfigurationError(f"{path} exists already and was left as it is; name another file, or move it away")
+    key = sinks.audit_key(path, doctor.beside(store, client.HEADS))
+    terminal.say(f"made {path}; keep a copy apart from the store. Its public half, to verify with: {key.public}")
 
 
 def _fresh_key() -> str:
@@ -130,7 +152,8 @@ async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resu
         keyring.add()
     newest = keyring.names[-1]
     try:
-        with terminal.progress("sessions", await _count(cloister.store)) as done:
+        count = sum([len(rows) async for rows in upkeep.batches(cloister.vault)])
+        with terminal.progress("sessions", count) as done:
             rewrapped, failed = await upkeep.rewrap_all(cloister.vault, done)
     except CloisterError as error:
         raise Failure(
@@ -141,22 +164,17 @@ async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resu
         raise Failure(f"{counted(failed)} cannot be opened and stayed as they are: see `cloister audit tail`")
     for name in keyring.names[:-1]:
         terminal.say(f"`cloister keys retire {name}` destroys the key {name}")
-
-
-async def _count(store: Store) -> int:
-    """Count sessions and tombstones, of all owners."""
-    total = 0
-    after = None
-    while rows := await store.all(after=after, limit=1_000):
-        total += len(rows)
-        after = (rows[-1].owner.tenant or "", rows[-1].owner.user, rows[-1].id)
-    return total
+    if keyring.names[:-1]:
+        terminal.say(
+            "Backups made until now open with the older keys alone: keep those as long as you need such backups."
+        )
 
 
 @keys.command()
 @_with_keys
 @click.argument("name")
-async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name: str) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask.")
+async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name: str, yes: bool) -> None:
     """Destroy a key that no session is under.
 
     Copies of the store that were made while it was in use can never be opened again.
@@ -176,6 +194,9 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
             f"Nothing is under {name}. Remove it from CLOISTER_KEYS, everywhere, and destroy every copy of it."
         )
         raise Failure("the keys come from CLOISTER_KEYS, which only you can change; nothing was retired")
+    if not yes:
+        asked = f"Destroy the key {name} for good? Backups made under it never open again."
+        click.confirm(asked, abort=True, err=True)
     # On record first: a key must not vanish without a trace, and an entry too many does no harm.
     await cloister.vault.ask(cloister.store.record, [event("key.retired", cloister.vault.now(), key=name)])
     keyring.remove(name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloister import terminal
-from cloister.cli.base import counted, opened, store_option
+from cloister.cli.base import Failure, counted, opened, store_option
 
 if TYPE_CHECKING:
     from cloister.client import AsyncCloister
@@ -122,7 +122,12 @@ async def export(cloister: AsyncCloister, user: User, reason: str, output: str |
             # On a terminal in ASCII, which cannot steer it.
             click.echo(json.dumps(json.loads(text)) if sys.stdout.isatty() else text)
         return
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Failure(
+            f"{terminal.line(output)} exists already and was left as it is; name another file with -o, or move it away"
+        ) from None
     lines = 0
     with open(descriptor, "w", encoding="utf-8") as file:  # noqa: ASYNC230 - nobody else is waiting here
         async for text in user.export():
@@ -140,6 +145,8 @@ async def erase(cloister: AsyncCloister, user: User, reason: str, yes: bool) -> 
         click.confirm(f"Destroy everything of {terminal.line(user.owner)} for good?", abort=True, err=True)
     await cloister.note_operator(user.owner, "erase", reason)
     receipt = await user.erase()
+    if not receipt.sessions:
+        raise Failure(f"nothing of {terminal.line(user.owner)} was here; check the name")
     terminal.say(f"{terminal.moment(receipt.time)} erased {receipt.owner}; gone: {counted(receipt.sessions)}.")
     terminal.say("What remains elsewhere:")
     for remains in receipt.remains:

@@ -9,15 +9,24 @@ from cloister.errors import ConfigurationError
 from cloister.providers.base import Provider
 
 NAMES = ("offline", "holysheep", "openai", "deepseek", "vllm", "ollama", "anthropic")
+_PARTS = ("name", "model", "complete", "stream", "close")
 
 
 def connect(provider: str | Provider | None, *, environ: Mapping[str, str] = os.environ) -> Provider | None:
     """Return the provider of that name, with its key from *environ*; a provider, and None, as they are.
 
-    Raises `ConfigurationError` for an unknown name, which it answers with the known ones, and for a missing or
-    malformed key.
+    Raises `ConfigurationError` for an unknown name, which it answers with the known ones, for a missing or
+    malformed key, and for an object that is no provider.
     """
+    if provider is None:
+        return None
     if not isinstance(provider, str):
+        if isinstance(provider, type):
+            raise ConfigurationError(
+                f"{provider.__name__} is a class; give a provider made of it: {provider.__name__}(…)"
+            )
+        if missing := [name for name in _PARTS if not hasattr(provider, name)]:
+            raise ConfigurationError(f"{type(provider).__name__} is no provider: it lacks {', '.join(missing)}")
         return provider
     if provider not in NAMES:
         del environ  # a traceback with locals would show every secret in it

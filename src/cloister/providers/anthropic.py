@@ -32,7 +32,7 @@ class Anthropic:
         api_key: str | None = None,
         model: str | None = None,
         base_url: str | None = None,
-        timeout: timedelta | Timeouts = Timeouts(),  # noqa: B008 (immutable)
+        timeout: timedelta | float | Timeouts = Timeouts(),  # noqa: B008 (immutable)
         retries: Retries = Retries(),  # noqa: B008 (immutable)
         check_key: bool = True,
         allow_http: bool = False,

@@ -16,6 +16,7 @@ Sleep = Callable[[float], Awaitable[None]]
 
 # Keys whose beginning says whose they are, where another provider's rule would let them pass.
 _FOREIGN = {"sk-ant-": "Anthropic", "hs_": "HolySheep"}
+_LONGEST = 366 * 86_400  # seconds
 _PLACEHOLDERS = {"your", "change", "changeme", "replace", "placeholder", "example", "insert", "dummy", "todo"}
 
 
@@ -84,10 +85,14 @@ class Endpoint:
     models: str = "/models"
 
 
-def patience(timeout: timedelta | Timeouts) -> Timeouts:
-    """Return *timeout* as `Timeouts`; one duration bounds the whole call, and all its parts."""
+def patience(timeout: timedelta | float | Timeouts) -> Timeouts:
+    """Return *timeout* as `Timeouts`; one duration, or seconds, bounds the whole call, and all its parts."""
     if isinstance(timeout, Timeouts):
         return timeout
+    if type(timeout) in (int, float) and 0 < timeout <= _LONGEST:  # type: ignore[operator]
+        timeout = timedelta(seconds=timeout)  # type: ignore[arg-type]
+    if not isinstance(timeout, timedelta):
+        raise ConfigurationError("timeout must be seconds above 0 and up to a year, a timedelta, or Timeouts")
     usual = Timeouts()
     return Timeouts(min(usual.connect, timeout), min(usual.idle, timeout), timeout)
 

@@ -94,7 +94,7 @@ class OpenAICompatible:
         base_url: str | None = None,
         api_key: str | None = None,
         model: str | None = None,
-        timeout: timedelta | Timeouts = Timeouts(),  # noqa: B008 (immutable)
+        timeout: timedelta | float | Timeouts = Timeouts(),  # noqa: B008 (immutable)
         retries: Retries = Retries(),  # noqa: B008 (immutable)
         check_key: bool = True,
         allow_http: bool = False,

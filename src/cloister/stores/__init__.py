@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cloister.errors import ConfigurationError
@@ -24,7 +25,8 @@ def connect(url: str | Store) -> Store:
     scheme, separator, _ = url.partition("://")
     if scheme not in _SCHEMES or not separator:
         known = ", ".join(f"{name}://" for name in _SCHEMES)
-        raise ConfigurationError(f"no store is known for a URL that begins like this one; known are {known}")
+        meant = f"; did you mean sqlite:///{url}?" if re.fullmatch(r"[\w./ -]*\w\.\w{1,8}", url) else ""
+        raise ConfigurationError(f"no store is known for a URL that begins like this one; known are {known}{meant}")
     parts = urlsplit(url)
     options = _options(scheme, parts.query)
     if scheme == "memory":
