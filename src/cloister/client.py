@@ -97,6 +97,7 @@ class AsyncCloister:
         self.tenancy: Tenancy = tenancy
         self._context_tokens = context_tokens
         self._model = provider.model if provider else None
+        self._prepared: set[str | None] = set()
         self.keep_failed = keep_failed
         self._clock = clock
         self._keyring = keyring
@@ -110,8 +111,7 @@ class AsyncCloister:
             raise ConfigurationError("this cloister is open already, or was: call open() again for another")
         keyring = self._keyring or default_keyring(self.store)
         self._heads = head_sink(self.store, self._audit_key)
-        # An exact vocabulary takes a second to load, which no turn should wait for.
-        await asyncio.to_thread(self.counter)
+        await self.prepare(None)
         await self.store.open()
         try:
             self._vault = Vault(self.store, keyring, self._clock, self.limits)
@@ -196,6 +196,12 @@ class AsyncCloister:
     def budget(self, model: str | None = None) -> int:
         """Give how many tokens a turn may send to *model*, or to the provider's own."""
         return self._context_tokens or window.context_tokens(model or self._model)
+
+    async def prepare(self, model: str | None) -> None:
+        """Load what counts for *model*: an exact vocabulary takes a second, for which no other task should wait."""
+        if model not in self._prepared:
+            await asyncio.to_thread(self.counter, model)
+            self._prepared.add(model)
 
     def counter(self, model: str | None = None) -> window.Counter:
         """Give what counts tokens for *model*, or for the provider's own."""

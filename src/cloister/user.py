@@ -293,6 +293,7 @@ class Session:
         cloister = self._cloister
         if on_expired not in ("renew", "raise"):
             raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
+        await cloister.prepare(model)
         asked = [cloister.counted(item, model) for item in said(content)]
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.id, [*asked, *([over] if over else [])])

@@ -10,6 +10,7 @@ never parts from its result.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any, Protocol, TypeVar
@@ -169,7 +170,9 @@ class Exact:
     def __init__(self, name: str) -> None:
         # The package's own wrapper counts by making the list of tokens, in 1.4 to 2 times the time, and refuses a
         # million characters. Only its compiled part counts alone.
-        from bpe_openai import _bindings  # type: ignore[import-untyped]  # it has no types
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # its own, about how it opens its files
+            from bpe_openai import _bindings  # type: ignore[import-untyped]  # it has no types
 
         self.name = name
         self._count = _bindings.tokenizer_for_encoding(name).count
