@@ -59,6 +59,13 @@ class TestIds:
         assert sessions.new_id() == "cs_" + "_" * 42 + "8"
         assert asked == [32]
 
+    def test_can_lie_beside_another(self) -> None:
+        """An id beside another shares the byte that says where it lies, and nothing else."""
+        ids = [sessions.new_id(beside=ID) for _ in range(100)]
+        assert {sessions.place_of(one) for one in ids} == {sessions.place_of(ID)}
+        assert len({base64.urlsafe_b64decode(one[3:] + "=")[1:] for one in ids}) == 100
+        assert len({sessions.place_of(sessions.new_id()) for _ in range(5_000)}) == 256
+
     def test_never_come_twice(self) -> None:
         """A hundred thousand ids are a hundred thousand different ones, in the log too."""
         ids = [sessions.new_id() for _ in range(100_000)]

@@ -235,7 +235,15 @@ class NamesComeBack(MemoryStore):
         return super()._audit_id(owner, introduce=True)
 
 
+class TenantsMixed(MemoryStore):
+    """Files users without a tenant beside tenants."""
+
+    async def tenanted(self) -> bool | None:
+        return None
+
+
 BROKEN = [
+    TenantsMixed,
     ItemsSwapped, PagesSwapped, AnybodysLease, AnybodysWrap, AnybodysPlace, RecordsMixed, RecordsKept, NamesComeBack,
     OwnerIgnored, OwnerIgnoredInPages, TenantIgnored, VersionIgnored, LeaseIgnored, TailReordered, RowsSwapped,
     EchoMissing, TurnStoredTwice, HalfCommitted, SecretKept, LateWrites, ErasesTooMuch, ListsEverybody, NamesInTheLog,

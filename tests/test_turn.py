@@ -1165,7 +1165,7 @@ async def test_erasing_during_a_turn_wins(house: House, timed_out: bool) -> None
 
 
 async def _owners(house: House) -> AsyncIterator[str]:
-    for row in await house.cloister.store.all(after=None, limit=100):
+    for row in (await house.cloister.store.all(after=b"", limit=100)).sessions:
         yield row.owner.user
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import secrets
@@ -23,9 +24,21 @@ TOMBSTONE = timedelta(days=30)
 """How long the owner of a session that is over is told so."""
 
 
-def new_id() -> str:
-    """Mint a session id: 256 random bits."""
-    return "cs_" + secrets.token_urlsafe(32)
+def new_id(beside: str | None = None) -> str:
+    """Mint a session id: 256 random bits.
+
+    The first eight are those of *beside* where it is given, so that a store may keep what belongs together in one
+    place; 248 are left, which nobody guesses either.
+    """
+    random = secrets.token_bytes(32)
+    if beside is not None:
+        random = bytes([place_of(beside)]) + random[1:]
+    return "cs_" + base64.urlsafe_b64encode(random).rstrip(b"=").decode()
+
+
+def place_of(session_id: str) -> int:
+    """Give the first byte of an id, from 0 to 255: what a store divided into parts may go by."""
+    return base64.urlsafe_b64decode(session_id[3:7])[0]
 
 
 def check_id(session_id: object) -> str:

@@ -34,10 +34,11 @@ async def sweep(vault: Vault) -> int:
 
 async def batches(vault: Vault) -> AsyncIterator[Sequence[SealedSession]]:
     """Give all sessions and tombstones, of all owners, some at a time."""
-    after = None
-    while rows := await vault.store.all(after=after, limit=_AT_ONCE):
-        yield rows
-        after = (rows[-1].owner.tenant or "", rows[-1].owner.user, rows[-1].id)
+    batch = await vault.store.all(after=b"", limit=_AT_ONCE)
+    yield batch.sessions
+    while batch.after:
+        batch = await vault.store.all(after=batch.after, limit=_AT_ONCE)
+        yield batch.sessions
 
 
 async def rewrap_all(vault: Vault, progress: Callable[[int], None]) -> tuple[int, int]:

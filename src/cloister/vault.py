@@ -430,7 +430,7 @@ class Vault:
     ) -> Opened:
         """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
         head = sessions.begin(self.limits, self.now(), title, metadata)
-        session_id = sessions.new_id()
+        session_id = sessions.new_id(instead_of)
         if system is not None:
             note = SystemNote(_digest(system.text), system.tokens, system.counter)
             head = msgspec.structs.replace(head, system=note)

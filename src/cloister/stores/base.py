@@ -6,14 +6,16 @@ A store compares versions and leases and never opens anything. Its promises are 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 from cloister.audit import Entry, Event, Heads
+from cloister.errors import ConfigurationError
 from cloister.model import Owner, SealedItem, SealedSession
 
 LEASE = timedelta(seconds=8)
@@ -107,6 +109,13 @@ class Listing(msgspec.Struct, frozen=True):
     sessions: Sequence[SealedSession] = ()
 
 
+class Batch(msgspec.Struct, frozen=True):
+    """Be sessions of any owners, about as many as were asked for, and where to go on: empty if there are no more."""
+
+    sessions: Sequence[SealedSession]
+    after: bytes
+
+
 class Due(msgspec.Struct, frozen=True):
     """Name a session whose time is up."""
 
@@ -122,8 +131,39 @@ class Claims(msgspec.Struct, frozen=True):
     owners: dict[bytes, tuple[Owner, ...]]
 
 
+def side_by_side(owner: Owner) -> ConfigurationError:
+    """Say that *owner* cannot be filed beside those who are there."""
+    if owner.tenant is None:
+        return ConfigurationError(
+            "this store has sessions of tenants meanwhile, beside which no user without a tenant is filed: open it "
+            'with tenancy="required" and name the tenant'
+        )
+    return ConfigurationError(
+        "this store has sessions of users without a tenant, who could not be reached beside tenants: name another "
+        "store, or erase those users first"
+    )
+
+
+def options_of(url: str, known: Mapping[str, Container[str]]) -> dict[str, str]:
+    """Read the options behind the ``?`` of a URL; `ConfigurationError` for one that is not *known*, or its value."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for name, value in options.items():
+        if name not in known:
+            has = "it has " + ", ".join(known) if known else "it has none"
+            raise ConfigurationError(f"{parts.scheme}:// has no option {name!r}; {has}")
+        if value not in known[name]:
+            allowed = known[name]
+            which = f"one of {', '.join(allowed)}" if isinstance(allowed, tuple) else str(allowed)
+            raise ConfigurationError(f"the option {name!r} of {parts.scheme}:// is {which}")
+    return options
+
+
 class Store(Protocol):
     """Keep sealed sessions and their items. Every call names the owner and a nonce, which the answer echoes.
+
+    Calls about all owners, for housekeeping and the log, take no nonce: over a network the store adds and checks its
+    own, there as everywhere, and cuts the connection on which another answer came.
 
     Absence is an answer, faults are errors: `StoreUnavailable` where the store cannot be reached, is locked, full or
     read-only, `StoreError` for any other.
@@ -161,8 +201,12 @@ class Store(Protocol):
     ) -> Receipt:
         """Keep a new session; `SessionConflict` if its id is taken, unless by the same turn, which has been stored.
 
+        `ConfigurationError` if its owner has a tenant and other sessions' owners have none, or the other way round: the
+        store, and not whoever opened it, sees to it that the two never lie side by side.
+
         With *instead_of*, only while the owner still has that session, or a tombstone that does not say ``"ended"``:
-        otherwise it was ended or erased. `SessionConflict` also if there is a record under that key already.
+        otherwise it was ended or erased. `SessionConflict` also if there is a record under that key already. Ids of
+        *instead_of* and of the session of *record* begin with the same byte as the new one (`sessions.place_of`).
         """
         ...
 
@@ -255,8 +299,11 @@ class Store(Protocol):
         """Say whether any session belongs to a named tenant; None if there is no session yet."""
         ...
 
-    async def all(self, *, after: tuple[str, str, str] | None, limit: int) -> Sequence[SealedSession]:
-        """Read sessions and tombstones of all owners, in the order of (tenant, user, id), for rotation and copies."""
+    async def all(self, *, after: bytes, limit: int) -> Batch:
+        """Read some sessions and tombstones of all owners, for rotation and copies: from the beginning, or *after*.
+
+        Each that is there all the time comes once; one that comes or goes meanwhile may be missed.
+        """
         ...
 
     async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
@@ -264,7 +311,7 @@ class Store(Protocol):
         ...
 
     def audit(self) -> AsyncIterator[Entry]:
-        """Give all audit entries in the order in which they lie."""
+        """Give all audit entries in the order in which they lie: those of one writer in the order of its writing."""
         ...
 
     async def audit_owners(self) -> dict[str, Owner]:

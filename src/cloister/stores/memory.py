@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
-from cloister.errors import SessionConflict
+from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
-from cloister.sealing import tag
+from cloister.sealing import fields, owner_fields, tag
 from cloister.stores.base import (
     LEASE,
     MOST_CLAIMS,
+    Batch,
     Claims,
     Commit,
     Due,
@@ -26,6 +27,8 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    options_of,
+    side_by_side,
 )
 
 _Key = tuple[Owner, str]
@@ -36,6 +39,14 @@ class _Kept:
     session: SealedSession
     items: list[SealedItem] = field(default_factory=list)
     ended_at: int = 0
+
+
+def from_url(url: str) -> MemoryStore:
+    """Give the store that ``memory://`` names."""
+    options_of(url, {})
+    if url != "memory://":
+        raise ConfigurationError("memory:// takes no name: every one that is opened is a store of its own")
+    return MemoryStore()
 
 
 class MemoryStore:
@@ -75,6 +86,8 @@ class MemoryStore:
             if kept.session.turn == session.turn:
                 return Receipt(nonce, repeated=True)
             raise SessionConflict("a session with this id exists already; nothing was stored")
+        if await self.tenanted() is (session.owner.tenant is None):
+            raise side_by_side(session.owner)
         if instead_of is not None:
             before = self._sessions.get((session.owner, instead_of))
             if before is None or before.session.ended == "ended":
@@ -227,9 +240,10 @@ class MemoryStore:
     async def tenanted(self) -> bool | None:
         return any(owner.tenant is not None for owner, _ in self._sessions) if self._sessions else None
 
-    async def all(self, *, after: tuple[str, str, str] | None, limit: int) -> Sequence[SealedSession]:
-        rows = {(o.tenant or "", o.user, known): kept.session for (o, known), kept in self._sessions.items()}
-        return [rows[key] for key in sorted(rows) if after is None or key > after][:limit]
+    async def all(self, *, after: bytes, limit: int) -> Batch:
+        rows = {owner_fields(owner) + fields(known): kept.session for (owner, known), kept in self._sessions.items()}
+        keys = [key for key in sorted(rows) if key > after][:limit]
+        return Batch([rows[key] for key in keys], keys[-1] if keys else b"")
 
     async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
         kept = self._sessions.get((old.owner, old.id))

@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from cloister.audit import Entry, Event, Heads, audit_id
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict
@@ -22,6 +25,7 @@ from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import fields, tag
 from cloister.stores.base import (
     LEASE,
+    Batch,
     Claims,
     Commit,
     Due,
@@ -31,6 +35,8 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    options_of,
+    side_by_side,
 )
 from cloister.stores.sqlite_file import (
     ENTRY,
@@ -65,9 +71,25 @@ def _whose(tenant: object, user: object) -> Owner:
     return Owner(None, "?")
 
 
+def _tenanted(db: sqlite3.Connection | Writing) -> bool | None:
+    (last,) = db.execute("SELECT max(tenant) FROM sessions").fetchone()
+    return None if last is None else last != ""
+
+
 def _held(key: tuple[str, str, str]) -> bytes:
     """Name a session in the file of leases, which erasure does not reach."""
     return sha256(fields(*key)).digest()[:16]
+
+
+def from_url(url: str) -> SqliteStore:
+    """Give the store that ``sqlite:///file`` names; its option is ``synchronous``, ``full`` or ``normal``."""
+    options = options_of(url, {"synchronous": ("full", "normal")})
+    parts = urlsplit(url)
+    if parts.netloc or len(parts.path) < 2:
+        raise ConfigurationError(
+            "name the file: sqlite:///chats.db in this folder, sqlite:////var/lib/chats.db elsewhere"
+        )
+    return SqliteStore(unquote(parts.path[1:]), synchronous=options.get("synchronous", "full").upper())
 
 
 class SqliteStore:
@@ -223,18 +245,19 @@ class SqliteStore:
 
     async def tenanted(self) -> bool | None:
         with self._snapshot() as db:
-            (last,) = db.execute("SELECT max(tenant) FROM sessions").fetchone()
-        return None if last is None else last != ""
+            return _tenanted(db)
 
-    async def all(self, *, after: tuple[str, str, str] | None, limit: int) -> Sequence[SealedSession]:
+    async def all(self, *, after: bytes, limit: int) -> Batch:
+        cursor = msgspec.msgpack.decode(after, type=tuple[str, str, str]) if after else ("", "", "")
         with self._snapshot() as db:
             rows = db.execute(
                 f"SELECT {SESSION} FROM sessions WHERE (tenant, user, session) > (?, ?, ?)"
                 " ORDER BY tenant, user, session LIMIT ?",
-                (*(after or ("", "", "")), limit),
+                (*cursor, limit),
             ).fetchall()
         # As they lie: one that was changed is found so when it is opened, and does not keep the others from the caller.
-        return [SealedSession(_whose(row[0], row[1]), *row[2:]) for row in rows]
+        found = [SealedSession(_whose(row[0], row[1]), *row[2:]) for row in rows]
+        return Batch(found, msgspec.msgpack.encode(rows[-1][:3]) if rows else b"")
 
     async def audit(self) -> AsyncIterator[Entry]:
         last = -(1 << 63)
@@ -314,6 +337,8 @@ class SqliteStore:
                 return Receipt(nonce, repeated=True)
             if taken:
                 raise SessionConflict("a session with this id exists already; nothing was stored")
+            if _tenanted(db) is (session.owner.tenant is None):
+                raise side_by_side(session.owner)
             if instead_of is not None:
                 before = (*names(session.owner), instead_of)
                 if db.execute(f"SELECT ended FROM sessions WHERE {MINE}", before).fetchone() in (None, ("ended",)):
