@@ -1118,24 +1118,39 @@ async def test_the_lease_is_renewed_while_the_model_works() -> None:
     watched = Watched(MemoryStore())
     async with opened(watched.store) as house:
         session = await house.ana.start()
-        loop = asyncio.get_running_loop()
-        timers: list[Callable[[], object]] = []
-        late = loop.call_later
+        vault, now = house.cloister.vault, asyncio.get_running_loop().time()
+        async with session.turn("slow") as turn:
+            vault.renew_due(now)
+            await vault.settle()
+            assert "renew" not in watched.names  # it was taken just now
+            vault.renew_due(now + LEASE.total_seconds() / 2)
+            await vault.settle()
+            assert watched.names.count("renew") == 1
+            await turn.finish("done")
+        vault.renew_due(now + LEASE.total_seconds() * 2)
+        await vault.settle()
+        assert watched.names.count("renew") == 1  # and is not held any more
 
-        def call_later(delay: float, callback: Callable[..., object], *args: Any, **options: Any) -> Any:
-            if 0 < delay < LEASE.total_seconds() and not args:
-                timers.append(callback)
-            return late(delay, callback, *args, **options)
 
-        loop.call_later = call_later  # type: ignore[method-assign, assignment]
-        try:
-            async with session.turn("slow") as turn:
-                timers[-1]()
-                await house.cloister.vault.settle()
-                await turn.finish("done")
-        finally:
-            del loop.call_later
-        assert "renew" in watched.names
+async def test_leases_are_renewed_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One timer renews the leases of all turns while there are any, and rests when there are none."""
+    monkeypatch.setattr("cloister.vault._RENEW_SECONDS", 0.001)
+    watched = Watched(MemoryStore())
+    async with opened(watched.store) as house:
+        one, other = await house.ana.start(), await house.ben.start()
+        renewed = {house.ana.owner: asyncio.Event(), house.ben.owner: asyncio.Event()}
+
+        async def noticed(real: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            renewed[args[0]].set()
+            return await real(*args, **options)
+
+        watched.answers["renew"] = noticed
+        async with one.turn("slow"), other.turn("slow too"), asyncio.timeout(10):
+            for _ in range(2):
+                for event in renewed.values():
+                    event.clear()
+                await asyncio.gather(*(event.wait() for event in renewed.values()))
+        assert not house.cloister.vault._leases
 
 
 async def test_ending_during_a_turn_wins(house: House) -> None:

@@ -52,6 +52,9 @@ _BEHIND: dict[str, bytes] = {role: fields(role) + _TAG_BYTES.to_bytes(4, "big") 
 _FIRST: dict[str, bytes] = {role: fields(role, b"") for role in ROLES}
 
 
+_ITEM, _HEAD, _WRAP = fields(_FORMAT), fields("head"), fields("wrap", _FORMAT)
+
+
 def owner_fields(owner: Owner) -> bytes:
     """Encode *owner* so that no two owners look alike, tenantless ones included."""
     return fields("" if owner.tenant is None else owner.tenant, owner.user)
@@ -96,7 +99,7 @@ class SessionKeys:
     __slots__ = ("_commitment", "_context", "_head", "_item", "_secret")
 
     def __init__(self, secret: bytes, owner: Owner, session_id: str) -> None:
-        self._context = fields(_FORMAT) + owner_fields(owner) + fields(session_id)
+        self._context = _ITEM + owner_fields(owner) + fields(session_id)
         self._secret = secret
         self._item = AESGCM(subkey(secret, "item"))
         self._head = AESGCM(subkey(secret, "head"))
@@ -140,7 +143,7 @@ class SessionKeys:
 
     def seal_head(self, head: Head) -> bytes:
         """Seal *head*, with a commitment to the session secret in front."""
-        return self._commitment + seal(self._head, _encode(head), fields("head") + self._context)
+        return self._commitment + seal(self._head, _encode(head), _HEAD + self._context)
 
     def open_head(self, sealed: bytes) -> Head:
         """Open a sealed head, or raise `IntegrityError`."""
@@ -148,7 +151,7 @@ class SessionKeys:
             raise _does_not_open("the head of a session")
         committed = hmac.compare_digest(sealed[:_COMMITMENT_BYTES], self._commitment)
         body = sealed[_COMMITMENT_BYTES:] if committed else b""
-        plain = unseal(self._head, body, fields("head") + self._context, "the head of a session")
+        plain = unseal(self._head, body, _HEAD + self._context, "the head of a session")
         try:
             return _decode_head(plain)
         except msgspec.MsgspecError:
@@ -171,7 +174,8 @@ class SessionKeys:
         return AESGCM(subkey(self._secret, "record"))  # seldom wanted
 
     def _item_context(self, position: int, role: str, previous: bytes) -> bytes:
-        return self._context + position.to_bytes(8, "big") + fields(role, previous)
+        link = _BEHIND[role] if previous else _FIRST[role]
+        return self._context + position.to_bytes(8, "big") + link + previous
 
     def __repr__(self) -> str:
         return "SessionKeys(…)"
@@ -196,7 +200,7 @@ class MasterKeys(Protocol):
 
 def wrap_context(owner: Owner, session_id: str) -> bytes:
     """Give the associated data under which a session's secret is wrapped."""
-    return fields("wrap", _FORMAT) + owner_fields(owner) + fields(session_id)
+    return _WRAP + owner_fields(owner) + fields(session_id)
 
 
 def new_secret() -> bytes:

@@ -14,7 +14,7 @@ import os
 import random
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -46,6 +46,7 @@ T = TypeVar("T")
 _SEEN_AT_MOST = 65_536
 _Seen = tuple[int, bytes, int]  # version, turn, and the moment at which it was seen
 _GONE = 1 << 62  # the version of a session that was destroyed: no other is newer
+_RENEW_SECONDS = RENEW_EVERY.total_seconds()
 _FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
 
@@ -99,6 +100,8 @@ class Vault:
         """Counts what this process has seen; taken before a request, it says what the answer must not be older than."""
         self._turns: dict[tuple[Owner, str], tuple[asyncio.Lock, list[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leases: dict[bytes, tuple[Owner, str, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def now(self) -> datetime:
         """Give the clock's time, which must be aware."""
@@ -196,8 +199,11 @@ class Vault:
                     return
                 opened = await self._open(row, loaded, owner, session_id, budget=budget, since=since)
                 opened.lease = lease
-                with self._renewing(owner, session_id, lease):
+                self._keep_alive(lease, owner, session_id)
+                try:
                     yield opened
+                finally:
+                    del self._leases[lease]
                 lease = opened.lease
             finally:
                 if lease and loaded.session is not None and not loaded.session.ended:
@@ -250,25 +256,27 @@ class Vault:
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), max(deadline - loop.time(), 0)))  # noqa: S311
             pause = min(pause * 1.6, _LAST_POLL)
 
-    @contextlib.contextmanager
-    def _renewing(self, owner: Owner, session_id: str, lease: bytes) -> Iterator[None]:
-        """Keep *lease* alive while the block runs, however long the model thinks."""
+    def _keep_alive(self, lease: bytes, owner: Owner, session_id: str) -> None:
+        """Renew *lease* until it is taken out of ``_leases``, however long the model thinks: one timer serves all."""
         loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
+        self._leases[lease] = owner, session_id, loop.time() + _RENEW_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_later(_RENEW_SECONDS, self._tick, loop)
 
-        def schedule() -> None:
-            nonlocal timer
-            timer = loop.call_later(RENEW_EVERY.total_seconds(), renew)
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        self.renew_due(now)
+        if self._leases:
+            soonest = min(due for _, _, due in self._leases.values())
+            self._timer = loop.call_at(max(soonest, now + _RENEW_SECONDS / 4), self._tick, loop)
 
-        def renew() -> None:
-            schedule()
-            self.background(self._renew(owner, session_id, lease))
-
-        schedule()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def renew_due(self, now: float) -> None:
+        """Renew the leases that are due at *now*, on the loop's clock; happens by itself."""
+        for lease, (owner, session_id, due) in self._leases.items():
+            if due <= now:
+                self._leases[lease] = owner, session_id, now + _RENEW_SECONDS
+                self.background(self._renew(owner, session_id, lease))
 
     async def _renew(self, owner: Owner, session_id: str, lease: bytes) -> None:
         # A lease that is lost is found so by the commit; one that could not be renewed is tried again.
@@ -289,7 +297,7 @@ class Vault:
     async def _open(
         self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, since: int
     ) -> Opened:
-        async with self.guarded(owner, session_id):
+        try:
             opened = await self._unseal(row, owner, session_id)
             items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
             beyond = sum([item.tokens for item in items]) > budget
@@ -297,6 +305,9 @@ class Vault:
                 raise IntegrityError("the store left out items of a session")
             opened.items = items[1:] if beyond else items
             self._check_age(opened, since)
+        except IntegrityError as error:
+            await self.alarm(error, owner, session_id)
+            raise
         opened.record = loaded.record
         return opened
 

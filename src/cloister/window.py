@@ -398,7 +398,7 @@ def fit(
 
     room = budget - reserve - PRIMING_TOKENS - sum([cost(item) for item in new]) - (cost(system) if system else 0)
     continued = bool(new) and new[0].role in ("tool", "assistant")
-    costs = [cost(item) for item in history]
+    costs = [item.tokens if item.counter == name else cost(item) for item in history]  # nearly all: without a call
     start = _start(history, costs, room, continued)
     room -= sum(costs[start:])
     if room < 0:

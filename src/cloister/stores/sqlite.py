@@ -92,6 +92,16 @@ def from_url(url: str) -> SqliteStore:
     return SqliteStore(unquote(parts.path[1:]), synchronous=options.get("synchronous", "full").upper())
 
 
+def _refused(db: Writing, key: tuple[str, str, str], session: SealedSession, nonce: bytes) -> Receipt:
+    """Say why a commit changed nothing: it had been stored before, or it cannot be."""
+    state = db.execute(f"SELECT turn FROM sessions WHERE {MINE} AND ended IS NULL", key).fetchone()
+    if state is None:
+        raise SessionConflict("the session was ended meanwhile; nothing was stored")
+    if state == (session.turn,):
+        return Receipt(nonce, repeated=True)
+    raise SessionConflict("the session changed meanwhile; nothing was stored, so send it again")
+
+
 class SqliteStore:
     """Keep everything in the file at *path*, and leases in the one beside it."""
 
@@ -357,16 +367,9 @@ class SqliteStore:
         key = (*names(session.owner), session.id)
 
         def work(db: Writing) -> Receipt:
-            state = db.execute(f"SELECT version, turn FROM sessions WHERE {MINE} AND ended IS NULL", key).fetchone()
-            if state is None:
-                raise SessionConflict("the session was ended meanwhile; nothing was stored")
-            if state[1] == session.turn:
-                return Receipt(nonce, repeated=True)
-            if state[0] != commit.version:
-                raise SessionConflict("the session changed meanwhile; nothing was stored, so send it again")
-            db.execute(
+            changed = db.execute(
                 "UPDATE sessions SET version = ?, item_count = ?, token_count = ?, updated_at = ?, expires_at = ?,"
-                f" turn = ?, head = ? WHERE {MINE}",
+                f" turn = ?, head = ? WHERE {MINE} AND version = ? AND ended IS NULL",
                 (
                     session.version,
                     session.count,
@@ -376,8 +379,11 @@ class SqliteStore:
                     session.turn,
                     session.head,
                     *key,
+                    commit.version,
                 ),
-            )
+            ).rowcount
+            if not changed:
+                return _refused(db, key, session, nonce)
             db.insert_items(key, commit.items)
             db.keep(session.owner, commit.record)
             db.claim(commit.fingerprints)
@@ -436,6 +442,7 @@ class SqliteStore:
     async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
         def work(db: Writing) -> Receipt:
             db.put(entries)
+            db.forget(owner)
             count = db.execute("DELETE FROM sessions WHERE tenant = ? AND user = ?", names(owner)).rowcount
             for table in ("items", "records", "fingerprints", "audit_owners"):
                 db.execute(f"DELETE FROM {table} WHERE tenant = ? AND user = ?", names(owner))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from cloister.audit import Chain, Event, Heads, audit_id, event, introduces
+from cloister.audit import Chain, Entry, Event, Heads, audit_id, columns, event, introduces
 from cloister.errors import CloisterError, SessionConflict, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession, from_micros
 from cloister.stores.base import MOST_CLAIMS, Fingerprint, Record
@@ -20,6 +20,10 @@ from cloister.stores.sqlite_file import BUSY_SECONDS, MINE, SESSION, names, ours
 T = TypeVar("T")
 
 _MOST_AT_ONCE = 256
+_NAMES_AT_MOST = 10_000
+_TURN = 2
+_INSERT = "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_TURN = f"{_INSERT}, (?, ?, ?, ?, ?, ?, ?)"
 
 
 class _Job(NamedTuple):
@@ -117,6 +121,13 @@ def _resolve(told: Sequence[tuple[asyncio.Future[Any], Any]]) -> None:
             future.set_result(outcome)
 
 
+class _Contradiction(Exception):
+    """A job failed after it had written something."""
+
+    def __init__(self, cause: CloisterError) -> None:
+        self.cause = cause
+
+
 class Writing:
     """The one connection that writes, and the audit chain that belongs to it."""
 
@@ -127,41 +138,58 @@ class Writing:
         self.destroyed = False
         self._url = url
         self._after_fault = after_fault
+        self._entries: list[Entry] = []
+        self._names: dict[Owner, str] = {}
+        self._version = -1
 
     def transaction(self, works: Sequence[Callable[[Writing], T]]) -> list[T | BaseException]:
         """Do *works* in one transaction; one that raises leaves nothing, and the others stand."""
-        began = self.chain
-        self.execute("BEGIN IMMEDIATE")
         try:
-            if self._after_fault:
-                self.put([event("writer.replaced", from_micros(time.time_ns() // 1000))])
-            outcomes = [self._alone(work) for work in works]
-            self.execute("COMMIT")
-        except BaseException:
-            self.chain = began
-            raise
-        self._after_fault = False
+            outcomes = self._together(works)
+        except _Contradiction as error:
+            # One wrote something before it failed: all is undone, and each has to stand for itself.
+            outcomes = [self._alone(work) for work in works] if len(works) > 1 else [error.cause]
         if self.destroyed:
             self.truncate()
         return outcomes
 
     def _alone(self, work: Callable[[Writing], T]) -> T | BaseException:
-        before = self.chain
-        self.execute("SAVEPOINT job")
         try:
-            outcome: T | BaseException = work(self)
+            return self._together([work])[0]
+        except _Contradiction as error:
+            return error.cause
+
+    def _together(self, works: Sequence[Callable[[Writing], T]]) -> list[T | BaseException]:
+        began = self.chain
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            self._forget_names()
+            if self._after_fault:
+                self.put([event("writer.replaced", from_micros(time.time_ns() // 1000))])
+            outcomes = [self._outcome(work) for work in works]
+            self._write_entries()
+            self.execute("COMMIT")
+        except BaseException as error:
+            self.chain = began
+            self._entries.clear()
+            self._names.clear()
+            if isinstance(error, _Contradiction):
+                self.execute("ROLLBACK")
+            raise
+        self._after_fault = False
+        return outcomes
+
+    def _outcome(self, work: Callable[[Writing], T]) -> T | BaseException:
+        changes, entries = self.db.total_changes, len(self._entries)
+        try:
+            return work(self)
         except CloisterError as error:
-            outcome = error
-        except (
-            sqlite3.IntegrityError,
-            sqlite3.DataError,
-        ) as error:  # what it stores contradicts what is there; the others do not mind
-            outcome = ours(error, self._url)
-        if isinstance(outcome, CloisterError):
-            self.chain = before
-            self.execute("ROLLBACK TO job")
-        self.execute("RELEASE job")
-        return outcome
+            refused: CloisterError = error
+        except (sqlite3.IntegrityError, sqlite3.DataError) as error:  # what it stores contradicts what is there
+            refused = ours(error, self._url)
+        if (self.db.total_changes, len(self._entries)) != (changes, entries):
+            raise _Contradiction(refused)
+        return refused
 
     def truncate(self) -> None:
         """Copy the write-ahead log into the file and empty it, so that what was destroyed is in neither."""
@@ -191,10 +219,11 @@ class Writing:
         )
 
     def insert_items(self, key: tuple[str, str, str], items: Sequence[SealedItem]) -> None:
-        self.db.executemany(
-            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(*key, item.position, item.role, item.tokens, item.sealed) for item in items],
-        )
+        rows = [(*key, item.position, item.role, item.tokens, item.sealed) for item in items]
+        if len(rows) == _TURN:  # in one step: each one lets go of the interpreter, and waits to have it back
+            self.execute(_INSERT_TURN, (*rows[0], *rows[1]))
+        else:
+            self.db.executemany(_INSERT, rows)
 
     def keep(self, owner: Owner, record: Record | None) -> None:
         if record is not None:
@@ -221,26 +250,33 @@ class Writing:
         for noted in events:
             owner = self._audit_id(noted.owner, introduce=introduces(noted))
             self.chain, entry = self.chain.extend(noted, owner, self._audit_id(noted.other, introduce=False))
-            self.execute(
-                "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    entry.writer,
-                    entry.number,
-                    entry.at,
-                    entry.event,
-                    entry.severity,
-                    entry.owner,
-                    entry.other,
-                    entry.session,
-                    entry.detail,
-                    entry.previous,
-                    entry.hash,
-                ),
-            )
+            self._entries.append(entry)
+
+    def _write_entries(self) -> None:
+        self.db.executemany(
+            "INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [columns(entry) for entry in self._entries]
+        )
+        self._entries.clear()
+
+    def _forget_names(self) -> None:
+        """Forget who has which name in the log if anybody else wrote to the file: it may have been an erasure."""
+        (version,) = self.execute("PRAGMA data_version").fetchone()
+        if version != self._version or len(self._names) > _NAMES_AT_MOST:
+            self._names.clear()
+            self._version = version
+
+    def forget(self, owner: Owner) -> None:
+        """Let go of an owner's name in the log, which is being erased."""
+        self._names.pop(owner, None)
 
     def _audit_id(self, owner: Owner | None, *, introduce: bool) -> str:
         if owner is None:
             return ""
+        if owner not in self._names and (name := self._look_up(owner, introduce=introduce)):
+            self._names[owner] = name
+        return self._names.get(owner, "")
+
+    def _look_up(self, owner: Owner, *, introduce: bool) -> str:
         who = names(owner)
         row = self.execute("SELECT audit_id FROM audit_owners WHERE tenant = ? AND user = ?", who).fetchone()
         if row is not None:
