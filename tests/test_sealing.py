@@ -629,7 +629,7 @@ class TestThroughTheVault:
             assert row.head is not None
             assert row.wrapped is not None
             secret = await keyring.unwrap(row.wrapped, wrap_context(ANA, session.id))
-            store.answer = msgspec.structs.replace(row, head=row.head[:-1] + b"?")
+            store.answer = msgspec.structs.replace(row, head=row.head[:-1] + bytes([row.head[-1] ^ 1]))
             with pytest.raises(IntegrityError) as caught:
                 await cloister.user("ana").resume(session.id)
         assert secret not in variables(caught.value)
