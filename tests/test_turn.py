@@ -1240,6 +1240,48 @@ async def test_a_wrong_echo_raises_the_alarm() -> None:
         assert "integrity.failed" in await house.events()
 
 
+async def _damaged(real: Callable[..., Awaitable[Loaded]], args: tuple[Any, ...], options: dict[str, Any]) -> Loaded:
+    """Answer a load with a head of which one byte was changed."""
+    loaded = await real(*args, **options)
+    assert loaded.session is not None
+    assert loaded.session.head is not None
+    head = loaded.session.head[:-1] + bytes([loaded.session.head[-1] ^ 1])
+    return msgspec.structs.replace(loaded, session=msgspec.structs.replace(loaded.session, head=head))
+
+
+async def test_what_fails_to_open_twice_is_in_quarantine() -> None:
+    """A session that does not open over a second connection either is reported, once, and no other is touched."""
+    watched = Watched(MemoryStore())
+    async with opened(watched.store) as house:
+        anas, bens = await house.ana.start(), await house.ben.start()
+        watched.answers["load"] = _damaged
+        for _ in range(4):
+            with pytest.raises(IntegrityError, match="does not open"):
+                await anas.send("hello")
+        watched.answers.clear()
+        entries = [entry for entry in await house.entries() if entry.severity == "alert"]
+        assert [entry.event for entry in entries].count("integrity.failed") == 4
+        assert [entry.session for entry in entries if entry.event == "session.quarantined"] == [
+            sessions.digest(anas.id)
+        ]
+        await bens.send("hello")
+        await anas.send("the store was mended")
+
+
+async def test_one_failure_is_forgiven() -> None:
+    """An answer that was crossed once costs one error: what opens the next time is not in quarantine later."""
+    watched = Watched(MemoryStore())
+    async with opened(watched.store) as house:
+        session = await house.ana.start()
+        for _ in range(3):
+            watched.answers["load"] = _damaged
+            with pytest.raises(IntegrityError):
+                await session.send("hello")
+            watched.answers.clear()
+            await session.send("hello")
+        assert "session.quarantined" not in await house.events()
+
+
 async def test_a_stale_reply_is_refused() -> None:
     """The same session's earlier reply, delivered again, is not the answer to this request."""
     watched = Watched(MemoryStore())

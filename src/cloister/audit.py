@@ -43,6 +43,7 @@ EVENTS: Mapping[str, str] = {
     "access.absent": "notice",
     "access.foreign": "alert",
     "integrity.failed": "alert",
+    "session.quarantined": "alert",
     "key.rotated": "notice",
     "key.retired": "notice",
     "writer.replaced": "warning",

@@ -44,6 +44,7 @@ _log = logging.getLogger("cloister")
 T = TypeVar("T")
 
 _SEEN_AT_MOST = 65_536
+_FAILURES_AT_MOST = 10_000
 _Seen = tuple[int, bytes, int]  # version, turn, and the moment at which it was seen
 _GONE = 1 << 62  # the version of a session that was destroyed: no other is newer
 _RENEW_SECONDS = RENEW_EVERY.total_seconds()
@@ -100,6 +101,7 @@ class Vault:
         """Counts what this process has seen; taken before a request, it says what the answer must not be older than."""
         self._turns: dict[tuple[Owner, str], tuple[asyncio.Lock, list[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._failures: dict[tuple[Owner, str], int] = {}
         self._leases: dict[bytes, tuple[Owner, str, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -147,6 +149,32 @@ class Vault:
         except IntegrityError as error:
             await self.alarm(error, owner, session_id)
             raise
+
+    @contextlib.asynccontextmanager
+    async def _opening(self, owner: Owner, session_id: str) -> AsyncIterator[None]:
+        """Open a session inside the block; one that fails twice running is in quarantine until it opens again.
+
+        The first failure drops the connection that may have brought another's bytes. What fails over a new one as well
+        is no crossed answer, but damaged or changed where it lies: somebody has to look at the store.
+        """
+        key = owner, session_id
+        failures = self._failures.get(key, 0)
+        try:
+            yield
+        except IntegrityError as error:
+            await self.alarm(error, owner, session_id)
+            self._failures[key] = failures + 1
+            if failures == 1:
+                noted = event("session.quarantined", self.now(), owner, sessions.digest(session_id))
+                with contextlib.suppress(StoreError):  # the failure itself is what the caller is told
+                    await self.ask(self.store.record, [noted])
+            if failures:
+                error.add_note("over a second connection too: the session is in quarantine, see `session.quarantined`")
+            if len(self._failures) > _FAILURES_AT_MOST:
+                del self._failures[next(iter(self._failures))]
+            raise
+        if failures:
+            self._failures.pop(key, None)
 
     async def note(self, entries: Sequence[Event]) -> None:
         """Put *entries* on record by themselves, to the end even if the caller is cancelled."""
@@ -297,7 +325,7 @@ class Vault:
     async def _open(
         self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, since: int
     ) -> Opened:
-        try:
+        async with self._opening(owner, session_id):
             opened = await self._unseal(row, owner, session_id)
             items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
             beyond = sum([item.tokens for item in items]) > budget
@@ -305,15 +333,12 @@ class Vault:
                 raise IntegrityError("the store left out items of a session")
             opened.items = items[1:] if beyond else items
             self._check_age(opened, since)
-        except IntegrityError as error:
-            await self.alarm(error, owner, session_id)
-            raise
         opened.record = loaded.record
         return opened
 
     async def open_row(self, row: SealedSession, owner: Owner, since: int) -> Opened:
         """Open a session that the store listed for *owner*, without its items."""
-        async with self.guarded(owner, row.id):
+        async with self._opening(owner, row.id):
             opened = await self._unseal(row, owner, row.id)
             self._check_age(opened, since)
             return opened
@@ -370,6 +395,7 @@ class Vault:
         receipt = await self.ask(self.store.end, owner, session_id, **options)
         if receipt.count:
             self._remember(owner, session_id, _GONE, b"")
+            self._failures.pop((owner, session_id), None)
         return receipt.count
 
     async def erase(self, owner: Owner, entries: Sequence[Event]) -> int:
@@ -377,6 +403,8 @@ class Vault:
         receipt = await self.ask(self.store.erase, owner, entries=entries)
         for whose, session_id in [key for key in self._seen if key[0] == owner]:
             self._remember(whose, session_id, _GONE, b"")
+        for key in [key for key in self._failures if key[0] == owner]:
+            del self._failures[key]
         return receipt.count
 
     async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, list[Item]]:
@@ -387,7 +415,7 @@ class Vault:
             await self.refuse(owner, session_id)
         if page.session.ended:
             raise SessionExpired(page.session.ended)
-        async with self.guarded(owner, session_id):
+        async with self._opening(owner, session_id):
             opened = await self._unseal(page.session, owner, session_id)
             self._check_age(opened, since)
             if len(page.items) != max(0, min(limit, opened.head.count - first)):
