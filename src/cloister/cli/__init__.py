@@ -18,6 +18,7 @@ from cloister import terminal
 from cloister.cli.audit import audit
 from cloister.cli.base import Commands, store_option
 from cloister.cli.keys import keys
+from cloister.cli.migrate import migrate
 from cloister.cli.sessions import sessions
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for group in (sessions, keys, audit):
-    main.add_command(group)
+for command in (sessions, keys, audit, migrate):
+    main.add_command(command)
 
 
 @main.command()

@@ -12,6 +12,8 @@ from cloister.stores.base import Store
 _SCHEMES: dict[str, tuple[str, str | None]] = {
     "memory": ("memory", None),
     "sqlite": ("sqlite", None),
+    "postgresql": ("postgres", "postgres"),
+    "postgres": ("postgres", "postgres"),
 }
 
 

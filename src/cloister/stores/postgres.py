@@ -1,0 +1,593 @@
+"""Sealed rows in PostgreSQL, behind row-level security: for several processes on several machines.
+
+Each request is one call of a function of the schema (postgres.sql), which names the owner for its own transaction and
+no longer: nothing is left on a connection, so a pooler in transaction mode may stand between. Every answer is one row
+that brings the request's nonce back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+import msgspec
+
+from cloister.audit import Entry, Event, Heads, audit_id, introduces
+from cloister.errors import (
+    CloisterError,
+    ConfigurationError,
+    IntegrityError,
+    SessionConflict,
+    StoreError,
+    StoreUnavailable,
+)
+from cloister.model import Owner, SealedItem, SealedSession
+from cloister.stores.base import (
+    LEASE,
+    MOST_CLAIMS,
+    Batch,
+    Claims,
+    Commit,
+    Due,
+    Fingerprint,
+    Listing,
+    Loaded,
+    Page,
+    Receipt,
+    Record,
+    options_of,
+    side_by_side,
+)
+from cloister.stores.pool import Lent, Pool
+from cloister.stores.postgres_schema import check, migrate
+
+T = TypeVar("T")
+
+_CONNECTIONS = 10
+_NAMES_AT_MOST = 10_000
+_PAGE = 1_000
+_ROUNDS = 5
+"""How often a request is made anew because somebody else's came in between, before that is an error."""
+_OURS = ("connections", "allow_old", "pooler")
+_json = msgspec.json.Encoder().encode
+
+
+class _Count:
+    """Be the values of an option that is a number."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and value.isdecimal() and 1 <= int(value) <= 1_000
+
+    def __str__(self) -> str:
+        return "a number from 1 to 1000"
+
+
+class _Anything:
+    """Be the values of an option that is the driver's."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
+
+
+def from_url(url: str) -> PostgresStore:
+    """Give the store that ``postgresql://user@host/database`` names.
+
+    Options: ``connections`` (10), ``pooler=1`` for a pooler that knows no prepared statements, ``allow_old=1`` for a
+    server that lacks security updates; every other one is the driver's.
+    """
+    given = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    known: dict[str, Any] = {name: _Anything() for name in given if name not in _OURS}
+    options = options_of(url, {**known, "connections": _Count(), "allow_old": ("0", "1"), "pooler": ("0", "1")})
+    return PostgresStore(
+        _without(url, _OURS),
+        connections=int(options.get("connections", _CONNECTIONS)),
+        allow_old=options.get("allow_old") == "1",
+        pooler=options.get("pooler") == "1",
+    )
+
+
+def _without(url: str, names: Sequence[str]) -> str:
+    parts = urlsplit(url)
+    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in names]
+    return urlunsplit(parts._replace(query=urlencode(query)))
+
+
+def public(url: str) -> str:
+    """Give *url* without its password and options."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
+
+
+class Wire:
+    """Be one connection to the server."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def usable(self) -> bool:
+        return not self.driver.is_closed()
+
+    def abort(self) -> None:
+        self.driver.terminate()
+
+    async def close(self) -> None:
+        await self.driver.close(timeout=2)
+
+    async def call(self, function: str, *args: object) -> Any:
+        """Call a function of the schema with a nonce and *args*; give the one row that it returns.
+
+        Raises `IntegrityError` for an answer without the nonce, and then the connection must not be used again.
+        """
+        nonce = secrets.token_bytes(16)
+        marks = ", ".join(f"${n}" for n in range(1, len(args) + 2))
+        statement = f"SELECT * FROM cloister.{function}({marks})"  # noqa: S608 - of our own words; values are bound
+        row = await self.driver.fetchrow(statement, nonce, *args)
+        echo = row["echo"] if row is not None else None
+        if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
+            raise IntegrityError("the database answered another request than this one; its connection was dropped")
+        return row
+
+
+async def connect(url: str, *, pooler: bool = False) -> Wire:
+    """Open a connection; `StoreUnavailable` or `ConfigurationError` where there is none to be had."""
+    cache = {"statement_cache_size": 0} if pooler else {}
+    try:
+        return Wire(await asyncpg.connect(url, server_settings={"application_name": "cloister"}, **cache))
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        raise ours(error, public(url)) from error
+
+
+def ours(error: Exception, url: str) -> CloisterError:
+    """Say in our words what driver or server said. Never with the statement or its values."""
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
+        return ConfigurationError(f"{url} does not let us in ({type(error).__name__}); check user, password, database")
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return ConfigurationError(
+            f"the role of {url} may not do this: run `cloister migrate` for it, or use an operator's"
+        )
+    if isinstance(error, asyncpg.UndefinedFunctionError | asyncpg.InvalidSchemaNameError | asyncpg.UndefinedTableError):
+        return ConfigurationError(f"{url} lacks the schema of this version: run `cloister migrate --store …` first")
+    if isinstance(error, ValueError | asyncpg.ClientConfigurationError):
+        return ConfigurationError(f"{url} is not a URL that the driver understands ({type(error).__name__})")
+    if isinstance(error, asyncpg.DiskFullError | asyncpg.ReadOnlySQLTransactionError):
+        return StoreUnavailable(f"{url} cannot be written to ({type(error).__name__}); nothing was stored")
+    if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
+        return StoreError(f"{url} refused a value ({type(error).__name__}); nothing was stored")
+    return StoreUnavailable(f"{url} cannot be reached, or broke off ({type(error).__name__}); try again")
+
+
+def _names(owner: Owner) -> tuple[str, str]:
+    return owner.tenant or "", owner.user
+
+
+def _owner(tenant: Any, user: Any) -> Owner:
+    try:
+        return Owner(tenant or None, user)
+    except ValueError:
+        raise IntegrityError("a row of the store names no owner that could be one; see `cloister doctor`") from None
+
+
+_SESSION_TYPES = (
+    (str,), (str,), (str,), (int,), (int,), (int,), (int,), (int,), (int, type(None)), (bytes,), (bytes, type(None)),
+    (bytes, type(None)), (bytes, type(None)), (str, type(None)), (int, type(None)),
+)  # fmt: skip
+
+
+def _session(row: Any) -> SealedSession | None:
+    if row is None or row[2] is None:
+        return None
+    if len(row) != len(_SESSION_TYPES) or not all(map(isinstance, row, _SESSION_TYPES)):
+        raise IntegrityError("a session's row in the store was changed; see the audit log")
+    tenant, user, session, version, count, tokens, created, updated, expires, turn, wrapped, head, carry, ended, _ = row
+    return SealedSession(
+        owner=_owner(tenant, user),
+        id=session,
+        wrapped=wrapped,
+        head=head,
+        version=version,
+        count=count,
+        tokens=tokens,
+        created_at=created,
+        updated_at=updated,
+        expires_at=expires,
+        turn=turn,
+        carry=carry,
+        ended=ended,
+    )
+
+
+def _columns(session: SealedSession) -> tuple[object, ...]:
+    return (
+        *_names(session.owner),
+        session.id,
+        session.version,
+        session.count,
+        session.tokens,
+        session.created_at,
+        session.updated_at,
+        session.expires_at,
+        session.turn,
+        session.wrapped,
+        session.head,
+        session.carry,
+        session.ended,
+        None,
+    )
+
+
+def _items(row: Any) -> list[SealedItem]:
+    columns = row["positions"], row["roles"], row["counts"], row["seals"]
+    if columns[0] is None:
+        return []
+    try:
+        return [SealedItem(*values) for values in zip(*columns, strict=True)]
+    except (TypeError, ValueError):
+        raise IntegrityError("an item's row in the store was changed; see the audit log") from None
+
+
+def _unzipped(items: Sequence[SealedItem]) -> tuple[list[int], list[str], list[int], list[bytes]]:
+    return (
+        [item.position for item in items],
+        [item.role for item in items],
+        [item.tokens for item in items],
+        [item.sealed for item in items],
+    )
+
+
+class PostgresStore:
+    """Keep everything in the schema ``cloister`` of a database, which `cloister migrate` makes."""
+
+    path = None
+    volatile = False
+
+    def __init__(
+        self, url: str, *, connections: int = _CONNECTIONS, allow_old: bool = False, pooler: bool = False
+    ) -> None:
+        self.url = public(url)
+        self._dsn = url
+        self._allow_old = allow_old
+        self._pooler = pooler
+        self._size = connections
+        self._named: dict[Owner, str] = {}
+
+    async def open(self) -> None:
+        self._pool = Pool(self._connect, self.url, size=self._size)
+        await self._run(self._check)
+
+    async def migrate(
+        self, app_role: str, operator_role: str | None, *, report: Callable[[str], None], keep: bool = True
+    ) -> None:
+        """Make schema, roles and grants, as the owner whom the URL names; all or, without *keep*, nothing."""
+        wire = await self._connect()
+        try:
+            await migrate(wire.driver, app_role, operator_role, report, keep=keep)
+            await wire.close()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ours(error, self.url) from error
+        finally:
+            wire.abort()
+
+    async def _check(self, lent: Lent[Wire]) -> None:
+        await check(lent.connection.driver, self.url, allow_old=self._allow_old)
+
+    async def _connect(self) -> Wire:
+        return await connect(self._dsn, pooler=self._pooler)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    # --- one owner's --------------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        session: SealedSession,
+        items: Sequence[SealedItem] = (),
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+        fingerprints: Sequence[Fingerprint] = (),
+        record: Record | None = None,
+        instead_of: str | None = None,
+    ) -> Receipt:
+        args = (_columns(session), instead_of, *_unzipped(items))
+        rest = (_claims(fingerprints), MOST_CLAIMS, _kept(record))
+        row = await self._write("begin", args, entries, rest)
+        for _ in range(_ROUNDS):
+            if row["outcome"] == "unsettled":
+                if not (await self._call("settle_anew", session.owner.tenant is not None))["settled"]:
+                    raise side_by_side(session.owner)
+            elif row["outcome"] != "again":
+                break
+            row = await self._write("begin", args, entries, rest)
+        return _receipt(row["outcome"], nonce)
+
+    async def load(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        budget: int,
+        lease: bytes | None = None,
+        record: bytes | None = None,
+    ) -> Loaded:
+        row = await self._call("load", *_names(owner), session_id, budget, lease, LEASE.total_seconds(), record)
+        if row["name"]:
+            self._remember(owner, row["name"])
+        if row["busy"]:
+            return Loaded(nonce, busy=True)
+        session = _session(row["session"])
+        kept = None
+        if record is not None and row["holder"] is not None:
+            kept = Record(session_id, row["holder"], record, row["kept"], row["kept_until"])
+        if session is None or session.ended:
+            return Loaded(nonce, session, record=kept)
+        return Loaded(nonce, session, _items(row), row["before"] or b"", kept)
+
+    async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        row = await self._call("renew", *_names(owner), session_id, lease, LEASE.total_seconds())
+        if not row["held"]:
+            raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
+        return Receipt(nonce)
+
+    async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        await self._call("release", *_names(owner), session_id, lease)
+        return Receipt(nonce)
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        session = commit.session
+        args = (
+            *_names(session.owner),
+            session.id,
+            commit.version,
+            commit.lease,
+            session.version,
+            session.count,
+            session.tokens,
+            session.updated_at,
+            session.expires_at,
+            session.turn,
+            session.head,
+            *_unzipped(commit.items),
+        )
+        rest = (_claims(commit.fingerprints), MOST_CLAIMS, _kept(commit.record))
+        return _receipt((await self._write("commit", args, commit.entries, rest))["outcome"], nonce)
+
+    async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
+        start = max(first - 1, 0)
+        row = await self._call("page", *_names(owner), session_id, start, limit + first - start)
+        items = _items(row)
+        before = items.pop(0).sealed[-16:] if first > 0 and items else b""
+        return Page(nonce, _session(row["session"]), items, before)
+
+    async def sessions(self, owner: Owner, *, nonce: bytes, limit: int, before: tuple[int, str] | None) -> Listing:
+        at, known = before or (1 << 62, "")
+        row = await self._call("listing", *_names(owner), limit, at, known)
+        return Listing(nonce, [found for one in row["rows"] or () if (found := _session(one))])
+
+    async def end(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        ended: str,
+        now: int,
+        version: int | None = None,
+        lease: bytes | None = None,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        args = (*_names(owner), session_id, ended, now, version, lease)
+        row = await self._write("finish", args, entries)
+        return Receipt(nonce, count=int(row["outcome"] == "stored"))
+
+    async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        row = await self._write("erase", _names(owner), entries)
+        self._named.pop(owner, None)
+        return Receipt(nonce, count=row["gone"])
+
+    async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
+        row = await self._call("rewrap", *_names(old.owner), old.id, old.wrapped, old.carry, wrapped, carry)
+        return Receipt(nonce, count=row["changed"])
+
+    async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
+        if entries:
+            await self._write("record", (), entries)
+        return Receipt(nonce)
+
+    # --- across owners ------------------------------------------------------------------------------------------------
+
+    async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        row = await self._call("claims", scope, list(digests), now)
+        found: dict[bytes, list[tuple[str, str]]] = {}
+        for digest, *whose in zip(row["digests"] or (), row["tenants"] or (), row["users"] or (), strict=True):
+            found.setdefault(digest, []).append((whose[0], whose[1]))
+        owners = {
+            digest: () if ("", "") in whose else tuple(_owner(*names) for names in whose)
+            for digest, whose in found.items()
+        }
+        return Claims(nonce, owners)
+
+    async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
+        row = await self._call("expired", now, limit, skip)
+        rows = zip(*(row[name] or () for name in ("tenants", "users", "sessions", "versions")), strict=True)
+        return [Due(_owner(tenant, user), session, version) for tenant, user, session, version in rows]
+
+    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=(await self._call("sweep", now, tombstones_before))["gone"])
+
+    async def owner_of(self, session_id: str) -> Owner | None:
+        row = await self._call("owner_of", session_id)
+        return None if row["user"] is None else _owner(row["tenant"], row["user"])
+
+    async def tenanted(self) -> bool | None:
+        found: bool | None = (await self._call("tenanted"))["tenanted"]
+        return found
+
+    async def all(self, *, after: bytes, limit: int) -> Batch:
+        cursor = msgspec.msgpack.decode(after, type=tuple[str, str, str]) if after else ("", "", "")
+        rows = (await self._call("every_session", *cursor, limit))["rows"] or ()
+        found = [session for row in rows if (session := _session(row))]
+        return Batch(found, msgspec.msgpack.encode(tuple(rows[-1][:3])) if rows else b"")
+
+    async def audit(self) -> AsyncIterator[Entry]:
+        # On a connection of its own, in one snapshot: entries that are written meanwhile cannot leave gaps in it.
+        wire = await self._connect()
+        try:
+            await wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            last = 0
+            while rows := await self._entries(wire, last, _PAGE, newest=False):
+                for number, entry in rows:
+                    last = number
+                    yield entry
+            await wire.close()
+        finally:
+            wire.abort()
+
+    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+        rows = await self._run(lambda lent: self._entries(lent.connection, 0, limit, newest=True))
+        return [entry for _, entry in rows]
+
+    async def _entries(self, wire: Wire, after: int, limit: int, *, newest: bool) -> list[tuple[int, Entry]]:
+        try:
+            row = await wire.call("audit_page", after, limit, newest)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise ours(error, self.url) from error
+        return [(values[0], Entry(*values[1:])) for values in row["rows"] or ()]
+
+    async def audit_owners(self) -> dict[str, Owner]:
+        row = await self._call("audit_names")
+        rows = zip(*(row[name] or () for name in ("ids", "salts", "tenants", "users")), strict=True)
+        owners = [(named, salt, _owner(tenant, user)) for named, salt, tenant, user in rows]
+        # An id that was given to another owner names nobody.
+        return {named: owner for named, salt, owner in owners if named == audit_id(owner, salt)}
+
+    def heads(self) -> Heads:
+        return self._pool.heads()
+
+    async def distrust(self) -> None:
+        self._pool.distrust()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    async def _run(self, work: Callable[[Lent[Wire]], Awaitable[T]]) -> T:
+        try:
+            return await self._pool.run(work)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.IncompleteReadError) as error:
+            raise ours(error, self.url) from error
+
+    async def _call(self, function: str, *args: object) -> Any:
+        return await self._run(lambda lent: lent.connection.call(function, *args))
+
+    async def _write(
+        self, function: str, args: Sequence[object], events: Sequence[Event], rest: Sequence[object] = ()
+    ) -> Any:
+        """Call a function that puts *events* on record; its outcome is for the caller to judge.
+
+        The names of owners in the log are part of the hashed entries, so they are known before: those that this process
+        knows, or new ones, which the function takes or answers with the ones that there are.
+        """
+
+        async def work(lent: Lent[Wire]) -> Any:
+            proposed = self._propose(events)
+            names = {owner: name for owner, name, _ in proposed}
+            chain, entries = lent.extend(events, lambda owner: names.get(owner, ""))
+            row = await lent.connection.call(
+                function, *args, _proposal(proposed), [name for _, name, _ in proposed], _written(entries), *rest
+            )
+            if row["outcome"] == "stored":
+                self._pool.confirm(lent, chain)
+                for owner, name in names.items():
+                    self._remember(owner, name)
+            elif row["outcome"] == "named":
+                for (owner, _, _), name in zip(proposed, row["named"], strict=True):
+                    self._remember(owner, name)
+            return row
+
+        for _ in range(_ROUNDS):
+            row = await self._run(work)
+            if row["outcome"] != "named":
+                return row
+        raise StoreError(f"{self.url} gives the owners in the log another name each time; nothing was stored")
+
+    def _propose(self, events: Sequence[Event]) -> list[tuple[Owner, str, str | None]]:
+        """Give, for each owner that *events* name, what it is called in the log and, if that is new, a salt."""
+        proposed: dict[Owner, tuple[str, str | None]] = {}
+        for noted in events:
+            for owner, introduce in ((noted.owner, introduces(noted)), (noted.other, False)):
+                if owner is None or proposed.get(owner, ("", None))[0]:
+                    continue
+                known = self._named.get(owner, "")
+                if known or not introduce:
+                    proposed[owner] = known, None
+                else:
+                    salt = secrets.token_bytes(16)
+                    proposed[owner] = audit_id(owner, salt), salt.hex()
+        return [(owner, name, salt) for owner, (name, salt) in proposed.items()]
+
+    def _remember(self, owner: Owner, name: str) -> None:
+        if not name:
+            self._named.pop(owner, None)
+            return
+        if len(self._named) > _NAMES_AT_MOST:
+            self._named.clear()
+        self._named[owner] = name
+
+
+_REFUSED = {
+    "ended": "the session was ended or erased meanwhile; nothing was stored",
+    "version": "the session changed meanwhile; nothing was stored, so send it again",
+    "lease": "the lease on the session was lost; nothing was stored, so send it again",
+    "record": "this idempotency key was answered meanwhile; send it again for the answer",
+    "taken": "a session with this id exists already; nothing was stored",
+}
+
+
+def _receipt(outcome: str, nonce: bytes) -> Receipt:
+    if outcome in _REFUSED:
+        raise SessionConflict(_REFUSED[outcome])
+    if outcome not in ("stored", "repeated"):
+        raise StoreError(f"the database could not make up its mind ({outcome}); nothing was stored, so try again")
+    return Receipt(nonce, repeated=outcome == "repeated")
+
+
+def _proposal(proposed: Sequence[tuple[Owner, str, str | None]]) -> str:
+    rows = [{"tenant": o.tenant or "", "user": o.user, "id": name, "salt": salt} for o, name, salt in proposed]
+    return _json(rows).decode()
+
+
+def _written(entries: Sequence[Entry]) -> str:
+    return _json(entries).decode()
+
+
+def _claims(fingerprints: Sequence[Fingerprint]) -> str | None:
+    if not fingerprints:
+        return None
+    rows = []
+    for one in fingerprints:
+        tenant, user = ("", "") if one.common else _names(one.owner)
+        rows.append(
+            {"tenant": tenant, "user": user, "scope": one.scope, "digest": one.digest.hex(), "until": one.expires_at}
+        )
+    return _json(rows).decode()
+
+
+def _kept(record: Record | None) -> str | None:
+    if record is None:
+        return None
+    return _json(
+        {
+            "session": record.session,
+            "key": base64.b64encode(record.key).decode(),
+            "holder": record.holder,
+            "sealed": base64.b64encode(record.sealed).decode(),
+            "expires_at": record.expires_at,
+        }
+    ).decode()

@@ -1,0 +1,630 @@
+-- The schema of the PostgreSQL store, version 1. `cloister migrate` runs it in one transaction, as its owner.
+--
+-- Three roles that nobody logs in as, and that others are granted: cloister_application may work for one owner at a time,
+-- cloister_operator may read the log and go through all sessions to rotate keys, cloister_lookup owns what reads across
+-- owners and is granted to nobody who uses the store.
+-- Every table has row-level security, forced on its owner too. The owner of the rows that a statement may touch is set
+-- by the functions below, for their own transaction alone, so that nothing is left on a connection that others share.
+
+CREATE SCHEMA cloister;
+
+CREATE TABLE cloister.meta (version integer NOT NULL);
+INSERT INTO cloister.meta VALUES (1);
+
+-- Whether users have tenants here: settled by the first session, so that the two kinds never lie side by side.
+CREATE TABLE cloister.tenancy (named boolean NOT NULL);
+
+CREATE TABLE cloister.sessions (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, session text COLLATE "C" NOT NULL,
+    version bigint NOT NULL, item_count bigint NOT NULL, token_count bigint NOT NULL,
+    created_at bigint NOT NULL, updated_at bigint NOT NULL, expires_at bigint,
+    turn bytea NOT NULL, wrapped bytea, head bytea, carry bytea,
+    ended text CHECK (ended IN ('expired', 'ended')), ended_at bigint,
+    PRIMARY KEY (tenant, "user", session)
+) WITH (fillfactor = 80);
+CREATE INDEX sessions_active ON cloister.sessions (tenant, "user", created_at, session) WHERE ended IS NULL;
+CREATE INDEX sessions_by_id ON cloister.sessions (session);
+CREATE INDEX sessions_by_expiry ON cloister.sessions (expires_at) WHERE ended IS NULL AND expires_at IS NOT NULL;
+
+CREATE TABLE cloister.items (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, session text COLLATE "C" NOT NULL,
+    position bigint NOT NULL,
+    role text NOT NULL CHECK (role IN ('system', 'user', 'assistant', 'tool')),
+    token_count bigint NOT NULL, sealed bytea NOT NULL,
+    PRIMARY KEY (tenant, "user", session, position)
+);
+ALTER TABLE cloister.items ALTER COLUMN sealed SET STORAGE EXTERNAL; -- what is sealed does not compress
+
+-- On the database's own clock. They mean nothing after a crash, so they are not logged.
+CREATE UNLOGGED TABLE cloister.leases (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, session text COLLATE "C" NOT NULL,
+    lease bytea NOT NULL, until timestamptz NOT NULL,
+    PRIMARY KEY (tenant, "user", session)
+) WITH (fillfactor = 50);
+
+CREATE TABLE cloister.records (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, session text COLLATE "C" NOT NULL,
+    key bytea NOT NULL, holder text NOT NULL, sealed bytea NOT NULL, expires_at bigint NOT NULL,
+    PRIMARY KEY (tenant, "user", session, key)
+);
+CREATE INDEX records_by_expiry ON cloister.records (expires_at);
+
+CREATE TABLE cloister.fingerprints (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, scope text COLLATE "C" NOT NULL,
+    digest bytea NOT NULL, expires_at bigint,
+    PRIMARY KEY (tenant, "user", scope, digest)
+);
+CREATE INDEX fingerprints_by_digest ON cloister.fingerprints (scope, digest);
+CREATE INDEX fingerprints_by_expiry ON cloister.fingerprints (expires_at) WHERE expires_at IS NOT NULL;
+
+CREATE TABLE cloister.audit (
+    id bigint GENERATED ALWAYS AS IDENTITY, writer text NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
+    event text NOT NULL, severity text NOT NULL, owner text NOT NULL, other text NOT NULL, session text NOT NULL,
+    detail text NOT NULL, previous bytea NOT NULL, hash bytea NOT NULL,
+    PRIMARY KEY (id)
+);
+
+CREATE TABLE cloister.audit_owners (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, audit_id text NOT NULL, salt bytea NOT NULL,
+    PRIMARY KEY (tenant, "user")
+);
+
+-- Who sees what. Where nobody was named, the settings are empty, and no user is.
+
+DO $$
+DECLARE
+    t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['meta', 'tenancy', 'sessions', 'items', 'leases', 'records', 'fingerprints', 'audit',
+                             'audit_owners'] LOOP
+        EXECUTE format('ALTER TABLE cloister.%I ENABLE ROW LEVEL SECURITY', t);
+        EXECUTE format('ALTER TABLE cloister.%I FORCE ROW LEVEL SECURITY', t);
+        EXECUTE format('CREATE POLICY lookup ON cloister.%I TO cloister_lookup USING (true) WITH CHECK (true)', t);
+    END LOOP;
+    FOREACH t IN ARRAY ARRAY['sessions', 'items', 'leases', 'records', 'fingerprints', 'audit_owners'] LOOP
+        EXECUTE format($policy$
+            CREATE POLICY mine ON cloister.%I TO cloister_application
+            USING (tenant = current_setting('cloister.tenant', true)
+                   AND "user" = current_setting('cloister.user', true))
+        $policy$, t);
+    END LOOP;
+    CREATE POLICY written ON cloister.audit FOR INSERT TO cloister_application WITH CHECK (true);
+    CREATE POLICY known ON cloister.meta FOR SELECT TO cloister_application USING (true);
+END $$;
+
+GRANT USAGE ON SCHEMA cloister TO cloister_application, cloister_lookup, cloister_operator;
+GRANT SELECT ON cloister.meta TO cloister_application;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases TO cloister_application;
+GRANT SELECT, INSERT, DELETE ON cloister.items, cloister.records TO cloister_application;
+GRANT SELECT, DELETE ON cloister.fingerprints, cloister.audit_owners TO cloister_application;
+GRANT INSERT ON cloister.audit TO cloister_application;
+GRANT SELECT, DELETE ON cloister.sessions, cloister.records TO cloister_lookup;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.fingerprints, cloister.tenancy TO cloister_lookup;
+GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
+GRANT SELECT ON cloister.audit TO cloister_lookup;
+
+-- Across owners. Each returns what its name says, and nothing else.
+
+CREATE FUNCTION cloister.names(p_names json) RETURNS text[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    n record;
+    known text;
+    named text[] := '{}';
+BEGIN
+    -- The names under which owners stand in the log. Where there is none yet, and a salt, the one proposed is taken.
+    FOR n IN SELECT * FROM json_to_recordset(p_names) AS x(tenant text, "user" text, id text, salt text) LOOP
+        SELECT o.audit_id INTO known FROM cloister.audit_owners o WHERE o.tenant = n.tenant AND o."user" = n."user";
+        IF known IS NULL AND n.salt IS NOT NULL THEN
+            INSERT INTO cloister.audit_owners VALUES (n.tenant, n."user", n.id, decode(n.salt, 'hex'))
+            ON CONFLICT DO NOTHING;
+            SELECT o.audit_id INTO known FROM cloister.audit_owners o WHERE o.tenant = n.tenant AND o."user" = n."user";
+        END IF;
+        named := named || coalesce(known, '');
+    END LOOP;
+    RETURN named;
+END $$;
+
+CREATE FUNCTION cloister.settle(p_named boolean) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    settled boolean;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(7163914);
+    SELECT t.named INTO settled FROM cloister.tenancy t;
+    IF settled IS NOT DISTINCT FROM p_named THEN
+        RETURN true;
+    END IF;
+    RETURN false;
+END $$;
+
+CREATE FUNCTION cloister.settle_anew(nonce bytea, p_named boolean, OUT echo bytea, OUT settled boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Alone, so that no session is on its way to be stored meanwhile.
+    PERFORM pg_advisory_xact_lock(7163914);
+    IF NOT EXISTS (SELECT FROM cloister.sessions) THEN
+        DELETE FROM cloister.tenancy;
+        INSERT INTO cloister.tenancy VALUES (p_named);
+    END IF;
+    echo := nonce;
+    settled := (SELECT t.named FROM cloister.tenancy t) = p_named;
+END $$;
+
+CREATE FUNCTION cloister.claim(p_claims json, most integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN SELECT x.tenant, x."user", x.scope, decode(x.digest, 'hex') AS digest, x.until
+             FROM json_to_recordset(p_claims) AS x(tenant text, "user" text, scope text, digest text, until bigint)
+    LOOP
+        INSERT INTO cloister.fingerprints VALUES (c.tenant, c."user", c.scope, c.digest, c.until)
+        ON CONFLICT (tenant, "user", scope, digest) DO UPDATE SET expires_at = excluded.expires_at;
+        IF (SELECT count(*) FROM cloister.fingerprints f WHERE f.scope = c.scope AND f.digest = c.digest) > most THEN
+            INSERT INTO cloister.fingerprints VALUES ('', '', c.scope, c.digest, c.until) ON CONFLICT DO NOTHING;
+        END IF;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION cloister.claims(
+    nonce bytea, p_scope text, p_digests bytea[], p_now bigint,
+    OUT echo bytea, OUT digests bytea[], OUT tenants text[], OUT users text[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(f.digest), array_agg(f.tenant), array_agg(f."user") FROM cloister.fingerprints f
+    WHERE f.scope = p_scope AND f.digest = ANY (p_digests) AND (f.expires_at IS NULL OR f.expires_at > p_now)
+$$;
+
+CREATE FUNCTION cloister.owner_of(nonce bytea, p_session text, OUT echo bytea, OUT tenant text, OUT "user" text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, s.tenant, s."user"
+    FROM (SELECT) one LEFT JOIN cloister.sessions s ON s.session = p_session LIMIT 1
+$$;
+
+CREATE FUNCTION cloister.tenanted(nonce bytea, OUT echo bytea, OUT tenanted boolean)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, (SELECT s.tenant <> '' FROM cloister.sessions s LIMIT 1)
+$$;
+
+CREATE FUNCTION cloister.expired(
+    nonce bytea, p_now bigint, p_limit bigint, p_skip bigint,
+    OUT echo bytea, OUT tenants text[], OUT users text[], OUT sessions text[], OUT versions bigint[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(d.tenant), array_agg(d."user"), array_agg(d.session), array_agg(d.version) FROM (
+        SELECT s.tenant, s."user", s.session, s.version FROM cloister.sessions s
+        WHERE s.ended IS NULL AND s.expires_at <= p_now ORDER BY s.expires_at LIMIT p_limit OFFSET p_skip
+    ) d
+$$;
+
+CREATE FUNCTION cloister.sweep(nonce bytea, p_now bigint, p_before bigint, OUT echo bytea, OUT gone bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    echo := nonce;
+    DELETE FROM cloister.records WHERE expires_at <= p_now;
+    DELETE FROM cloister.fingerprints WHERE expires_at <= p_now;
+    DELETE FROM cloister.sessions WHERE ended IS NOT NULL AND ended_at < p_before;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+END $$;
+
+CREATE FUNCTION cloister.every_session(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_limit bigint,
+    OUT echo bytea, OUT rows cloister.sessions[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(d::cloister.sessions) FROM (
+        SELECT s.* FROM cloister.sessions s WHERE (s.tenant, s."user", s.session) > (p_tenant, p_user, p_session)
+        ORDER BY s.tenant, s."user", s.session LIMIT p_limit
+    ) d
+$$;
+
+CREATE FUNCTION cloister.audit_page(
+    nonce bytea, p_after bigint, p_limit bigint, p_newest boolean, OUT echo bytea, OUT rows cloister.audit[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(d::cloister.audit ORDER BY d.id) FROM (
+        (SELECT a.* FROM cloister.audit a WHERE NOT p_newest AND a.id > p_after ORDER BY a.id LIMIT p_limit)
+        UNION ALL
+        (SELECT a.* FROM cloister.audit a WHERE p_newest ORDER BY a.id DESC LIMIT p_limit)
+    ) d
+$$;
+
+CREATE FUNCTION cloister.audit_names(
+    nonce bytea, OUT echo bytea, OUT tenants text[], OUT users text[], OUT ids text[], OUT salts bytea[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(o.tenant), array_agg(o."user"), array_agg(o.audit_id), array_agg(o.salt)
+    FROM cloister.audit_owners o
+$$;
+
+-- One owner's. Each names the owner first, for its own transaction; the policies see to the rest.
+
+CREATE FUNCTION cloister.put(p_entries json) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO cloister.audit (writer, number, at, event, severity, owner, other, session, detail, previous, hash)
+    SELECT e.writer, e.number, e.at, e.event, e.severity, e.owner, e.other, e.session, e.detail,
+           decode(e.previous, 'base64'), decode(e.hash, 'base64')
+    FROM json_to_recordset(p_entries) AS e(
+        writer text, number bigint, at bigint, event text, severity text, owner text, other text, session text,
+        detail text, previous text, hash text)
+    ORDER BY e.number
+$$;
+
+CREATE FUNCTION cloister.load(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_budget bigint, p_lease bytea, p_seconds double precision,
+    p_record bytea,
+    OUT echo bytea, OUT busy boolean, OUT name text, OUT session cloister.sessions,
+    OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[], OUT before bytea,
+    OUT holder text, OUT kept bytea, OUT kept_until bigint
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    many bigint;
+    r record;
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    busy := false;
+    IF p_lease IS NOT NULL THEN
+        INSERT INTO cloister.leases AS l
+        SELECT p_tenant, p_user, p_session, p_lease, clock_timestamp() + make_interval(secs => p_seconds)
+        FROM cloister.sessions s
+        WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session AND s.ended IS NULL
+        ON CONFLICT (tenant, "user", session) DO UPDATE SET lease = excluded.lease, until = excluded.until
+        WHERE l.lease = excluded.lease OR l.until <= clock_timestamp();
+        IF NOT FOUND AND EXISTS (
+            SELECT FROM cloister.sessions s
+            WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session AND s.ended IS NULL
+        ) THEN
+            busy := true;
+            RETURN;
+        END IF;
+    END IF;
+    -- Session and items in one statement, so that both are of one moment. As many items as the budget is likely to
+    -- hold; if it holds more, once more with twice as many.
+    SELECT least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 5 / 4 + 8) INTO many
+    FROM cloister.sessions s WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
+    LOOP
+        SELECT s AS session, s.item_count, o.audit_id, i.*, k.holder, k.sealed AS kept, k.expires_at AS kept_until INTO r
+        FROM (SELECT) one
+        LEFT JOIN cloister.sessions s ON s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
+        LEFT JOIN cloister.audit_owners o ON o.tenant = p_tenant AND o."user" = p_user
+        LEFT JOIN cloister.records k
+            ON k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_record
+        LEFT JOIN LATERAL (
+            SELECT array_agg(w.position ORDER BY w.position) AS positions,
+                   array_agg(w.role ORDER BY w.position) AS roles,
+                   array_agg(w.token_count ORDER BY w.position) AS counts,
+                   array_agg(w.sealed ORDER BY w.position) AS seals,
+                   count(*) AS lines
+            FROM (
+                SELECT t.*, sum(t.token_count) OVER (ORDER BY t.position DESC) - t.token_count AS newer
+                FROM (
+                    SELECT x.position, x.role, x.token_count, x.sealed FROM cloister.items x
+                    WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
+                    ORDER BY x.position DESC LIMIT many
+                ) t
+            ) w WHERE w.newer <= p_budget
+        ) i ON true;
+        EXIT WHEN many IS NULL OR r.lines < many OR r.lines >= r.item_count;
+        many := many * 2;
+    END LOOP;
+    session := r.session;
+    name := r.audit_id;
+    positions := r.positions;
+    roles := r.roles;
+    counts := r.counts;
+    seals := r.seals;
+    holder := r.holder;
+    kept := r.kept;
+    kept_until := r.kept_until;
+    IF positions[1] > 0 THEN
+        SELECT substring(x.sealed FROM length(x.sealed) - 15) INTO before FROM cloister.items x
+        WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session AND x.position = positions[1] - 1;
+    END IF;
+END $$;
+
+CREATE FUNCTION cloister.page(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_first bigint, p_limit bigint,
+    OUT echo bytea, OUT session cloister.sessions,
+    OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[]
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    r record;
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    SELECT s AS session, i.* INTO r
+    FROM (SELECT) one
+    LEFT JOIN cloister.sessions s ON s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
+    LEFT JOIN LATERAL (
+        SELECT array_agg(t.position ORDER BY t.position) AS positions, array_agg(t.role ORDER BY t.position) AS roles,
+               array_agg(t.token_count ORDER BY t.position) AS counts, array_agg(t.sealed ORDER BY t.position) AS seals
+        FROM (
+            SELECT * FROM cloister.items x
+            WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session AND x.position >= p_first
+            ORDER BY x.position LIMIT p_limit
+        ) t
+    ) i ON true;
+    session := r.session;
+    positions := r.positions;
+    roles := r.roles;
+    counts := r.counts;
+    seals := r.seals;
+END $$;
+
+CREATE FUNCTION cloister.listing(
+    nonce bytea, p_tenant text, p_user text, p_limit bigint, p_at bigint, p_below text,
+    OUT echo bytea, OUT rows cloister.sessions[]
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    SELECT array_agg(d::cloister.sessions) INTO rows FROM (
+        SELECT s.* FROM cloister.sessions s
+        WHERE s.tenant = p_tenant AND s."user" = p_user AND s.ended IS NULL
+          AND (s.created_at, s.session) < (p_at, p_below)
+        ORDER BY s.created_at DESC, s.session DESC LIMIT p_limit
+    ) d;
+END $$;
+
+CREATE FUNCTION cloister.renew(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_lease bytea, p_seconds double precision,
+    OUT echo bytea, OUT held boolean
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    UPDATE cloister.leases l SET until = clock_timestamp() + make_interval(secs => p_seconds)
+    WHERE l.tenant = p_tenant AND l."user" = p_user AND l.session = p_session AND l.lease = p_lease
+      AND l.until > clock_timestamp();
+    held := FOUND;
+END $$;
+
+CREATE FUNCTION cloister.release(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_lease bytea, OUT echo bytea
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    DELETE FROM cloister.leases l
+    WHERE l.tenant = p_tenant AND l."user" = p_user AND l.session = p_session AND l.lease = p_lease;
+END $$;
+
+CREATE FUNCTION cloister.begin(
+    nonce bytea, p_session cloister.sessions, p_instead text,
+    positions bigint[], roles text[], counts bigint[], seals bytea[],
+    p_names json, p_expected text[], p_entries json, p_claims json, p_most integer, p_record json,
+    OUT echo bytea, OUT outcome text, OUT named text[]
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    stored bytea;
+    over record;
+BEGIN
+    PERFORM set_config('cloister.tenant', p_session.tenant, true), set_config('cloister.user', p_session."user", true);
+    echo := nonce;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+        RETURN;
+    END IF;
+    IF NOT cloister.settle(p_session.tenant <> '') THEN
+        outcome := 'unsettled';
+        RETURN;
+    END IF;
+    SELECT s.turn INTO stored FROM cloister.sessions s
+    WHERE s.tenant = p_session.tenant AND s."user" = p_session."user" AND s.session = p_session.session;
+    IF FOUND THEN
+        outcome := CASE WHEN stored = p_session.turn THEN 'repeated' ELSE 'taken' END;
+        RETURN;
+    END IF;
+    IF p_instead IS NOT NULL THEN
+        SELECT s.ended INTO over FROM cloister.sessions s
+        WHERE s.tenant = p_session.tenant AND s."user" = p_session."user" AND s.session = p_instead FOR SHARE;
+        IF NOT FOUND OR over.ended = 'ended' THEN
+            outcome := 'ended';
+            RETURN;
+        END IF;
+    END IF;
+    IF p_record IS NOT NULL AND NOT cloister.keep(p_session.tenant, p_session."user", p_record) THEN
+        outcome := 'record';
+        RETURN;
+    END IF;
+    INSERT INTO cloister.sessions SELECT (p_session).*;
+    INSERT INTO cloister.items
+    SELECT p_session.tenant, p_session."user", p_session.session, x.* FROM unnest(positions, roles, counts, seals) x;
+    IF p_claims IS NOT NULL THEN
+        PERFORM cloister.claim(p_claims, p_most);
+    END IF;
+    PERFORM cloister.put(p_entries);
+    outcome := 'stored';
+EXCEPTION WHEN unique_violation THEN -- the same moment, the same id: once more, and it is found above
+    outcome := 'again';
+END $$;
+
+CREATE FUNCTION cloister.keep(p_tenant text, p_user text, p_record json) RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO cloister.records
+    SELECT p_tenant, p_user, r.session, decode(r.key, 'base64'), r.holder, decode(r.sealed, 'base64'), r.expires_at
+    FROM json_to_record(p_record) AS r(session text, key text, holder text, sealed text, expires_at bigint)
+    ON CONFLICT DO NOTHING;
+    RETURN FOUND;
+END $$;
+
+CREATE FUNCTION cloister.commit(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_read bigint, p_lease bytea,
+    p_version bigint, p_items bigint, p_tokens bigint, p_updated bigint, p_expires bigint, p_turn bytea, p_head bytea,
+    positions bigint[], roles text[], counts bigint[], seals bytea[],
+    p_names json, p_expected text[], p_entries json, p_claims json, p_most integer, p_record json,
+    OUT echo bytea, OUT outcome text, OUT named text[]
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    now_version bigint;
+    now_turn bytea;
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    SELECT s.version, s.turn INTO now_version, now_turn FROM cloister.sessions s
+    WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session AND s.ended IS NULL FOR UPDATE;
+    outcome := CASE
+        WHEN NOT FOUND THEN 'ended'
+        WHEN now_turn = p_turn THEN 'repeated'
+        WHEN now_version <> p_read THEN 'version'
+    END;
+    IF outcome IS NOT NULL THEN
+        RETURN;
+    END IF;
+    DELETE FROM cloister.leases l
+    WHERE l.tenant = p_tenant AND l."user" = p_user AND l.session = p_session AND l.lease = p_lease
+      AND l.until > clock_timestamp();
+    IF NOT FOUND THEN
+        outcome := 'lease';
+        RETURN;
+    END IF;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+    ELSIF p_record IS NOT NULL AND NOT cloister.keep(p_tenant, p_user, p_record) THEN
+        outcome := 'record';
+    END IF;
+    IF outcome IS NOT NULL THEN -- the lease is still needed
+        INSERT INTO cloister.leases
+        VALUES (p_tenant, p_user, p_session, p_lease, clock_timestamp() + interval '8 seconds') ON CONFLICT DO NOTHING;
+        RETURN;
+    END IF;
+    UPDATE cloister.sessions s SET version = p_version, item_count = p_items, token_count = p_tokens,
+        updated_at = p_updated, expires_at = p_expires, turn = p_turn, head = p_head
+    WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
+    INSERT INTO cloister.items
+    SELECT p_tenant, p_user, p_session, x.* FROM unnest(positions, roles, counts, seals) x;
+    IF p_claims IS NOT NULL THEN
+        PERFORM cloister.claim(p_claims, p_most);
+    END IF;
+    PERFORM cloister.put(p_entries);
+    outcome := 'stored';
+END $$;
+
+CREATE FUNCTION cloister.finish(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_ended text, p_now bigint, p_version bigint,
+    p_lease bytea, p_names json, p_expected text[], p_entries json,
+    OUT echo bytea, OUT outcome text, OUT named text[]
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    s cloister.sessions;
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    outcome := 'nothing';
+    SELECT * INTO s FROM cloister.sessions x
+    WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session FOR UPDATE;
+    IF NOT FOUND OR s.ended IN (p_ended, 'ended') OR s.version <> p_version THEN
+        RETURN;
+    END IF;
+    IF p_version IS NOT NULL AND EXISTS (
+        SELECT FROM cloister.leases l WHERE l.tenant = p_tenant AND l."user" = p_user AND l.session = p_session
+        AND l.lease IS DISTINCT FROM p_lease AND l.until > clock_timestamp()
+    ) THEN
+        RETURN;
+    END IF;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+        RETURN;
+    END IF;
+    UPDATE cloister.sessions x SET wrapped = NULL, head = NULL, turn = '', item_count = 0, token_count = 0,
+        carry = CASE WHEN p_ended = 'expired' THEN x.carry END, ended = p_ended, ended_at = p_now
+    WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session;
+    DELETE FROM cloister.items x WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session;
+    DELETE FROM cloister.leases x WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session;
+    PERFORM cloister.put(p_entries);
+    outcome := 'stored';
+END $$;
+
+CREATE FUNCTION cloister.erase(
+    nonce bytea, p_tenant text, p_user text, p_names json, p_expected text[], p_entries json,
+    OUT echo bytea, OUT outcome text, OUT named text[], OUT gone bigint
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+        RETURN;
+    END IF;
+    PERFORM cloister.put(p_entries);
+    DELETE FROM cloister.sessions x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    DELETE FROM cloister.items x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    DELETE FROM cloister.leases x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    DELETE FROM cloister.records x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    DELETE FROM cloister.fingerprints x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    DELETE FROM cloister.audit_owners x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    outcome := 'stored';
+END $$;
+
+CREATE FUNCTION cloister.record(
+    nonce bytea, p_names json, p_expected text[], p_entries json, OUT echo bytea, OUT outcome text, OUT named text[]
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    echo := nonce;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+        RETURN;
+    END IF;
+    PERFORM cloister.put(p_entries);
+    outcome := 'stored';
+END $$;
+
+CREATE FUNCTION cloister.rewrap(
+    nonce bytea, p_tenant text, p_user text, p_session text, old_wrapped bytea, old_carry bytea,
+    p_wrapped bytea, p_carry bytea, OUT echo bytea, OUT changed bigint
+)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    UPDATE cloister.sessions s SET wrapped = p_wrapped, carry = p_carry
+    WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
+      AND s.wrapped IS NOT DISTINCT FROM old_wrapped AND s.carry IS NOT DISTINCT FROM old_carry;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+END $$;
+
+-- Nobody runs any of it but those named here.
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cloister FROM PUBLIC;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_application;
+REVOKE EXECUTE ON FUNCTION
+    cloister.every_session, cloister.audit_page, cloister.audit_names FROM cloister_application;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_lookup;
+GRANT EXECUTE ON FUNCTION
+    cloister.every_session, cloister.audit_page, cloister.audit_names TO cloister_operator;
+GRANT CREATE ON SCHEMA cloister TO cloister_lookup; -- for as long as it takes to hand over what it owns
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN SELECT p.oid::regprocedure FROM pg_proc p
+             WHERE p.pronamespace = 'cloister'::regnamespace AND p.prosecdef LOOP
+        EXECUTE format('ALTER FUNCTION %s OWNER TO cloister_lookup', f);
+    END LOOP;
+END $$;
+REVOKE CREATE ON SCHEMA cloister FROM cloister_lookup;

