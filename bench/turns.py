@@ -144,12 +144,15 @@ class Ours:
     """The public library call, bring-your-own-model."""
 
     def __init__(self, path: Path) -> None:
+        self.opening = AsyncCloister.open(f"sqlite:///{path}", context_tokens=self.budget(), limits=Limits.keep())
+
+    @staticmethod
+    def budget() -> int:
+        """Give room for 40 messages, the question, and what primes the reply."""
         counter = window.counter_for(None)
         question = window.item_tokens(Item("user", QUESTION), counter)
         reply = window.item_tokens(Item("assistant", REPLY), counter)
-        # Room for 40 messages, the question, and what primes the reply.
-        budget = TAIL // 2 * (question + reply) + question + 8
-        self.opening = AsyncCloister.open(f"sqlite:///{path}", context_tokens=budget, limits=Limits.keep())
+        return TAIL // 2 * (question + reply) + question + 8
 
     async def open(self) -> None:
         store = self.opening.store

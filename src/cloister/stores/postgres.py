@@ -329,7 +329,7 @@ class PostgresStore:
             kept = Record(session_id, row["holder"], record, row["kept"], row["kept_until"])
         if session is None or session.ended:
             return Loaded(nonce, session, record=kept)
-        return Loaded(nonce, session, _items(row), row["before"] or b"", kept)
+        return Loaded(nonce, session, _items(row)[::-1], row["before"] or b"", kept)
 
     async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
         row = await self._call("renew", *_names(owner), session_id, lease, LEASE.total_seconds())
@@ -499,15 +499,20 @@ class PostgresStore:
             proposed = self._propose(events)
             names = {owner: name for owner, name, _ in proposed}
             chain, entries = lent.extend(events, lambda owner: names.get(owner, ""))
+            # A commit looks up its own owner's name by itself.
+            plain = function == "commit" and [(_names(o), bool(name), s) for o, name, s in proposed] == [
+                (args[:2], True, None)
+            ]
+            names_json = None if plain else _proposal(proposed)
             row = await lent.connection.call(
-                function, *args, _proposal(proposed), [name for _, name, _ in proposed], _written(entries), *rest
+                function, *args, names_json, [name for _, name, _ in proposed], _written(entries), *rest
             )
             if row["outcome"] == "stored":
                 self._pool.confirm(lent, chain)
                 for owner, name in names.items():
                     self._remember(owner, name)
             elif row["outcome"] == "named":
-                for (owner, _, _), name in zip(proposed, row["named"], strict=True):
+                for (owner, _, _), name in zip(proposed, row["named"] or [""], strict=True):
                     self._remember(owner, name)
             return row
 

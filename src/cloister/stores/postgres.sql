@@ -241,15 +241,16 @@ $$;
 -- One owner's. Each names the owner first, for its own transaction; the policies see to the rest.
 
 CREATE FUNCTION cloister.put(p_entries json) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
+BEGIN
     INSERT INTO cloister.audit (writer, number, at, event, severity, owner, other, session, detail, previous, hash)
     SELECT e.writer, e.number, e.at, e.event, e.severity, e.owner, e.other, e.session, e.detail,
            decode(e.previous, 'base64'), decode(e.hash, 'base64')
     FROM json_to_recordset(p_entries) AS e(
         writer text, number bigint, at bigint, event text, severity text, owner text, other text, session text,
         detail text, previous text, hash text)
-    ORDER BY e.number
-$$;
+    ORDER BY e.number;
+END $$;
 
 CREATE FUNCTION cloister.load(
     nonce bytea, p_tenant text, p_user text, p_session text, p_budget bigint, p_lease bytea, p_seconds double precision,
@@ -258,7 +259,7 @@ CREATE FUNCTION cloister.load(
     OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[], OUT before bytea,
     OUT holder text, OUT kept bytea, OUT kept_until bigint
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     many bigint;
@@ -294,11 +295,8 @@ BEGIN
         LEFT JOIN cloister.records k
             ON k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_record
         LEFT JOIN LATERAL (
-            SELECT array_agg(w.position ORDER BY w.position) AS positions,
-                   array_agg(w.role ORDER BY w.position) AS roles,
-                   array_agg(w.token_count ORDER BY w.position) AS counts,
-                   array_agg(w.sealed ORDER BY w.position) AS seals,
-                   count(*) AS lines
+            SELECT array_agg(w.position) AS positions, array_agg(w.role) AS roles, array_agg(w.token_count) AS counts,
+                   array_agg(w.sealed) AS seals, count(*) AS lines
             FROM (
                 SELECT t.*, sum(t.token_count) OVER (ORDER BY t.position DESC) - t.token_count AS newer
                 FROM (
@@ -306,7 +304,7 @@ BEGIN
                     WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
                     ORDER BY x.position DESC LIMIT many
                 ) t
-            ) w WHERE w.newer <= p_budget
+            ) w WHERE w.newer <= p_budget -- newest first, as they come
         ) i ON true;
         EXIT WHEN many IS NULL OR r.lines < many OR r.lines >= r.item_count;
         many := many * 2;
@@ -320,9 +318,10 @@ BEGIN
     holder := r.holder;
     kept := r.kept;
     kept_until := r.kept_until;
-    IF positions[1] > 0 THEN
+    IF positions[r.lines] > 0 THEN
         SELECT substring(x.sealed FROM length(x.sealed) - 15) INTO before FROM cloister.items x
-        WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session AND x.position = positions[1] - 1;
+        WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
+          AND x.position = positions[r.lines] - 1;
     END IF;
 END $$;
 
@@ -331,7 +330,7 @@ CREATE FUNCTION cloister.page(
     OUT echo bytea, OUT session cloister.sessions,
     OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     r record;
@@ -342,8 +341,8 @@ BEGIN
     FROM (SELECT) one
     LEFT JOIN cloister.sessions s ON s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
     LEFT JOIN LATERAL (
-        SELECT array_agg(t.position ORDER BY t.position) AS positions, array_agg(t.role ORDER BY t.position) AS roles,
-               array_agg(t.token_count ORDER BY t.position) AS counts, array_agg(t.sealed ORDER BY t.position) AS seals
+        SELECT array_agg(t.position) AS positions, array_agg(t.role) AS roles, array_agg(t.token_count) AS counts,
+               array_agg(t.sealed) AS seals
         FROM (
             SELECT * FROM cloister.items x
             WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session AND x.position >= p_first
@@ -361,7 +360,7 @@ CREATE FUNCTION cloister.listing(
     nonce bytea, p_tenant text, p_user text, p_limit bigint, p_at bigint, p_below text,
     OUT echo bytea, OUT rows cloister.sessions[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
@@ -377,7 +376,7 @@ CREATE FUNCTION cloister.renew(
     nonce bytea, p_tenant text, p_user text, p_session text, p_lease bytea, p_seconds double precision,
     OUT echo bytea, OUT held boolean
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
@@ -390,7 +389,7 @@ END $$;
 CREATE FUNCTION cloister.release(
     nonce bytea, p_tenant text, p_user text, p_session text, p_lease bytea, OUT echo bytea
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
@@ -404,7 +403,7 @@ CREATE FUNCTION cloister.begin(
     p_names json, p_expected text[], p_entries json, p_claims json, p_most integer, p_record json,
     OUT echo bytea, OUT outcome text, OUT named text[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     stored bytea;
@@ -452,7 +451,7 @@ EXCEPTION WHEN unique_violation THEN -- the same moment, the same id: once more,
 END $$;
 
 CREATE FUNCTION cloister.keep(p_tenant text, p_user text, p_record json) RETURNS boolean
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO cloister.records
     SELECT p_tenant, p_user, r.session, decode(r.key, 'base64'), r.holder, decode(r.sealed, 'base64'), r.expires_at
@@ -468,7 +467,7 @@ CREATE FUNCTION cloister.commit(
     p_names json, p_expected text[], p_entries json, p_claims json, p_most integer, p_record json,
     OUT echo bytea, OUT outcome text, OUT named text[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     now_version bigint;
@@ -493,8 +492,13 @@ BEGIN
         outcome := 'lease';
         RETURN;
     END IF;
-    named := cloister.names(p_names);
-    IF named <> p_expected THEN
+    IF p_names IS NULL THEN -- nobody but the owner is named, and known
+        SELECT ARRAY[o.audit_id] INTO named FROM cloister.audit_owners o
+        WHERE o.tenant = p_tenant AND o."user" = p_user;
+    ELSE
+        named := cloister.names(p_names);
+    END IF;
+    IF named IS DISTINCT FROM p_expected THEN
         outcome := 'named';
     ELSIF p_record IS NOT NULL AND NOT cloister.keep(p_tenant, p_user, p_record) THEN
         outcome := 'record';
@@ -521,7 +525,7 @@ CREATE FUNCTION cloister.finish(
     p_lease bytea, p_names json, p_expected text[], p_entries json,
     OUT echo bytea, OUT outcome text, OUT named text[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     s cloister.sessions;
@@ -558,7 +562,7 @@ CREATE FUNCTION cloister.erase(
     nonce bytea, p_tenant text, p_user text, p_names json, p_expected text[], p_entries json,
     OUT echo bytea, OUT outcome text, OUT named text[], OUT gone bigint
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
@@ -582,7 +586,7 @@ END $$;
 CREATE FUNCTION cloister.record(
     nonce bytea, p_names json, p_expected text[], p_entries json, OUT echo bytea, OUT outcome text, OUT named text[]
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     echo := nonce;
     named := cloister.names(p_names);
@@ -598,7 +602,7 @@ CREATE FUNCTION cloister.rewrap(
     nonce bytea, p_tenant text, p_user text, p_session text, old_wrapped bytea, old_carry bytea,
     p_wrapped bytea, p_carry bytea, OUT echo bytea, OUT changed bigint
 )
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
