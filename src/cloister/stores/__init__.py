@@ -14,6 +14,10 @@ _SCHEMES: dict[str, tuple[str, str | None]] = {
     "sqlite": ("sqlite", None),
     "postgresql": ("postgres", "postgres"),
     "postgres": ("postgres", "postgres"),
+    "redis": ("redis", "redis"),
+    "rediss": ("redis", "redis"),
+    "redis+cluster": ("redis", "redis"),
+    "rediss+cluster": ("redis", "redis"),
 }
 
 

@@ -1,0 +1,989 @@
+"""Sealed rows in Redis or a Redis Cluster: one script for each phase of a turn.
+
+All keys of a session carry the tag of its place, the first byte of its id, so that a script finds them in one slot; so
+does the audit stream of the place. What belongs to an owner as a whole (the list of sessions, the name in the log) lies
+under a tag of the owner's own, and is written before what it leads to. Keys carry digests, never a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from hashlib import sha1, sha256
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from redis.asyncio.connection import Connection as Driver
+from redis.asyncio.connection import SSLConnection
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from cloister.audit import Entry, Event, Heads, audit_id
+from cloister.errors import (
+    CloisterError,
+    ConfigurationError,
+    IntegrityError,
+    SessionConflict,
+    StoreError,
+    StoreUnavailable,
+)
+from cloister.model import ROLES, Owner, Role, SealedItem, SealedSession
+from cloister.sealing import fields, owner_fields
+from cloister.sessions import place_of
+from cloister.stores import redis_scripts as scripts
+from cloister.stores.base import (
+    LEASE,
+    MOST_CLAIMS,
+    Batch,
+    Claims,
+    Commit,
+    Due,
+    Fingerprint,
+    Listing,
+    Loaded,
+    Page,
+    Receipt,
+    Record,
+    options_of,
+    side_by_side,
+)
+from cloister.stores.pool import Lent, Pool, named
+
+T = TypeVar("T")
+
+PLACES = 256
+_PORT = 6379
+_CONNECTIONS = 10
+_DAY = 86_400_000  # ms
+_GRACE = _DAY
+_TOMBSTONE = 31 * _DAY
+_RECORD = 3 * _DAY
+_NAME_SECONDS = 60.0
+_NAMES_AT_MOST = 10_000
+_LEASE_MS = int(LEASE.total_seconds() * 1e3)
+_HOPS = 5
+_PAGE = 200
+_OURS = ("prefix", "wait", "connections", "allow_eviction", "tls_ca", "tls_verify")
+_EVICTING = "noeviction"
+_ROLE: dict[bytes, Role] = {role[0].encode(): role for role in ROLES}
+_encode = msgspec.msgpack.Encoder().encode
+_decode_entry = msgspec.msgpack.Decoder(Entry).decode
+_decode_record = msgspec.msgpack.Decoder(tuple[str, bytes, int]).decode
+
+
+class _Number:
+    """Be the values of an option that is a number."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and value.isdecimal() and self.least <= int(value) <= self.most
+
+    def __str__(self) -> str:
+        return f"a number from {self.least} to {self.most}"
+
+
+class _Text:
+    """Be the values of an option that is a word, or a path."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and not set(value) & set("{}")
+
+    def __str__(self) -> str:
+        return "a text without braces"
+
+
+def from_url(url: str) -> RedisStore:
+    """Give the store that ``redis://host:port/0`` or ``redis+cluster://one:7301,two:7302`` names; ``rediss`` for TLS.
+
+    Options: ``prefix`` of all keys (``cloister:``), ``wait`` for how many replicas have to have a write (0),
+    ``connections`` to each node (10), ``allow_eviction=1``, ``tls_ca`` (a file), ``tls_verify=0``.
+    """
+    known = {
+        "prefix": _Text(),
+        "wait": _Number(0, 16),
+        "connections": _Number(1, 1_000),
+        "allow_eviction": ("0", "1"),
+        "tls_ca": _Text(),
+        "tls_verify": ("0", "1"),
+    }
+    options = options_of(url, known)
+    parts = urlsplit(url)
+    who, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = who.partition(":")
+    clustered = parts.scheme.endswith("+cluster")
+    database = parts.path.strip("/") or "0"
+    if not database.isdecimal() or (clustered and database != "0") or not hosts or (not clustered and "," in hosts):
+        raise ConfigurationError(
+            "name the server: redis://host:6379/0, or the nodes of a cluster: redis+cluster://one:7301,two:7302"
+        )
+    driver: dict[str, Any] = {"db": int(database)} if not clustered else {}
+    if user:
+        driver["username"] = unquote(user)
+    if password:
+        driver["password"] = unquote(password)
+    secure = parts.scheme.startswith("rediss")
+    if secure:
+        driver |= {"ssl_cert_reqs": "none" if options.get("tls_verify") == "0" else "required"}
+        driver |= {"ssl_ca_certs": options["tls_ca"]} if "tls_ca" in options else {}
+    return RedisStore(
+        f"{parts.scheme}://{hosts}{parts.path}",
+        [_address(host) for host in hosts.split(",")],
+        clustered=clustered,
+        secure=secure,
+        driver=driver,
+        prefix=options.get("prefix", "cloister:"),
+        wait=int(options.get("wait", 0)),
+        connections=int(options.get("connections", _CONNECTIONS)),
+        allow_eviction=options.get("allow_eviction") == "1",
+    )
+
+
+_Address = tuple[str, int]
+
+
+def _address(text: str) -> _Address:
+    host, colon, port = text.rpartition(":")
+    if colon and not port.isdecimal():
+        raise ConfigurationError("a port is a number: redis://host:6379")
+    return (host or "localhost", int(port)) if colon else (text, _PORT)
+
+
+class _Stale(Exception):
+    """A connection was of no use any more before anything was sent on it."""
+
+
+class Wire:
+    """Be one connection to one node."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self._closing: asyncio.Task[None] | None = None
+
+    def usable(self) -> bool:
+        return self.driver.is_connected
+
+    def abort(self) -> None:
+        if self.driver.is_connected:
+            self._closing = asyncio.get_running_loop().create_task(self.driver.disconnect(nowait=True))
+
+    async def close(self) -> None:
+        await self.driver.disconnect()
+
+    async def command(self, *args: str | bytes | int) -> Any:
+        """Send one command and give its whole reply."""
+        await self.driver.send_command(*args)
+        return await self.driver.read_response(disconnect_on_error=False)
+
+    async def run(self, script: str, keys: Sequence[bytes], args: Sequence[str | bytes | int]) -> list[Any]:
+        """Run *script* with a nonce before *args*; give what it answers behind that.
+
+        Raises `IntegrityError` for an answer without the nonce, or where one lay ready that nobody had asked for.
+        """
+        try:
+            unread = await self.driver.can_read()
+        except (OSError, RedisError) as error:
+            raise _Stale from error
+        if unread:
+            raise IntegrityError("a reply that nobody had asked for lay on a connection to Redis, which was dropped")
+        nonce = secrets.token_bytes(16)
+        rest = (len(keys), *keys, nonce, *args)
+        try:
+            reply = await self.command("EVALSHA", scripts.name_of(script), *rest)
+        except NoScriptError:
+            reply = await self.command("EVAL", script, *rest)
+        echo = reply[0] if isinstance(reply, list) and reply else None
+        if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
+            raise IntegrityError("Redis answered another request than this one; its connection was dropped")
+        return reply[1:]
+
+
+class Nodes:
+    """Know which node serves which slot, and keep connections to each."""
+
+    def __init__(
+        self, url: str, seeds: Sequence[_Address], clustered: bool, secure: bool, driver: dict[str, Any], size: int
+    ) -> None:
+        self._url = url
+        self._seeds = list(seeds)
+        self._clustered = clustered
+        self._class = SSLConnection if secure else Driver
+        self._driver = driver
+        self._size = size
+        self._pools: dict[_Address, Pool[Wire]] = {}
+        self._slots: list[tuple[int, int, _Address]] = []
+        self._distrusted: Heads = {}
+        self._refreshing = asyncio.Lock()
+
+    def pool(self, address: _Address) -> Pool[Wire]:
+        """Give the connections to a node."""
+        if address not in self._pools:
+
+            async def connect() -> Wire:
+                driver = self._class(
+                    host=address[0],
+                    port=address[1],
+                    protocol=2,  # with the newer protocol the driver does not look for replies that nobody read
+                    socket_timeout=None,
+                    socket_connect_timeout=3,
+                    **self._driver,
+                )
+                await driver.connect()
+                return Wire(driver)
+
+            self._pools[address] = Pool(connect, self._url, size=self._size)
+        return self._pools[address]
+
+    @property
+    def pools(self) -> list[Pool[Wire]]:
+        return list(self._pools.values())
+
+    async def primaries(self) -> list[_Address]:
+        """Name the nodes that hold slots."""
+        if not self._clustered:
+            return self._seeds[:1]
+        if not self._slots:
+            await self._refresh()
+        return sorted({address for _, _, address in self._slots})
+
+    async def run(self, key: bytes, work: Callable[[Pool[Wire], Lent[Wire]], Awaitable[T]]) -> T:
+        """Do *work* on a connection to the node that serves *key*."""
+        asking: _Address | None = None
+        for _ in range(_HOPS):
+            address = asking or await self._serving(key)
+            pool = self.pool(address)
+
+            async def guarded(lent: Lent[Wire], pool: Pool[Wire] = pool, asked: bool = asking is not None) -> Any:
+                try:
+                    if asked:
+                        await lent.connection.command("ASKING")
+                    return await work(pool, lent)
+                except (MovedError, AskError, TryAgainError) as error:  # whole answers: it is the wrong place
+                    return error
+
+            asking = None
+            try:
+                outcome = await pool.run(guarded)
+            except _Stale:
+                continue
+            except (ClusterDownError, MasterDownError, ReadOnlyError, OSError, RedisError, TypeError) as error:
+                self._slots = []
+                raise ours(error, self._url) from error
+            except StoreUnavailable:
+                self._slots = []
+                raise
+            if isinstance(outcome, MovedError):
+                self._slots = []
+            elif isinstance(outcome, AskError):
+                asking = (outcome.host or address[0], outcome.port)
+            elif isinstance(outcome, TryAgainError):
+                await asyncio.sleep(0.02)
+            else:
+                return outcome  # type: ignore[no-any-return]
+        raise StoreUnavailable(f"{self._url} keeps moving what was asked for; try again")
+
+    async def _serving(self, key: bytes) -> _Address:
+        if not self._clustered:
+            return self._seeds[0]
+        if not self._slots:
+            await self._refresh()
+        slot = key_slot(key)
+        for first, last, address in self._slots:
+            if first <= slot <= last:
+                return address
+        self._slots = []
+        raise StoreUnavailable(f"no node of {self._url} serves this session at the moment; try again")
+
+    async def _refresh(self) -> None:
+        """Ask one node after another who serves what."""
+        async with self._refreshing:
+            if self._slots:
+                return
+            for address in dict.fromkeys([*self._pools, *self._seeds]):
+                try:
+                    said = await self.pool(address).run(lambda lent: lent.connection.command("CLUSTER", "SLOTS"))
+                    self._slots = [
+                        (first, last, (node[0].decode() or address[0], node[1])) for first, last, node, *_ in said
+                    ]
+                except (OSError, RedisError, StoreUnavailable, TypeError, ValueError, _Stale):
+                    continue
+                if self._slots:
+                    return
+        raise StoreUnavailable(f"no node of {self._url} can be reached, or says who serves what; try again")
+
+
+def ours(error: BaseException, url: str) -> CloisterError:
+    """Say in our words what driver or server said. Never with keys or values."""
+    name = type(error).__name__
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return ConfigurationError(f"{url} does not let us in ({name}); check user and password")
+    if isinstance(error, OutOfMemoryError):
+        return StoreUnavailable(f"the memory of {url} is full; nothing was stored. Give it more, then try again")
+    if isinstance(error, ReadOnlyError | MasterDownError | ClusterDownError):
+        return StoreUnavailable(f"{url} takes no writes at the moment ({name}); nothing was stored, so try again")
+    if isinstance(error, ResponseError):
+        code = str(error).partition(" ")[0]
+        if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
+            return ConfigurationError(f"{url} does not let this user do that ({code}): grant it EVAL and its keys")
+        return StoreError(f"{url} refused a request ({code[:40]})")
+    return StoreUnavailable(f"{url} cannot be reached, or broke off ({name}); try again")
+
+
+class _Keys:
+    """Name the keys of one session of one owner."""
+
+    def __init__(self, prefix: str, owner: Owner, session_id: str) -> None:
+        place = place_of(session_id)
+        self.digest = sha256(owner_fields(owner) + fields(session_id)).hexdigest()[:32]
+        base = place_prefix(prefix, place)
+        digest = self.digest.encode()
+        own = [base + kind + digest for kind in (b"p:", b"h:", b"i:", b"l:", b"r:")]
+        whose = base + b"w:" + sha1(session_id.encode(), usedforsecurity=False).hexdigest().encode()
+        self.plain, self.records = own[0], own[4]
+        self.all = [*own, base + b"due", base + b"over", base + b"all", whose, base + b"log", base + b"ends"]
+
+
+def place_prefix(prefix: str, place: int) -> bytes:
+    """Give the beginning of all keys of a place, which lie in one slot."""
+    return f"{prefix}{{{place:02x}}}:".encode()
+
+
+def _names(owner: Owner) -> tuple[str, str]:
+    return owner.tenant or "", owner.user
+
+
+def _owner(tenant: bytes, user: bytes) -> Owner:
+    try:
+        return Owner(tenant.decode() or None, user.decode())
+    except (ValueError, AttributeError):
+        raise IntegrityError("a row of the store names no owner that could be one; see `cloister doctor`") from None
+
+
+def _changed() -> IntegrityError:
+    return IntegrityError("a session's row in the store was changed; see the audit log")
+
+
+def _session(plain: Sequence[Any], live: Sequence[Any]) -> SealedSession | None:
+    """Give the session that the values of two hashes describe; None if there is none."""
+    if plain[0] is None:
+        return None
+    session_id, tenant, user, created, updated, expires, carry, ended, version = plain
+    wrapped, head, count, tokens, turn = live if ended is None else (None, None, b"0", b"0", b"")
+    try:
+        return SealedSession(
+            owner=_owner(tenant, user),
+            id=session_id.decode(),
+            wrapped=wrapped,
+            head=head,
+            version=int(version),
+            count=int(count),
+            tokens=int(tokens),
+            created_at=int(created),
+            updated_at=int(updated),
+            expires_at=None if expires is None else int(expires),
+            turn=turn,
+            carry=carry,
+            ended=None if ended is None else ended.decode(),
+        )
+    except (ValueError, TypeError, AttributeError):
+        raise _changed() from None
+
+
+def _packed(item: SealedItem) -> bytes:
+    return b"%d:%c:%b" % (item.tokens, ord(item.role[0]), item.sealed)
+
+
+def _item(position: int, row: bytes) -> SealedItem:
+    try:
+        tokens, role, sealed = row.split(b":", 2)
+        return SealedItem(position, _ROLE[role], int(tokens), sealed)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise IntegrityError("an item's row in the store was changed; see the audit log") from None
+
+
+def _lives(session: SealedSession) -> tuple[str | int, str | int]:
+    """Give how long secret and tombstone stay at least, in ms; empty for ever."""
+    if session.expires_at is None:
+        return "", ""
+    left = max(session.expires_at - session.updated_at, 0) // 1_000
+    return left + _GRACE, left + _TOMBSTONE
+
+
+_REFUSED = {
+    b"ended": "the session was ended or erased meanwhile; nothing was stored",
+    b"version": "the session changed meanwhile; nothing was stored, so send it again",
+    b"lease": "the lease on the session was lost; nothing was stored, so send it again",
+    b"record": "this idempotency key was answered meanwhile; send it again for the answer",
+    b"taken": "a session with this id exists already; nothing was stored",
+}
+
+
+class RedisStore:
+    """Keep everything in Redis, under keys that begin with *prefix*."""
+
+    path = None
+    volatile = False
+
+    def __init__(
+        self,
+        url: str,
+        addresses: Sequence[_Address],
+        *,
+        clustered: bool = False,
+        secure: bool = False,
+        driver: dict[str, Any] | None = None,
+        prefix: str = "cloister:",
+        wait: int = 0,
+        connections: int = _CONNECTIONS,
+        allow_eviction: bool = False,
+    ) -> None:
+        self.url = url
+        self._nodes = Nodes(url, addresses, clustered, secure, driver or {}, connections)
+        self._prefix = prefix
+        self._wait = wait
+        self._allow_eviction = allow_eviction
+        self._known: dict[Owner, tuple[str, float]] = {}
+
+    async def open(self) -> None:
+        for address in await self._nodes.primaries():
+            try:
+                said = await self._nodes.pool(address).run(lambda lent: lent.connection.command("INFO", "memory"))
+            except (OSError, RedisError) as error:
+                raise ours(error, self.url) from error
+            policy = next(
+                (line[17:] for line in said.decode().splitlines() if line.startswith("maxmemory_policy:")), ""
+            )
+            if policy != _EVICTING and not self._allow_eviction:
+                raise ConfigurationError(
+                    f"{self.url} throws data away when its memory is full (maxmemory-policy {policy or 'unknown'}): "
+                    "CONFIG SET maxmemory-policy noeviction, or say ?allow_eviction=1"
+                )
+
+    async def close(self) -> None:
+        for pool in self._nodes.pools:
+            await pool.close()
+
+    # --- one owner's --------------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        session: SealedSession,
+        items: Sequence[SealedItem] = (),
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+        fingerprints: Sequence[Fingerprint] = (),
+        record: Record | None = None,
+        instead_of: str | None = None,
+    ) -> Receipt:
+        owner, keys = session.owner, self._keys(session.owner, session.id)
+        await self._settle(owner)
+        # Before the session, so that whoever ends or erases all of an owner's misses none.
+        index = self._of(owner, b"sessions")
+        await self._script(scripts.READ, [index], ["ZADD", session.created_at, session.id])
+        field, value, end, filed_by, filed = self._filed(owner, record, keys)
+        instead = self._keys(owner, instead_of).plain if instead_of is not None else keys.plain
+        tenant, user = _names(owner)
+        plain = (
+            session.id,
+            tenant,
+            user,
+            session.created_at,
+            session.updated_at,
+            "" if session.expires_at is None else session.expires_at,
+            session.carry or b"",
+            session.version,
+            keys.digest,
+        )
+        live = (session.wrapped or b"", session.head or b"", session.count, session.tokens, session.turn)
+        before = (
+            *_lives(session),
+            _RECORD,
+            "instead" if instead_of is not None else "",
+            field,
+            value,
+            end,
+            filed_by,
+        )
+
+        def args(packed: Sequence[bytes]) -> list[Any]:
+            lives, longer, kept, *rest = before
+            return [lives, longer, kept, len(packed), len(items), *rest, *plain, *live, *packed, *map(_packed, items)]
+
+        outcome = await self._write(scripts.CREATE, [*keys.all, instead, filed], args, entries, fingerprints)
+        return _receipt(outcome, nonce)
+
+    async def load(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        budget: int,
+        lease: bytes | None = None,
+        record: bytes | None = None,
+    ) -> Loaded:
+        keys = self._keys(owner, session_id)
+        args = [lease or b"", _LEASE_MS, budget, record.hex() if record is not None else ""]
+        outcome, *said = await self._script(scripts.LOAD, keys.all, args)
+        if outcome == b"busy":
+            return Loaded(nonce, busy=True)
+        session = _session(said[0], said[1])
+        kept = _record(session_id, record, said[2])
+        if outcome != b"live":
+            return Loaded(nonce, session, record=kept)
+        first, before, rows = said[3], said[4], said[5]
+        items = [_item(first + n, row) for n, row in enumerate(reversed(rows))]
+        return Loaded(nonce, session, items, before, kept)
+
+    async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        return _receipt((await self._of_session(scripts.RENEW, owner, session_id, lease, _LEASE_MS))[0], nonce)
+
+    async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        return _receipt((await self._of_session(scripts.RELEASE, owner, session_id, lease))[0], nonce)
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        session = commit.session
+        keys = self._keys(session.owner, session.id)
+        field, value, end, _, _ = self._filed(session.owner, commit.record, keys)
+        lives, longer = _lives(session)
+
+        def args(packed: Sequence[bytes]) -> list[Any]:
+            return [
+                commit.version,
+                commit.lease,
+                session.turn,
+                lives,
+                longer,
+                _RECORD,
+                session.version,
+                session.count,
+                session.tokens,
+                session.updated_at,
+                "" if session.expires_at is None else session.expires_at,
+                session.head or b"",
+                keys.digest,
+                field,
+                value,
+                len(packed),
+                len(commit.items),
+                end,
+                *packed,
+                *map(_packed, commit.items),
+            ]
+
+        return _receipt(await self._write(scripts.COMMIT, keys.all, args, commit.entries, commit.fingerprints), nonce)
+
+    async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
+        start = max(first - 1, 0)
+        _, plain, live, rows = await self._of_session(scripts.PAGE, owner, session_id, start, first + limit - 1)
+        session = _session(plain, live)
+        items = [_item(start + n, row) for n, row in enumerate(rows)] if session and not session.ended else []
+        before = items.pop(0).sealed[-16:] if first > 0 and items else b""
+        return Page(nonce, session, items, before)
+
+    async def sessions(self, owner: Owner, *, nonce: bytes, limit: int, before: tuple[int, str] | None) -> Listing:
+        found: list[SealedSession] = []
+        offset, at = 0, "+inf" if before is None else str(before[0])
+        index = self._of(owner, b"sessions")
+        while len(found) < limit:
+            args = ["ZREVRANGEBYSCORE", at, "-inf", "WITHSCORES", "LIMIT", offset, limit]
+            (said,) = await self._script(scripts.READ, [index], args)
+            listed = [(int(score), member.decode()) for member, score in zip(said[::2], said[1::2], strict=True)]
+            offset += len(listed)
+            wanted = [session_id for created, session_id in listed if before is None or (created, session_id) < before]
+            rows = await asyncio.gather(*(self._peek(owner, session_id) for session_id in wanted))
+            found += [row for row in rows if row is not None and row.ended is None]
+            if len(listed) < limit:
+                break
+        return Listing(nonce, found[:limit])
+
+    async def _peek(self, owner: Owner, session_id: str) -> SealedSession | None:
+        _, plain, live, _ = await self._of_session(scripts.PAGE, owner, session_id, 0, -(1 << 40))
+        return _session(plain, live)
+
+    async def end(
+        self,
+        owner: Owner,
+        session_id: str,
+        *,
+        nonce: bytes,
+        ended: str,
+        now: int,
+        version: int | None = None,
+        lease: bytes | None = None,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        keys = self._keys(owner, session_id)
+
+        def args(packed: Sequence[bytes]) -> list[Any]:
+            only = "" if version is None else version
+            return [ended, now, only, lease or b"", keys.digest, len(packed), *packed]
+
+        return Receipt(nonce, count=int(await self._write(scripts.END, keys.all, args, entries) == b"stored"))
+
+    async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        await self.record(entries, nonce=nonce)
+        gone = 0
+        index = self._of(owner, b"sessions")
+        # Until there are none left: one may be on its way in, whose id is in the index before it is there.
+        while listed := (await self._script(scripts.READ, [index], ["ZRANGE", 0, _PAGE - 1]))[0]:
+            for member in listed:
+                keys = self._keys(owner, member.decode())
+                gone += (await self._script(scripts.DESTROY, keys.all, [keys.digest]))[1]
+                await self._script(scripts.READ, [index], ["ZREM", member])
+        prints = self._of(owner, b"prints")
+        while claimed := (await self._script(scripts.READ, [prints], ["SRANDMEMBER", _PAGE]))[0]:
+            for key in claimed:
+                await self._script(scripts.UNCLAIM, [_ends_beside(key), key], [_field(owner)])
+                await self._script(scripts.READ, [prints], ["SREM", key])
+        await self._script(scripts.READ, [self._of(owner, b"name")], ["DEL"])
+        self._known.pop(owner, None)
+        return Receipt(nonce, count=gone)
+
+    async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
+        values = [b"-" if value is None else b"+" + value for value in (old.wrapped, old.carry, wrapped, carry)]
+        said = await self._of_session(scripts.REWRAP, old.owner, old.id, *values)
+        return Receipt(nonce, count=int(said[0] == b"stored"))
+
+    async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
+        if entries:
+            # Spread over the places by what they are about, as the entries of turns are.
+            place = int(sha256(entries[0].session.encode()).hexdigest()[:2], 16)
+            log = place_prefix(self._prefix, place) + b"log"
+            await self._write(scripts.RECORD, [log], list, entries)
+        return Receipt(nonce)
+
+    # --- across owners ------------------------------------------------------------------------------------------------
+
+    async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        found: dict[bytes, tuple[Owner, ...]] = {}
+        if not digests:
+            return Claims(nonce, found)
+        keys = [self._print(scope, digest) for digest in digests]
+        (said,) = await self._script(scripts.CLAIMS, keys, [])
+        for digest, values in zip(digests, said, strict=True):
+            live = [
+                field
+                for field, until in zip(values[::2], values[1::2], strict=True)
+                if until == b"" or int(until) > now
+            ]
+            if live:
+                found[digest] = () if b"*" in live else tuple(_owner_of_field(field) for field in live)
+        return Claims(nonce, found)
+
+    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+        gone = 0
+        for place in range(PLACES):
+            base = place_prefix(self._prefix, place)
+            keys = [base + name for name in (b"over", b"ends", b"all", b"prints")]
+            gone += (await self._script(scripts.SWEEP, keys, [now, tombstones_before, base]))[1]
+        return Receipt(nonce, count=gone)
+
+    async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
+        found: list[Due] = []
+        for place in range(PLACES):
+            base = place_prefix(self._prefix, place)
+            (listed,) = await self._script(
+                scripts.READ, [base + b"due"], ["ZRANGEBYSCORE", "-inf", now, "LIMIT", 0, skip + limit]
+            )
+            for digest in listed:
+                (values,) = await self._script(
+                    scripts.READ, [base + b"p:" + digest], ["HMGET", "tenant", "user", "id", "version"]
+                )
+                if values[2] is None:  # collected long ago
+                    await self._script(scripts.FORGET, [base + b"due"], [digest])
+                else:
+                    found.append(Due(_owner(values[0], values[1]), values[2].decode(), int(values[3])))
+            if len(found) >= skip + limit:
+                break
+        return found[skip : skip + limit]
+
+    async def owner_of(self, session_id: str) -> Owner | None:
+        base = place_prefix(self._prefix, place_of(session_id))
+        whose = base + b"w:" + sha1(session_id.encode(), usedforsecurity=False).hexdigest().encode()
+        (digest,) = await self._script(scripts.READ, [whose], ["GET"])
+        if digest is None:
+            return None
+        (values,) = await self._script(scripts.READ, [base + b"p:" + digest], ["HMGET", "tenant", "user"])
+        return None if values[1] is None else _owner(*values)
+
+    async def tenanted(self) -> bool | None:
+        (mark,) = await self._script(scripts.READ, [self._mark], ["GET"])
+        return None if mark is None else mark == b"named"
+
+    async def all(self, *, after: bytes, limit: int) -> Batch:
+        place, last = msgspec.msgpack.decode(after, type=tuple[int, str]) if after else (0, "")
+        while place < PLACES:
+            base = place_prefix(self._prefix, place)
+            start = f"({last}" if last else "-"
+            (listed,) = await self._script(
+                scripts.READ, [base + b"all"], ["ZRANGEBYLEX", start, "+", "LIMIT", 0, limit]
+            )
+            found = [row for digest in listed if (row := await self._row(base, digest)) is not None]
+            if listed:
+                return Batch(found, msgspec.msgpack.encode((place, listed[-1].decode())))
+            place, last = place + 1, ""
+        return Batch((), b"")
+
+    async def _row(self, base: bytes, digest: bytes) -> SealedSession | None:
+        own = [base + kind + digest for kind in (b"p:", b"h:", b"i:", b"l:", b"r:")]
+        keys = [*own, *(base + name for name in (b"due", b"over", b"all", b"w:", b"log", b"ends"))]
+        _, plain, live, _ = await self._script(scripts.PAGE, keys, [0, -(1 << 40)])
+        return _session(plain, live)
+
+    async def audit(self) -> AsyncIterator[Entry]:
+        """Give the entries of all places, merged; each writer's in the order of its writing.
+
+        A writer's entries lie in several places, whose clocks differ by a little: one that comes before another of its
+        writer's has to wait for it, and what never comes is what verification finds.
+        """
+        waiting: dict[str, dict[int, Entry]] = {}
+        reached: dict[str, int] = {}
+        streams = [self._stream(place) for place in range(PLACES)]
+        heads: list[tuple[tuple[int, int], int, Entry]] = []
+        for place, stream in enumerate(streams):
+            async for at, entry in stream:
+                heapq.heappush(heads, (at, place, entry))
+                break
+        while heads:
+            _, place, entry = heapq.heappop(heads)
+            async for at, following in streams[place]:
+                heapq.heappush(heads, (at, place, following))
+                break
+            held = waiting.setdefault(entry.writer, {})
+            held[entry.number if entry.number not in held else -len(held)] = entry
+            while (number := reached.get(entry.writer, 0) + 1) in held:
+                yield held.pop(number)
+                reached[entry.writer] = number
+            if not held:
+                del waiting[entry.writer]
+        for held in waiting.values():
+            for _, entry in sorted(held.items()):
+                yield entry
+
+    async def _stream(self, place: int) -> AsyncIterator[tuple[tuple[int, int], Entry]]:
+        log = place_prefix(self._prefix, place) + b"log"
+        last = "-"
+        while rows := (await self._script(scripts.READ, [log], ["XRANGE", last, "+", "COUNT", _PAGE]))[0]:
+            for key, values in rows:
+                yield _moment(key), _entry(values)
+            last = f"({rows[-1][0].decode()}"
+
+    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+        newest: list[tuple[tuple[int, int], int, Entry]] = []
+        for place in range(PLACES):
+            log = place_prefix(self._prefix, place) + b"log"
+            (rows,) = await self._script(scripts.READ, [log], ["XREVRANGE", "+", "-", "COUNT", limit])
+            newest += [(_moment(key), place, _entry(values)) for key, values in rows]
+        newest.sort(key=lambda row: (row[0], row[2].number))
+        return [entry for _, _, entry in newest[-limit:]]
+
+    async def audit_owners(self) -> dict[str, Owner]:
+        found: dict[str, Owner] = {}
+        for address in await self._nodes.primaries():
+            cursor = b"0"
+            pattern = f"{_literal(self._prefix)}{{o:*}}:name"
+            while True:
+                cursor, keys = await self._plain(address, "SCAN", cursor, "MATCH", pattern, "COUNT", 1_000)
+                for key in keys:
+                    (values,) = await self._script(scripts.READ, [key], ["HMGET", "id", "salt", "tenant", "user"])
+                    name, salt, tenant, user = values
+                    if name is not None:
+                        owner = _owner(tenant, user)
+                        if name.decode() == audit_id(owner, salt):  # an id given to another owner names nobody
+                            found[name.decode()] = owner
+                if cursor == b"0":
+                    break
+        return found
+
+    async def _plain(self, address: _Address, *command: str | bytes | int) -> Any:
+        try:
+            return await self._nodes.pool(address).run(lambda lent: lent.connection.command(*command))
+        except (OSError, RedisError) as error:
+            raise ours(error, self.url) from error
+
+    def heads(self) -> Heads:
+        return {writer: head for pool in self._nodes.pools for writer, head in pool.heads().items()}
+
+    async def distrust(self) -> None:
+        for pool in self._nodes.pools:
+            pool.distrust()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _keys(self, owner: Owner, session_id: str) -> _Keys:
+        return _Keys(self._prefix, owner, session_id)
+
+    def _of(self, owner: Owner, name: bytes) -> bytes:
+        digest = sha256(owner_fields(owner)).hexdigest()[:32]
+        return f"{self._prefix}{{o:{digest}}}:".encode() + name
+
+    def _print(self, scope: str, digest: bytes) -> bytes:
+        scoped = sha256(fields(scope)).hexdigest()
+        return place_prefix(self._prefix, int(scoped[:2], 16)) + f"f:{scoped[:32]}:{digest.hex()}".encode()
+
+    @property
+    def _mark(self) -> bytes:
+        return f"{self._prefix}{{tenancy}}".encode()
+
+    def _filed(self, owner: Owner, record: Record | None, keys: _Keys) -> tuple[str, bytes, str | int, str, bytes]:
+        if record is None:
+            return "", b"", "", "", keys.records
+        under = self._keys(owner, record.session)
+        value = _encode((record.holder, record.sealed, record.expires_at))
+        return record.key.hex(), value, record.expires_at, under.digest, under.records
+
+    async def _of_session(self, script: str, owner: Owner, session_id: str, *args: str | bytes | int) -> list[Any]:
+        return await self._script(script, self._keys(owner, session_id).all, args)
+
+    async def _script(self, script: str, keys: Sequence[bytes], args: Sequence[str | bytes | int]) -> list[Any]:
+        return await self._nodes.run(keys[0], lambda _, lent: lent.connection.run(script, keys, args))
+
+    async def _write(
+        self,
+        script: str,
+        keys: Sequence[bytes],
+        args: Callable[[Sequence[bytes]], Sequence[Any]],
+        events: Sequence[Event],
+        fingerprints: Iterable[Fingerprint] = (),
+    ) -> bytes:
+        """Run a script that puts *events* on record; its outcome is for the caller to judge."""
+        names = {owner: await self._name(owner, introduce) for owner, introduce in named(events)}
+        claimed = [(one, await self._claim(one)) for one in fingerprints]
+
+        async def work(pool: Pool[Wire], lent: Lent[Wire]) -> bytes:
+            chain, entries = lent.extend(events, lambda owner: names.get(owner, ""))
+            said = await lent.connection.run(script, keys, args([_encode(entry) for entry in entries]))
+            outcome: bytes = said[0]
+            if outcome == b"stored":
+                pool.confirm(lent, chain)
+                if self._wait:
+                    reached = await lent.connection.command("WAIT", self._wait, 2_000)
+                    if reached < self._wait:
+                        raise StoreUnavailable(
+                            f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
+                            "became of it is unknown, so send it again"
+                        )
+            return outcome
+
+        outcome = await self._nodes.run(keys[0], work)
+        if outcome not in (b"stored", b"repeated"):
+            for one, new in claimed:
+                await self._unclaim(one, new)
+        return outcome
+
+    async def _name(self, owner: Owner, introduce: bool) -> str:
+        """Give the name under which *owner* stands in the log, a new one where it may be introduced."""
+        known, until = self._known.get(owner, ("", 0.0))
+        if known and until > time.monotonic():
+            return known
+        salt = secrets.token_bytes(16)
+        proposed = audit_id(owner, salt) if introduce else ""
+        (name,) = await self._script(scripts.NAME, [self._of(owner, b"name")], [proposed, salt, *_names(owner)])
+        if name:
+            if len(self._known) > _NAMES_AT_MOST:
+                self._known.clear()
+            self._known[owner] = name.decode(), time.monotonic() + _NAME_SECONDS
+        return str(name.decode())
+
+    async def _settle(self, owner: Owner) -> None:
+        """See to it that users with and without tenants never lie side by side."""
+        wanted, other = (b"none", b"named") if owner.tenant is None else (b"named", b"none")
+        (mark,) = await self._script(scripts.SETTLE, [self._mark], [wanted, ""])
+        if mark == wanted:
+            return
+        for place in range(PLACES):
+            (there,) = await self._script(scripts.READ, [place_prefix(self._prefix, place) + b"all"], ["ZCARD"])
+            if there:
+                raise side_by_side(owner)
+        (mark,) = await self._script(scripts.SETTLE, [self._mark], [wanted, other])
+        if mark != wanted:
+            raise side_by_side(owner)
+
+    async def _claim(self, one: Fingerprint) -> list[bytes]:
+        """Put a fingerprint down; give what of it is new."""
+        key = self._print(one.scope, one.digest)
+        field = b"*" if one.common else _field(one.owner)
+        until = "" if one.expires_at is None else one.expires_at
+        if not one.common:
+            await self._script(scripts.READ, [self._of(one.owner, b"prints")], ["SADD", key])
+        (new,) = await self._script(scripts.CLAIM, [_ends_beside(key), key], [field, until, MOST_CLAIMS])
+        return list(new)
+
+    async def _unclaim(self, one: Fingerprint, new: Sequence[bytes]) -> None:
+        if new:
+            key = self._print(one.scope, one.digest)
+            await self._script(scripts.UNCLAIM, [_ends_beside(key), key], new)
+
+
+def _receipt(outcome: bytes, nonce: bytes) -> Receipt:
+    if outcome in _REFUSED:
+        raise SessionConflict(_REFUSED[outcome])
+    return Receipt(nonce, repeated=outcome == b"repeated")
+
+
+def _record(session_id: str, key: bytes | None, value: bytes | None) -> Record | None:
+    if key is None or value is None:
+        return None
+    try:
+        holder, sealed, expires_at = _decode_record(value)
+    except msgspec.MsgspecError:
+        raise IntegrityError("a record's row in the store was changed; see the audit log") from None
+    return Record(session_id, holder, key, sealed, expires_at)
+
+
+def _field(owner: Owner) -> bytes:
+    """Name an owner among those of a fingerprint; no such name is a star."""
+    return owner_fields(owner).hex().encode()
+
+
+def _owner_of_field(field: bytes) -> Owner:
+    try:
+        data = bytes.fromhex(field.decode())
+        size = int.from_bytes(data[:4], "big")
+        return _owner(data[4 : 4 + size], data[8 + size :])
+    except ValueError:
+        raise IntegrityError("a fingerprint's row in the store was changed; see the audit log") from None
+
+
+def _ends_beside(key: bytes) -> bytes:
+    """Name where the ends of the fingerprints lie among which *key* is one."""
+    return key[: key.index(b"}:") + 2] + b"prints"
+
+
+def _literal(text: str) -> str:
+    """Give *text* so that a pattern means it as it is."""
+    return "".join(f"\\{one}" if one in "*?[]^\\" else one for one in text)
+
+
+def _moment(key: bytes) -> tuple[int, int]:
+    at, _, number = key.partition(b"-")
+    return int(at), int(number)
+
+
+def _entry(values: Sequence[bytes]) -> Entry:
+    try:
+        return _decode_entry(values[1])
+    except (msgspec.MsgspecError, IndexError, TypeError):
+        # Verification says of such a one that it was changed.
+        return Entry("?", 0, 0, "?", "?", "", "", "", "", b"", b"")

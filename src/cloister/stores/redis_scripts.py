@@ -1,0 +1,315 @@
+"""What Redis does for one request, all at once: a Lua script for each phase.
+
+Every script is given a nonce and answers with it first, then with what became of the request. All keys of a script lie
+in one slot. Expiry is never Redis' decision: a key's time to live only collects garbage, and is relative, with grace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+# KEYS of a session, in this order wherever one is meant: what outlives it, what is destroyed with it, items, lease,
+# records, and where its place keeps what is due, what is over, all there is, whose an id is, the log, and when records
+# end. Before them all, ARGV[1] is the nonce.
+_NAMES = """
+local plain, live, items, lease, records = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local due, over, all, whose, log, ends = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local nonce = ARGV[1]
+local function write(first, count)
+    for n = first, first + count - 1 do redis.call('XADD', log, '*', 'e', ARGV[n]) end
+end
+local function live_for(seconds, longer)
+    for _, key in ipairs({live, items, records}) do redis.call('PEXPIRE', key, seconds) end
+    for _, key in ipairs({plain, whose}) do redis.call('PEXPIRE', key, longer) end
+end
+local function state()
+    local s = redis.call('HMGET', plain, 'id', 'tenant', 'user', 'created', 'updated', 'expires', 'carry', 'ended',
+                         'version')
+    local h = redis.call('HMGET', live, 'wrapped', 'head', 'count', 'tokens', 'turn')
+    -- The secret has been collected before anybody ended the session: that is an expiry too.
+    if s[1] and not s[8] and not h[1] then s[8] = 'expired' end
+    return s, h
+end
+"""
+
+LOAD = (
+    _NAMES
+    + """
+-- ARGV: nonce, lease or '', its life in ms, budget, record or ''
+local s, h = state()
+local record = ARGV[5] ~= '' and redis.call('HGET', records, ARGV[5]) or false
+if not s[1] or s[8] then return {nonce, s[1] and 'over' or 'none', s, h, record} end
+if ARGV[2] ~= '' then
+    local holder = redis.call('GET', lease)
+    if holder and holder ~= ARGV[2] then return {nonce, 'busy'} end
+    redis.call('SET', lease, ARGV[2], 'PX', ARGV[3])
+end
+local found, left, at = {}, tonumber(ARGV[4]), redis.call('LLEN', items)
+while at > 0 and left >= 0 do
+    local first = math.max(at - 48, 0)
+    local part = redis.call('LRANGE', items, first, at - 1)
+    for n = #part, 1, -1 do
+        if left < 0 then break end
+        found[#found + 1] = part[n]
+        at = at - 1
+        left = left - tonumber(string.match(part[n], '^%d+'))
+    end
+end
+local before = at > 0 and string.sub(redis.call('LINDEX', items, at - 1), -16) or ''
+return {nonce, 'live', s, h, record, at, before, found}
+"""
+)
+
+PAGE = (
+    _NAMES
+    + """
+-- ARGV: nonce, first position, last position
+local s, h = state()
+return {nonce, 'live', s, h, redis.call('LRANGE', items, ARGV[2], ARGV[3])}
+"""
+)
+
+RENEW = (
+    _NAMES
+    + """
+-- ARGV: nonce, lease, its life in ms
+if redis.call('GET', lease) ~= ARGV[2] then return {nonce, 'lease'} end
+redis.call('PEXPIRE', lease, ARGV[3])
+return {nonce, 'done'}
+"""
+)
+
+RELEASE = (
+    _NAMES
+    + """
+-- ARGV: nonce, lease
+if redis.call('GET', lease) == ARGV[2] then redis.call('DEL', lease) end
+return {nonce, 'done'}
+"""
+)
+
+# ARGV: nonce, times to live in ms (secret and tombstone or '', record), count of entries, of items, 'instead' or '', the
+# record's field, value, end and whose it is, then `plain` and `live` as they are to be, entries, items.
+CREATE = (
+    _NAMES
+    + """
+local instead, filed = KEYS[12], KEYS[13]
+local n = 11
+local fields = {}
+for k = 1, 9 do fields[k] = ARGV[n + k] end
+n = n + 9
+local values = {}
+for k = 1, 5 do values[k] = ARGV[n + k] end
+n = n + 5
+local s, h = state()
+if s[1] then return {nonce, h[5] == values[5] and 'repeated' or 'taken'} end
+if ARGV[7] == 'instead' then
+    local before = redis.call('HMGET', instead, 'id', 'ended')
+    if not before[1] or before[2] == 'ended' then return {nonce, 'ended'} end
+end
+if ARGV[8] ~= '' then
+    if redis.call('HSETNX', filed, ARGV[8], ARGV[9]) == 0 then return {nonce, 'record'} end
+    redis.call('PEXPIRE', filed, ARGV[4])
+    redis.call('ZADD', ends, ARGV[10], ARGV[11] .. ' ' .. ARGV[8])
+end
+local names = {'id', 'tenant', 'user', 'created', 'updated', 'expires', 'carry', 'version', 'digest'}
+for k, name in ipairs(names) do
+    if fields[k] ~= '' or name == 'tenant' then redis.call('HSET', plain, name, fields[k]) end
+end
+redis.call('HSET', live, 'wrapped', values[1], 'head', values[2], 'count', values[3], 'tokens', values[4], 'turn',
+           values[5])
+local entries, rows = tonumber(ARGV[5]), tonumber(ARGV[6])
+write(n + 1, entries)
+for k = n + entries + 1, n + entries + rows do redis.call('RPUSH', items, ARGV[k]) end
+redis.call('SET', whose, fields[9])
+redis.call('ZADD', all, 0, fields[9])
+if fields[6] ~= '' then redis.call('ZADD', due, fields[6], fields[9]) end
+if ARGV[2] ~= '' then live_for(ARGV[2], ARGV[3]) end
+return {nonce, 'stored'}
+"""
+)
+
+# ARGV: nonce, version read, lease, turn, times to live (secret, tombstone, records), version, count, tokens, updated,
+# expires, head, digest, record's field, record's value, count of entries, of items, the record's end, entries, items.
+COMMIT = (
+    _NAMES
+    + """
+local s, h = state()
+if not s[1] or s[8] then return {nonce, 'ended'} end
+if h[5] == ARGV[4] then return {nonce, 'repeated'} end
+if redis.call('GET', lease) ~= ARGV[3] then return {nonce, 'lease'} end
+if s[9] ~= ARGV[2] then return {nonce, 'version'} end
+if redis.call('LLEN', items) + tonumber(ARGV[18]) ~= tonumber(ARGV[9]) then return {nonce, 'version'} end
+if ARGV[15] ~= '' then
+    if redis.call('HSETNX', records, ARGV[15], ARGV[16]) == 0 then return {nonce, 'record'} end
+    redis.call('PEXPIRE', records, ARGV[7])
+    redis.call('ZADD', ends, ARGV[19], ARGV[14] .. ' ' .. ARGV[15])
+end
+redis.call('HSET', plain, 'version', ARGV[8], 'updated', ARGV[11])
+redis.call('HSET', live, 'count', ARGV[9], 'tokens', ARGV[10], 'turn', ARGV[4], 'head', ARGV[13])
+if ARGV[12] ~= '' then
+    redis.call('HSET', plain, 'expires', ARGV[12])
+    redis.call('ZADD', due, ARGV[12], ARGV[14])
+else
+    redis.call('HDEL', plain, 'expires')
+    redis.call('ZREM', due, ARGV[14])
+end
+local entries, rows = tonumber(ARGV[17]), tonumber(ARGV[18])
+write(20, entries)
+for k = 20 + entries, 19 + entries + rows do redis.call('RPUSH', items, ARGV[k]) end
+if ARGV[5] ~= '' then
+    live_for(ARGV[5], ARGV[6])
+else
+    for _, key in ipairs({plain, live, items, whose}) do redis.call('PERSIST', key) end
+end
+redis.call('DEL', lease)
+return {nonce, 'stored'}
+"""
+)
+
+# ARGV: nonce, 'expired' or 'ended', now, version or '', lease or '', digest, count of entries, entries
+END = (
+    _NAMES
+    + """
+local s, h = state()
+if not s[1] or (not h[1] and (s[8] == 'ended' or redis.call('HGET', plain, 'ended') == ARGV[2])) then
+    return {nonce, 'nothing'}
+end
+if ARGV[4] ~= '' then
+    local holder = redis.call('GET', lease)
+    if s[9] ~= ARGV[4] or (holder and holder ~= ARGV[5]) then return {nonce, 'nothing'} end
+end
+redis.call('DEL', live, items, lease)
+redis.call('HSET', plain, 'ended', ARGV[2])
+if ARGV[2] ~= 'expired' then redis.call('HDEL', plain, 'carry') end
+redis.call('ZREM', due, ARGV[6])
+redis.call('ZADD', over, ARGV[3], ARGV[6])
+write(8, tonumber(ARGV[7]))
+return {nonce, 'stored'}
+"""
+)
+
+# ARGV: nonce, digest
+DESTROY = (
+    _NAMES
+    + """
+local there = redis.call('EXISTS', plain)
+redis.call('DEL', plain, live, items, lease, records, whose)
+for _, key in ipairs({due, over, all}) do redis.call('ZREM', key, ARGV[2]) end
+return {nonce, 'done', there}
+"""
+)
+
+# ARGV: nonce, old wrapped, old carry, wrapped, carry; each as '+bytes', or '-' for none
+REWRAP = (
+    _NAMES
+    + """
+local s, h = state()
+local function tagged(value) return value and '+' .. value or '-' end
+if not s[1] or tagged(h[1]) ~= ARGV[2] or tagged(s[7]) ~= ARGV[3] then return {nonce, 'nothing'} end
+if ARGV[4] ~= '-' then redis.call('HSET', live, 'wrapped', string.sub(ARGV[4], 2)) end
+if ARGV[5] ~= '-' then
+    redis.call('HSET', plain, 'carry', string.sub(ARGV[5], 2))
+else
+    redis.call('HDEL', plain, 'carry')
+end
+return {nonce, 'stored'}
+"""
+)
+
+# KEYS: log; ARGV: nonce, entries
+RECORD = """
+for n = 2, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[n]) end
+return {ARGV[1], 'stored'}
+"""
+
+# KEYS: an owner's name in the log; ARGV: nonce, proposed id or '', salt, tenant, user
+NAME = """
+local known = redis.call('HGET', KEYS[1], 'id')
+if not known and ARGV[2] ~= '' then
+    redis.call('HSET', KEYS[1], 'id', ARGV[2], 'salt', ARGV[3], 'tenant', ARGV[4], 'user', ARGV[5])
+    known = ARGV[2]
+end
+return {ARGV[1], known or ''}
+"""
+
+# KEYS: the mark; ARGV: nonce, what is wanted, what may be replaced or ''
+SETTLE = """
+local mark = redis.call('GET', KEYS[1])
+if not mark or (ARGV[3] ~= '' and mark == ARGV[3]) then
+    redis.call('SET', KEYS[1], ARGV[2])
+    mark = ARGV[2]
+end
+return {ARGV[1], mark}
+"""
+
+# KEYS: when fingerprints end, a fingerprint, both of one scope; ARGV: nonce, the owner's field, until ('' for ever), how
+# many owners at most. Says which fields are new.
+CLAIM = """
+local new = {}
+local function add(field)
+    if redis.call('HSET', KEYS[2], field, ARGV[3]) == 1 then new[#new + 1] = field end
+    if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], ARGV[3], field .. ' ' .. KEYS[2]) end
+end
+add(ARGV[2])
+if redis.call('HLEN', KEYS[2]) > tonumber(ARGV[4]) and redis.call('HEXISTS', KEYS[2], '*') == 0 then add('*') end
+return {ARGV[1], new}
+"""
+
+# KEYS: as above; ARGV: nonce, fields
+UNCLAIM = """
+for n = 2, #ARGV do
+    redis.call('HDEL', KEYS[2], ARGV[n])
+    redis.call('ZREM', KEYS[1], ARGV[n] .. ' ' .. KEYS[2])
+end
+return {ARGV[1], 'done'}
+"""
+
+# KEYS: what is over, when records end, all there is, when fingerprints end; of one place. ARGV: nonce, now, what tombstones
+# are older than, the beginning of the keys of this place
+SWEEP = """
+local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
+for _, digest in ipairs(gone) do
+    local id = redis.call('HGET', ARGV[4] .. 'p:' .. digest, 'id')
+    if id then redis.call('DEL', ARGV[4] .. 'w:' .. redis.sha1hex(id)) end
+    for _, kind in ipairs({'p:', 'h:', 'i:', 'l:', 'r:'}) do redis.call('DEL', ARGV[4] .. kind .. digest) end
+    redis.call('ZREM', KEYS[1], digest)
+    redis.call('ZREM', KEYS[3], digest)
+end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[2])) do
+    local digest, field = string.match(member, '^(%S+) (%S+)$')
+    redis.call('HDEL', ARGV[4] .. 'r:' .. digest, field)
+    redis.call('ZREM', KEYS[2], member)
+end
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', ARGV[2])) do
+    local field, key = string.match(member, '^(%S+) (.+)$')
+    redis.call('HDEL', key, field)
+    redis.call('ZREM', KEYS[4], member)
+end
+return {ARGV[1], 'done', #gone}
+"""
+
+# KEYS: fingerprints; ARGV: nonce
+CLAIMS = """
+local found = {}
+for n, key in ipairs(KEYS) do found[n] = redis.call('HGETALL', key) end
+return {ARGV[1], found}
+"""
+
+# KEYS: what is due; ARGV: nonce, the digest of a session that is not there any more
+FORGET = """
+redis.call('ZREM', KEYS[1], ARGV[2])
+return {ARGV[1], 'done'}
+"""
+
+# A read of one key, with the nonce back. KEYS: one; ARGV: nonce, command, arguments behind the key
+READ = """
+local command = {ARGV[2], KEYS[1]}
+for n = 3, #ARGV do command[n] = ARGV[n] end
+return {ARGV[1], redis.call(unpack(command))}
+"""
+
+
+def name_of(script: str) -> bytes:
+    """Give the name under which the server keeps *script*, which Redis makes of its text by SHA-1."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest().encode()
