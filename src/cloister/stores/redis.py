@@ -118,7 +118,7 @@ def from_url(url: str) -> RedisStore:
     Options: ``prefix`` of all keys (``cloister:``), ``wait`` for how many replicas have to have a write (0),
     ``connections`` to each node (10), ``allow_eviction=1``, ``tls_ca`` (a file), ``tls_verify=0``.
     """
-    known = {
+    known: dict[str, Any] = {
         "prefix": _Text(),
         "wait": _Number(0, 16),
         "connections": _Number(1, 1_000),
@@ -180,7 +180,7 @@ class Wire:
         self._closing: asyncio.Task[None] | None = None
 
     def usable(self) -> bool:
-        return self.driver.is_connected
+        return bool(self.driver.is_connected)
 
     def abort(self) -> None:
         if self.driver.is_connected:
@@ -214,7 +214,7 @@ class Wire:
         echo = reply[0] if isinstance(reply, list) and reply else None
         if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
             raise IntegrityError("Redis answered another request than this one; its connection was dropped")
-        return reply[1:]
+        return list(reply[1:])
 
 
 class Nodes:
@@ -231,7 +231,6 @@ class Nodes:
         self._size = size
         self._pools: dict[_Address, Pool[Wire]] = {}
         self._slots: list[tuple[int, int, _Address]] = []
-        self._distrusted: Heads = {}
         self._refreshing = asyncio.Lock()
 
     def pool(self, address: _Address) -> Pool[Wire]:
@@ -247,7 +246,7 @@ class Nodes:
                     socket_connect_timeout=3,
                     **self._driver,
                 )
-                await driver.connect()
+                await driver.connect()  # type: ignore[no-untyped-call] # the driver's types are not all there
                 return Wire(driver)
 
             self._pools[address] = Pool(connect, self._url, size=self._size)
@@ -856,7 +855,7 @@ class RedisStore:
     async def _of_session(self, script: str, owner: Owner, session_id: str, *args: str | bytes | int) -> list[Any]:
         return await self._script(script, self._keys(owner, session_id).all, args)
 
-    async def _script(self, script: str, keys: Sequence[bytes], args: Sequence[str | bytes | int]) -> list[Any]:
+    async def _script(self, script: str, keys: Sequence[bytes], args: Sequence[Any]) -> list[Any]:
         return await self._nodes.run(keys[0], lambda _, lent: lent.connection.run(script, keys, args))
 
     async def _write(

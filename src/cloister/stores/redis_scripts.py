@@ -88,8 +88,8 @@ return {nonce, 'done'}
 """
 )
 
-# ARGV: nonce, times to live in ms (secret and tombstone or '', record), count of entries, of items, 'instead' or '', the
-# record's field, value, end and whose it is, then `plain` and `live` as they are to be, entries, items.
+# ARGV: nonce, times to live in ms (secret and tombstone or '', record), count of entries, of items, 'instead' or '',
+# the record's field, value, end and whose it is, then `plain` and `live` as they are to be, entries, items.
 CREATE = (
     _NAMES
     + """
@@ -243,8 +243,8 @@ end
 return {ARGV[1], mark}
 """
 
-# KEYS: when fingerprints end, a fingerprint, both of one scope; ARGV: nonce, the owner's field, until ('' for ever), how
-# many owners at most. Says which fields are new.
+# KEYS: when fingerprints end, a fingerprint, both of one scope; ARGV: nonce, the owner's field, until ('' for ever),
+# how many owners at most. Says which fields are new.
 CLAIM = """
 local new = {}
 local function add(field)
@@ -265,8 +265,8 @@ end
 return {ARGV[1], 'done'}
 """
 
-# KEYS: what is over, when records end, all there is, when fingerprints end; of one place. ARGV: nonce, now, what tombstones
-# are older than, the beginning of the keys of this place
+# KEYS: what is over, when records end, all there is, when fingerprints end; of one place. ARGV: nonce, now, what
+# tombstones are older than, the beginning of the keys of this place
 SWEEP = """
 local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
 for _, digest in ipairs(gone) do
