@@ -1,21 +1,39 @@
-"""Redis and Redis Cluster: the contract on real servers."""
+"""Redis and Redis Cluster: the contract on real servers, and what their replies and failures must not do."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
+from tests.fakes import House, opened, told
+from tests.servers import Cluster, running_cluster, running_redis, talk
 
-from cloister import stores
+from cloister import Keyring, stores
+from cloister.errors import (
+    CloisterError,
+    ConfigurationError,
+    IntegrityError,
+    SessionNotFound,
+    StoreUnavailable,
+)
+from cloister.sessions import place_of
 from cloister.stores.base import Store
+from cloister.stores.redis import RedisStore
 from cloister.testing import StoreConformance
+
+
+def _url(redis: str, options: str = "") -> str:
+    return f"redis://{redis}/0?prefix={secrets.token_hex(4)}:{options}"
 
 
 class TestRedis(StoreConformance):
     @pytest.fixture
     async def store(self, redis: str) -> AsyncIterator[Store]:
-        store = stores.connect(f"redis://{redis}/0?prefix={secrets.token_hex(4)}:")
+        store = stores.connect(_url(redis))
         await store.open()
         yield store
         await store.close()
@@ -28,3 +46,315 @@ class TestCluster(StoreConformance):
         await store.open()
         yield store
         await store.close()
+
+
+@pytest.fixture
+async def house(redis: str) -> AsyncIterator[House]:
+    async with opened(_url(redis), keyring=Keyring.generate()) as house:
+        yield house
+
+
+def _store(house: House) -> RedisStore:
+    store = house.cloister.store
+    assert isinstance(store, RedisStore)
+    return store
+
+
+async def _ask(house: House, *command: str | bytes | int) -> Any:
+    """Ask the server itself, past everything of ours."""
+    store = _store(house)
+    (address,) = await store._nodes.primaries()
+    return await store._plain(address, *command)
+
+
+async def _keys(house: House) -> list[bytes]:
+    return list(await _ask(house, "KEYS", f"{_store(house)._prefix}*"))
+
+
+# --- two people ---
+
+
+async def test_two_people(house: House) -> None:
+    """What Ana said is hers, and for Ben her session does not exist; the log names both and verifies."""
+    session = await house.ana.start()
+    await session.send("ana's words")
+    with pytest.raises(SessionNotFound):
+        await house.ben.resume(session.id)
+    assert await told(await house.ana.resume(session.id)) == ["ana's words", "You said: ana's words"]
+    assert "access.foreign" in await house.events()
+    assert (await house.audited()).faults == []
+
+
+async def test_no_name_is_in_a_key_and_no_word_anywhere(house: House) -> None:
+    """Keys are digests; nothing that anybody said, and no title, lies in any value."""
+    user = house.cloister.user("visible-name")
+    session = await user.start(title="a visible title", system="a visible instruction")
+    await session.send("visible words", idempotency_key="visible key")
+    keys = await _keys(house)
+    assert len(keys) > 5
+    assert not any(b"visible" in key for key in keys)
+    for key in keys:
+        dump = await _ask(house, "DUMP", key)
+        for word in (b"visible title", b"visible instruction", b"visible words", b"visible key"):
+            assert word not in dump
+
+
+async def test_what_should_end_has_a_time_to_live(house: House) -> None:
+    """Everything of a session that has limits is collected some day even if nobody sweeps, and no sooner."""
+    session = await house.ana.start()
+    hour = 3_600_000
+    for _ in range(2):
+        await session.send("hello", idempotency_key=secrets.token_hex(4))
+        prefix = _store(house)._prefix.encode()
+        lives = {key.removeprefix(prefix)[5:7]: await _ask(house, "PTTL", key) for key in await _keys(house)}
+        assert 24 * hour < lives[b"h:"] < 26 * hour
+        assert 24 * hour < lives[b"i:"] < 26 * hour
+        assert lives[b"p:"] > 30 * 24 * hour
+        assert lives[b"w:"] > 30 * 24 * hour
+        assert lives[b"r:"] > 0
+        assert b"l:" not in lives, "the lease was given back"
+
+
+async def test_a_collected_secret_is_an_expiry(house: House) -> None:
+    """Where Redis collected a session before anybody swept, its owner hears of a timeout, not of a stranger."""
+    session = await house.ana.start(system="Be kind.")
+    await session.send("hello")
+    for key in await _keys(house):
+        if key.removeprefix(_store(house)._prefix.encode())[5:7] in (b"h:", b"i:"):
+            await _ask(house, "DEL", key)
+    reply = await session.send("are you there?")
+    assert reply.renewed
+    assert await told(reply.session) == ["Be kind.", "are you there?", "You said: are you there?"]
+
+
+async def test_erasure_leaves_no_key(house: House) -> None:
+    """After an erasure nothing but the log and the common lists is left, and no list has anything in it."""
+    before = set(await _keys(house))
+    session = await house.ana.start()
+    await session.send("hello", idempotency_key="once")
+    await session.end()
+    await (await house.ana.start()).send("hello again")
+    await house.ana.erase()
+    left = {key.rpartition(b":")[2] for key in set(await _keys(house)) - before}
+    assert left <= {b"log", b"ends", b"{tenancy}"}
+    assert place_of(session.id) in range(256)
+
+
+# --- replies that nobody asked for ---
+
+
+async def test_a_surplus_reply_is_never_taken_for_an_answer(house: House) -> None:
+    """A reply that lies ready on a connection before anything was asked is an alarm, and the connection is gone."""
+    session = await house.ana.start()
+    await session.send("hello")
+    ((_, pool),) = _store(house)._nodes._pools.items()
+    for lent in pool._idle:
+        await lent.connection.driver.send_command("PING")
+    for lent in list(pool._idle):
+        for _ in range(1_000):
+            if await lent.connection.driver.can_read():
+                break
+            await asyncio.sleep(0)
+    with pytest.raises(IntegrityError, match="nobody had asked"):
+        await session.history()
+    assert await told(session) == ["hello", "You said: hello"]
+    assert "integrity.failed" in await house.events()
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+async def test_a_cancelled_turn_is_whole_or_absent(house: House, at: int) -> None:
+    """Cancelled after any number of steps, a turn is stored whole or not at all, and the next one works."""
+    session = await house.ana.start()
+    task = asyncio.create_task(session.send("hello"))
+    for _ in range(at):
+        await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert await told(session) in ([], ["hello", "You said: hello"])
+    await session.send("again")
+    assert (await told(session))[-2:] == ["again", "You said: again"]
+
+
+async def test_one_session_from_two_processes(redis: str) -> None:
+    """Turns of one session through two cloisters at the same time come one after the other; none is lost or doubled."""
+    url, keyring = _url(redis), Keyring.generate()
+    async with opened(url, keyring=keyring) as one, opened(url, keyring=keyring) as other:
+        session = await one.ana.start()
+        again = await other.ana.resume(session.id)
+        said = [f"message {n}" for n in range(10)]
+        await asyncio.gather(*((session, again)[n % 2].send(text) for n, text in enumerate(said)))
+        kept = await told(session)
+    assert sorted(kept[::2]) == sorted(said)
+    assert kept[1::2] == [f"You said: {text}" for text in kept[::2]]
+
+
+# --- set-up ---
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://", "name the server"),
+        ("redis://h/x", "name the server"),
+        ("redis://h:1,g:2/0", "redis\\+cluster"),
+        ("redis+cluster://h:1/3", "name the server"),
+        ("redis://h:port", "port is a number"),
+        ("redis://h?wait=many", "from 0 to 16"),
+        ("redis://h?prefix={x}", "without braces"),
+        ("redis://h?db=1", "no option 'db'"),
+    ],
+)
+def test_a_wrong_url_is_refused(url: str, named: str) -> None:
+    """What cannot be meant is refused with what can."""
+    with pytest.raises(ConfigurationError, match=named):
+        stores.connect(url)
+
+
+def test_no_password_is_shown() -> None:
+    """What is shown of a URL has neither user nor password."""
+    assert stores.connect("redis://ana:s3cret@h:7/1").url == "redis://h:7/1"
+
+
+def test_the_driver_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the driver the error is the command that installs it."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "redis.asyncio.connection", None)
+    monkeypatch.delitem(sys.modules, "cloister.stores.redis", raising=False)
+    with pytest.raises(ConfigurationError, match=r"pip install 'cloister\[redis\]'"):
+        stores.connect("redis://h")
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[Any]:
+    """A server that a test may set up and stop."""
+    with running_redis() as server:
+        yield server
+
+
+async def test_a_server_that_throws_data_away_is_refused(own_redis: Any) -> None:
+    """A server that evicts when its memory is full does not open unless that is said to be wanted."""
+    await asyncio.to_thread(talk, own_redis.port, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(ConfigurationError, match="noeviction"):
+            await stores.connect(f"redis://127.0.0.1:{own_redis.port}").open()
+        store = stores.connect(f"redis://127.0.0.1:{own_redis.port}?allow_eviction=1")
+        await store.open()
+        await store.close()
+    finally:
+        await asyncio.to_thread(talk, own_redis.port, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+
+async def test_too_few_replicas_are_an_error(own_redis: Any) -> None:
+    """With ?wait=1 a write that no replica has is not taken for stored: the outcome is said to be unknown."""
+    async with opened(f"redis://127.0.0.1:{own_redis.port}?prefix=w:", keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        _store(house)._wait = 1
+        with pytest.raises(StoreUnavailable, match="replicas"):
+            await session.send("hello")
+        _store(house)._wait = 0
+        assert await told(session) == ["hello", "You said: hello"]  # once, whatever was tried
+
+
+async def test_a_full_memory_is_an_error(own_redis: Any) -> None:
+    """When its memory is full nothing is stored, the error says so, and what was there can be read."""
+    async with opened(f"redis://127.0.0.1:{own_redis.port}?prefix=m:", keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        await session.send("before")
+        await asyncio.to_thread(talk, own_redis.port, "CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="memory"):
+            await session.send("meanwhile")
+        assert await told(session) == ["before", "You said: before"]
+        await asyncio.to_thread(talk, own_redis.port, "CONFIG", "SET", "maxmemory", "0")
+        await session.send("after")
+
+
+async def test_a_server_that_goes_and_comes() -> None:
+    """While the server is down every call says so and nothing falls back; once it is back the same cloister goes on."""
+    with running_redis("--appendonly", "yes", "--appendfsync", "always") as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        async with opened(url, keyring=Keyring.generate()) as house:
+            session = await house.ana.start()
+            await session.send("before")
+            await asyncio.to_thread(server.kill)
+            for attempt in (session.send("no"), house.ana.start(), session.history(), house.ana.resume(session.id)):
+                with pytest.raises(StoreUnavailable):
+                    await attempt
+            await asyncio.to_thread(server.start)
+            await session.send("after")
+            assert await told(session) == ["before", "You said: before", "after", "You said: after"]
+
+
+# --- failover ---
+
+
+@pytest.fixture(scope="module")
+def own_cluster() -> Iterator[Cluster]:
+    """A cluster of which a test may kill a node."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+async def test_a_failover_loses_nothing_that_was_acknowledged(own_cluster: Cluster) -> None:
+    """A primary is killed under load: errors say that the store is unavailable, it goes on, and nothing told is lost.
+
+    With wait=1, what was answered lies on a replica. What was not may be there or not, but once, and in order.
+    """
+    url = f"redis+cluster://{own_cluster.hosts}?wait=1"
+    async with opened(url, keyring=Keyring.generate()) as house:
+        chats = [await house.cloister.user(f"user {n}").start() for n in range(12)]
+        answered: list[list[str]] = [[] for _ in chats]
+        refused: list[CloisterError] = []
+        killed, over = asyncio.Event(), asyncio.Event()
+
+        async def talk_on(n: int) -> None:
+            for turn in range(2_000):
+                if over.is_set():
+                    return
+                text = f"{n}:{turn}"
+                try:
+                    await chats[n].send(text)
+                    answered[n].append(text)
+                except CloisterError as error:
+                    refused.append(error)
+                    await asyncio.sleep(0.05)
+
+        async def all_have(counts: list[int]) -> None:
+            for _ in range(6_000):
+                if all(len(texts) >= count for texts, count in zip(answered, counts, strict=True)):
+                    return
+                await asyncio.sleep(0.01)
+            raise TimeoutError("the cluster did not come back")
+
+        async def fail() -> None:
+            await all_have([3] * len(chats))
+            victim = own_cluster.primary_of(own_cluster_slot(chats[0].id))
+            await asyncio.to_thread(victim.kill)
+            killed.set()
+            await all_have([len(texts) + 3 for texts in answered])
+            over.set()
+            await asyncio.to_thread(victim.start)
+
+        try:
+            await asyncio.gather(fail(), *(talk_on(n) for n in range(len(chats))))
+        finally:
+            over.set()
+        assert killed.is_set()
+        assert refused, "nothing was ever refused: no primary was killed"
+        assert {type(error) for error in refused} == {StoreUnavailable}
+        for n, chat in enumerate(chats):
+            kept = await told(chat)
+            said = kept[::2]
+            assert kept[1::2] == [f"You said: {text}" for text in said]
+            assert len(set(said)) == len(said), "a turn was stored twice"
+            assert [text for text in said if text in answered[n]] == answered[n], "a turn that was answered is lost"
+            assert said == sorted(said, key=lambda text: int(text.partition(":")[2]))
+        assert (await house.audited()).faults == []
+
+
+def own_cluster_slot(session_id: str) -> int:
+    """The slot in which a session lies."""
+    from redis.crc import key_slot
+
+    return int(key_slot(f"{{{place_of(session_id):02x}}}".encode()))

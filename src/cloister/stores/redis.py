@@ -201,6 +201,10 @@ class Wire:
         """
         try:
             unread = await self.driver.can_read()
+            if unread:  # a reply, or the end: the server has gone, and nothing was lost
+                await self.driver.read_response(timeout=0.1, disconnect_on_error=False)
+        except ResponseError:
+            unread = True
         except (OSError, RedisError) as error:
             raise _Stale from error
         if unread:
@@ -876,13 +880,13 @@ class RedisStore:
             outcome: bytes = said[0]
             if outcome == b"stored":
                 pool.confirm(lent, chain)
-                if self._wait:
-                    reached = await lent.connection.command("WAIT", self._wait, 2_000)
-                    if reached < self._wait:
-                        raise StoreUnavailable(
-                            f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
-                            "became of it is unknown, so send it again"
-                        )
+            if outcome in (b"stored", b"repeated") and self._wait:
+                reached = await lent.connection.command("WAIT", self._wait, 2_000)
+                if reached < self._wait:
+                    raise StoreUnavailable(
+                        f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
+                        "became of it is unknown, so send it again"
+                    )
             return outcome
 
         outcome = await self._nodes.run(keys[0], work)

@@ -22,6 +22,11 @@ local function live_for(seconds, longer)
     for _, key in ipairs({live, items, records}) do redis.call('PEXPIRE', key, seconds) end
     for _, key in ipairs({plain, whose}) do redis.call('PEXPIRE', key, longer) end
 end
+local function again()
+    -- Written once more as it is, so that waiting for replicas waits for what was there already.
+    redis.call('HSET', live, 'turn', redis.call('HGET', live, 'turn'))
+    return 'repeated'
+end
 local function state()
     local s = redis.call('HMGET', plain, 'id', 'tenant', 'user', 'created', 'updated', 'expires', 'carry', 'ended',
                          'version')
@@ -102,7 +107,7 @@ local values = {}
 for k = 1, 5 do values[k] = ARGV[n + k] end
 n = n + 5
 local s, h = state()
-if s[1] then return {nonce, h[5] == values[5] and 'repeated' or 'taken'} end
+if s[1] then return {nonce, h[5] == values[5] and again() or 'taken'} end
 if ARGV[7] == 'instead' then
     local before = redis.call('HMGET', instead, 'id', 'ended')
     if not before[1] or before[2] == 'ended' then return {nonce, 'ended'} end
@@ -136,7 +141,7 @@ COMMIT = (
     + """
 local s, h = state()
 if not s[1] or s[8] then return {nonce, 'ended'} end
-if h[5] == ARGV[4] then return {nonce, 'repeated'} end
+if h[5] == ARGV[4] then return {nonce, again()} end
 if redis.call('GET', lease) ~= ARGV[3] then return {nonce, 'lease'} end
 if s[9] ~= ARGV[2] then return {nonce, 'version'} end
 if redis.call('LLEN', items) + tonumber(ARGV[18]) ~= tonumber(ARGV[9]) then return {nonce, 'version'} end
