@@ -175,16 +175,18 @@ class _Stale(Exception):
 class Wire:
     """Be one connection to one node."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, closing: set[asyncio.Task[None]]) -> None:
         self.driver = driver
-        self._closing: asyncio.Task[None] | None = None
+        self._closing = closing
 
     def usable(self) -> bool:
         return bool(self.driver.is_connected)
 
     def abort(self) -> None:
-        if self.driver.is_connected:
-            self._closing = asyncio.get_running_loop().create_task(self.driver.disconnect(nowait=True))
+        # The driver knows no other way than to wait, if only for nothing; nobody uses the connection meanwhile.
+        task = asyncio.get_running_loop().create_task(self.driver.disconnect(nowait=True))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         await self.driver.disconnect()
@@ -236,6 +238,7 @@ class Nodes:
         self._pools: dict[_Address, Pool[Wire]] = {}
         self._slots: list[tuple[int, int, _Address]] = []
         self._refreshing = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
 
     def pool(self, address: _Address) -> Pool[Wire]:
         """Give the connections to a node."""
@@ -250,8 +253,12 @@ class Nodes:
                     socket_connect_timeout=3,
                     **self._driver,
                 )
-                await driver.connect()  # type: ignore[no-untyped-call] # the driver's types are not all there
-                return Wire(driver)
+                try:
+                    await driver.connect()  # type: ignore[no-untyped-call] # the driver's types are not all there
+                except BaseException:
+                    await driver.disconnect(nowait=True)
+                    raise
+                return Wire(driver, self._closing)
 
             self._pools[address] = Pool(connect, self._url, size=self._size)
         return self._pools[address]
@@ -259,6 +266,13 @@ class Nodes:
     @property
     def pools(self) -> list[Pool[Wire]]:
         return list(self._pools.values())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for pool in self.pools:
+            await pool.close()
+        while self._closing:
+            await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def primaries(self) -> list[_Address]:
         """Name the nodes that hold slots."""
@@ -467,6 +481,14 @@ class RedisStore:
         self._known: dict[Owner, tuple[str, float]] = {}
 
     async def open(self) -> None:
+        try:
+            await self._check()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _check(self) -> None:
+        """Refuse a server that throws away what it was given to keep."""
         for address in await self._nodes.primaries():
             try:
                 said = await self._nodes.pool(address).run(lambda lent: lent.connection.command("INFO", "memory"))
@@ -482,8 +504,7 @@ class RedisStore:
                 )
 
     async def close(self) -> None:
-        for pool in self._nodes.pools:
-            await pool.close()
+        await self._nodes.close()
 
     # --- one owner's --------------------------------------------------------------------------------------------------
 
