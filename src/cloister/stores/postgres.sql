@@ -290,8 +290,13 @@ BEGIN
     SELECT least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 5 / 4 + 8) INTO many
     FROM cloister.sessions s WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
     LOOP
-        SELECT s AS session, s.item_count, o.audit_id, i.*, b.before, k.holder, k.sealed AS kept,
-               k.expires_at AS kept_until INTO r
+        SELECT s AS session, s.item_count, o.audit_id, i.*, k.holder, k.sealed AS kept, k.expires_at AS kept_until,
+            ( -- the tag of the one before them: no join, for which all of the history would be read
+                SELECT substring(x.sealed FROM length(x.sealed) - 15) FROM cloister.items x
+                WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
+                  AND x.position = i.positions[i.lines] - 1
+            ) AS before
+        INTO r
         FROM (SELECT) one
         LEFT JOIN cloister.sessions s ON s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
         LEFT JOIN cloister.audit_owners o ON o.tenant = p_tenant AND o."user" = p_user
@@ -308,12 +313,7 @@ BEGIN
                     ORDER BY x.position DESC LIMIT many
                 ) t
             ) w WHERE w.newer <= p_budget -- newest first, as they come
-        ) i ON true
-        LEFT JOIN LATERAL ( -- the tag of the one before them
-            SELECT substring(x.sealed FROM length(x.sealed) - 15) AS before FROM cloister.items x
-            WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
-              AND x.position = i.positions[i.lines] - 1
-        ) b ON true;
+        ) i ON true;
         EXIT WHEN many IS NULL OR r.lines < many OR r.lines >= r.item_count;
         many := many * 2;
     END LOOP;
