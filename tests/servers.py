@@ -230,7 +230,7 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def pgbouncer(postgres: str) -> Iterator[int]:
     """The port of a pooler in transaction mode before `postgres`."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+    program = _pgbouncer_program()
     if program is None:
         _missing("PgBouncer", "apt-get install pgbouncer")
         raise AssertionError
@@ -243,7 +243,7 @@ def pgbouncer(postgres: str) -> Iterator[int]:
             f"[databases]\n* = host={host} port={upstream or 5432}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
             f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {place}/users\n"
             "pool_mode = transaction\ndefault_pool_size = 4\nignore_startup_parameters = extra_float_digits\n"
-            f"max_client_conn = 300\n{_prepared(program)}"
+            f"max_client_conn = 300\n" + ("max_prepared_statements = 100\n" if pools_prepared_statements() else "")
         )
         server = Server([program, str(place / "ini")], port, place, user)
         server.start()
@@ -253,10 +253,14 @@ def pgbouncer(postgres: str) -> Iterator[int]:
             server.stop()
 
 
-def _prepared(program: str) -> str:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    version = tuple(int(part) for part in said.split()[1].split(".")[:2])
-    return "max_prepared_statements = 100\n" if version >= (1, 21) else ""
+def _pgbouncer_program() -> str | None:
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+
+
+def pools_prepared_statements() -> bool:
+    """Whether the pooler can keep the prepared statements of its clients apart."""
+    said = subprocess.run([_pgbouncer_program() or "", "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in said.split()[1].split(".")[:2]) >= (1, 21)
 
 
 # --- Redis ---
