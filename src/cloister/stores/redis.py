@@ -42,7 +42,6 @@ from cloister.errors import (
     ConfigurationError,
     IntegrityError,
     SessionConflict,
-    StoreError,
     StoreUnavailable,
 )
 from cloister.model import ROLES, Owner, Role, SealedItem, SealedSession
