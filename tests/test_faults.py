@@ -6,6 +6,7 @@ Nothing crosses between owners, nothing is stored twice or lost, and whatever wa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import asyncpg
 import pytest
 from tests.fakes import House, opened, told
+from tests.servers import running_cluster
 
 from cloister import Keyring
 from cloister.audit import verify
@@ -23,13 +25,8 @@ from cloister.probe.proxy import Faults, Kind, Proxy
 from cloister.stores.postgres_schema import migrate
 from cloister.user import Session
 
-KINDS: Sequence[Kind] = [
-    *["swap"] * 6,
-    *["repeat"] * 6,
-    *["stale"] * 4,
-    *["truncate"] * 4,
-    "drop",
-]  # a lost one costs 5 s
+_OFTEN: tuple[Kind, ...] = ("swap", "repeat", "stale", "truncate")
+KINDS: tuple[Kind, ...] = (*_OFTEN * 5, "drop")  # one that is lost costs the store's deadline of 5 s
 # Besides the two that the promise names: a lease whose release was lost keeps others out until it ends (`SessionBusy`),
 # and a turn whose lease ran out while an answer was missing is not stored (`SessionConflict`).
 REFUSALS = IntegrityError, StoreUnavailable, SessionBusy, SessionConflict
@@ -83,11 +80,11 @@ def test_the_checker_finds_what_is_wrong() -> None:
 
 @dataclass
 class Behind:
-    """A store: its URL, and the one that goes through the proxy."""
+    """A store: its URL, and the one that goes through the proxies."""
 
     direct: str
     faulty: str
-    proxy: Proxy
+    proxies: Sequence[Proxy]
 
 
 @pytest.fixture(params=["postgres", "redis"])
@@ -98,7 +95,7 @@ async def behind(request: pytest.FixtureRequest) -> AsyncIterator[Behind]:
     if request.param == "redis":
         async with Proxy(host, int(port), "resp") as proxy:
             rest = f"/0?prefix={secrets.token_hex(4)}:"
-            yield Behind(f"redis://{address}{rest}", f"redis://127.0.0.1:{proxy.port}{rest}", proxy)
+            yield Behind(f"redis://{address}{rest}", f"redis://127.0.0.1:{proxy.port}{rest}", [proxy])
         return
     name = f"faults_{secrets.token_hex(6)}"
     owner = await asyncpg.connect(f"{server}/postgres")
@@ -108,9 +105,22 @@ async def behind(request: pytest.FixtureRequest) -> AsyncIterator[Behind]:
     await inside.close()
     async with Proxy(host, int(port), "postgres") as proxy:
         app = "postgresql://cloister_app@"
-        yield Behind(f"{app}{address}/{name}", f"{app}127.0.0.1:{proxy.port}/{name}", proxy)
+        yield Behind(f"{app}{address}/{name}", f"{app}127.0.0.1:{proxy.port}/{name}", [proxy])
     await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await owner.close()
+
+
+@pytest.fixture
+async def behind_cluster() -> AsyncIterator[Behind]:
+    """A cluster of one's own, each node of which has a proxy that it names to clients."""
+    with running_cluster() as cluster:
+        async with contextlib.AsyncExitStack() as stack:
+            opening = [Proxy("127.0.0.1", node.port, "resp") for node in cluster.nodes]
+            proxies = [await stack.enter_async_context(proxy) for proxy in opening]
+            ports = {node.port: proxy.port for node, proxy in zip(cluster.nodes, proxies, strict=True)}
+            await asyncio.to_thread(cluster.announce, ports)
+            url = "redis+cluster://" + ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
+            yield Behind(url, url, proxies)
 
 
 async def _talk(
@@ -142,17 +152,19 @@ async def _storm(behind: Behind, turns: int, seed: int = 1) -> None:
     keyring, refused, chance = Keyring.generate(), Counter[str](), random.Random(seed)
     async with opened(behind.faulty, keyring=keyring) as house:
         sessions = [await house.cloister.user(user).start() for user in users]
-        behind.proxy.faults = Faults(0.05, KINDS, seed)
+        for proxy in behind.proxies:
+            proxy.faults = Faults(0.05, KINDS, seed)
         histories = await asyncio.gather(
             *(
                 _talk(house, session, user, turns // len(users) + 1, refused, chance)
                 for session, user in zip(sessions, users, strict=True)
             )
         )
-        behind.proxy.faults = None
+        for proxy in behind.proxies:
+            proxy.faults = None
         await house.cloister.vault.settle()
         heads = house.cloister.store.heads()
-    injected = behind.proxy.injected
+    injected = sum((proxy.injected for proxy in behind.proxies), Counter[str]())
     assert set(injected) >= set(KINDS), injected
     assert sum(injected.values()) > turns * 0.05, injected
     async with opened(behind.direct, keyring=keyring) as house:
@@ -170,6 +182,12 @@ async def _storm(behind: Behind, turns: int, seed: int = 1) -> None:
 async def test_a_thousand_turns_with_faults(behind: Behind) -> None:
     """Of a thousand turns nothing crosses, is lost or stored twice, and the log names what was found."""
     await _storm(behind, 1_000)
+
+
+@pytest.mark.soak
+async def test_a_cluster_with_faults(behind_cluster: Behind) -> None:
+    """Nor on a cluster with a proxy in front of each node."""
+    await _storm(behind_cluster, 1_000, seed=3)
 
 
 @pytest.mark.soak
