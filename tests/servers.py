@@ -86,6 +86,7 @@ class Server:
         self.folder = folder
         self.user = user
         self.process: subprocess.Popen[bytes] | None = None
+        self.ready: Callable[[], bool] = lambda: True
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
@@ -109,7 +110,7 @@ class Server:
                     start_new_session=True,  # Ctrl-C is for the tests, which then stop it
                     preexec_fn=_end_with_us if sys.platform == "linux" else None,
                 )
-        return listens(self.port)
+        return listens(self.port) and self.ready()
 
     def pause(self) -> None:
         """Let it hang: connections stay open, and nothing is answered until `resume`."""
@@ -210,6 +211,8 @@ def running_postgres(programs: Path | None = None) -> Iterator[Server]:
         server = Server(
             [str(programs / "postgres"), "-D", str(place / "data"), "-p", str(port), *settings], port, place, user
         )
+        status = place / "data" / "postmaster.pid"  # it listens before it is ready, and says here when it is
+        server.ready = lambda: "ready" in status.read_text()
         server.start()
         try:
             yield server
