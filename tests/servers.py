@@ -86,6 +86,7 @@ class Server:
         self.folder = folder
         self.user = user
         self.process: subprocess.Popen[bytes] | None = None
+        self.ready: Callable[[], bool] = lambda: True
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
@@ -109,7 +110,7 @@ class Server:
                     start_new_session=True,  # Ctrl-C is for the tests, which then stop it
                     preexec_fn=_end_with_us if sys.platform == "linux" else None,
                 )
-        return listens(self.port)
+        return listens(self.port) and self.ready()
 
     def pause(self) -> None:
         """Let it hang: connections stay open, and nothing is answered until `resume`."""
@@ -210,6 +211,8 @@ def running_postgres(programs: Path | None = None) -> Iterator[Server]:
         server = Server(
             [str(programs / "postgres"), "-D", str(place / "data"), "-p", str(port), *settings], port, place, user
         )
+        status = place / "data" / "postmaster.pid"  # it listens before it is ready, and says here when it is
+        server.ready = lambda: "ready" in status.read_text()
         server.start()
         try:
             yield server
@@ -230,7 +233,7 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def pgbouncer(postgres: str) -> Iterator[int]:
     """The port of a pooler in transaction mode before `postgres`."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+    program = _pgbouncer_program()
     if program is None:
         _missing("PgBouncer", "apt-get install pgbouncer")
         raise AssertionError
@@ -243,7 +246,7 @@ def pgbouncer(postgres: str) -> Iterator[int]:
             f"[databases]\n* = host={host} port={upstream or 5432}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
             f"listen_port = {port}\nunix_socket_dir =\nauth_type = trust\nauth_file = {place}/users\n"
             "pool_mode = transaction\ndefault_pool_size = 4\nignore_startup_parameters = extra_float_digits\n"
-            f"max_client_conn = 300\n{_prepared(program)}"
+            f"max_client_conn = 300\n" + ("max_prepared_statements = 100\n" if pools_prepared_statements() else "")
         )
         server = Server([program, str(place / "ini")], port, place, user)
         server.start()
@@ -253,10 +256,14 @@ def pgbouncer(postgres: str) -> Iterator[int]:
             server.stop()
 
 
-def _prepared(program: str) -> str:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    version = tuple(int(part) for part in said.split()[1].split(".")[:2])
-    return "max_prepared_statements = 100\n" if version >= (1, 21) else ""
+def _pgbouncer_program() -> str | None:
+    return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+
+
+def pools_prepared_statements() -> bool:
+    """Whether the pooler can keep the prepared statements of its clients apart."""
+    said = subprocess.run([_pgbouncer_program() or "", "--version"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in said.split()[1].split(".")[:2]) >= (1, 21)
 
 
 # --- Redis ---

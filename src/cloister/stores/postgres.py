@@ -7,11 +7,12 @@ that brings the request's nonce back.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hmac
+import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -55,7 +56,23 @@ _PAGE = 1_000
 _ROUNDS = 5
 """How often a request is made anew because somebody else's came in between, before that is an error."""
 _OURS = ("connections", "allow_old", "pooler")
+_PORT = re.compile(r"\d{0,5}")
 _json = msgspec.json.Encoder().encode
+
+# What the driver raises for bytes that are no answer to what was asked, and whatever else may come out of it: a
+# connection that broke while it lay idle is found in states that the driver has no other word for.
+_UNREADABLE = (asyncpg.ProtocolError, UnicodeDecodeError, BufferError, LookupError)
+_BROKEN = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 
 
 class _Count:
@@ -78,8 +95,8 @@ class _Anything:
 def from_url(url: str) -> PostgresStore:
     """Give the store that ``postgresql://user@host/database`` names.
 
-    Options: ``connections`` (10), ``pooler=1`` for a pooler that knows no prepared statements, ``allow_old=1`` for a
-    server that lacks security updates; every other one is the driver's.
+    Options: ``connections`` (10); behind a pooler ``pooler=1`` or, if it keeps prepared statements apart, ``pooler=0``;
+    ``allow_old=1`` for a server that lacks security updates; every other one is the driver's.
     """
     given = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
     known: dict[str, Any] = {name: _Anything() for name in given if name not in _OURS}
@@ -88,7 +105,7 @@ def from_url(url: str) -> PostgresStore:
         _without(url, _OURS),
         connections=int(options.get("connections", _CONNECTIONS)),
         allow_old=options.get("allow_old") == "1",
-        pooler=options.get("pooler") == "1",
+        pooler=options["pooler"] == "1" if "pooler" in options else None,
     )
 
 
@@ -99,17 +116,38 @@ def _without(url: str, names: Sequence[str]) -> str:
 
 
 def public(url: str) -> str:
-    """Give *url* without its password and options."""
+    """Give *url* without its password and options; `ConfigurationError` where they cannot be told apart."""
     parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
+    user, at, hosts = parts.netloc.rpartition("@")
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+    if "@" in parts.path + parts.query + parts.fragment or parts.fragment or not all(map(_PORT.fullmatch, ports)):
+        # The rest of a password perhaps, which must not be shown as a host, a path or an option.
+        raise ConfigurationError(
+            f"{parts.scheme}://user:password@host:port/database is what such a URL looks like: write / ? # @ and : "
+            "inside a user's name or a password as %2F %3F %23 %40 and %3A"
+        )
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{hosts}{parts.path}"
+
+
+@contextmanager
+def store_errors(url: str) -> Iterator[None]:
+    """Raise what server or driver say inside the block as errors of ours."""
+    try:
+        yield
+    except CloisterError:
+        raise
+    except _UNREADABLE as error:
+        raise IntegrityError("the database gave an answer that fits no question; its connection was dropped") from error
+    except _BROKEN as error:
+        raise ours(error, url) from error
 
 
 class Wire:
     """Be one connection to the server."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: Any, url: str) -> None:
         self.driver = driver
+        self.url = url
 
     def usable(self) -> bool:
         return not self.driver.is_closed()
@@ -128,8 +166,9 @@ class Wire:
         nonce = secrets.token_bytes(16)
         marks = ", ".join(f"${n}" for n in range(1, len(args) + 2))
         statement = f"SELECT * FROM cloister.{function}({marks})"  # noqa: S608 - of our own words; values are bound
-        row = await self.driver.fetchrow(statement, nonce, *args)
-        echo = row["echo"] if row is not None else None
+        with store_errors(self.url):
+            row = await self.driver.fetchrow(statement, nonce, *args)
+            echo = row["echo"] if row is not None else None
         if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
             raise IntegrityError("the database answered another request than this one; its connection was dropped")
         return row
@@ -139,28 +178,35 @@ async def connect(url: str, *, pooler: bool = False) -> Wire:
     """Open a connection; `StoreUnavailable` or `ConfigurationError` where there is none to be had."""
     cache = {"statement_cache_size": 0} if pooler else {}
     try:
-        return Wire(await asyncpg.connect(url, server_settings={"application_name": "cloister"}, **cache))
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        driver = await asyncpg.connect(url, server_settings={"application_name": "cloister"}, **cache)
+    except (asyncpg.ClientConfigurationError, ValueError) as error:
+        raise ConfigurationError(
+            f"{public(url)} is not a URL that the driver understands ({type(error).__name__})"
+        ) from error
+    except _BROKEN as error:
         raise ours(error, public(url)) from error
+    return Wire(driver, public(url))
 
 
 def ours(error: Exception, url: str) -> CloisterError:
     """Say in our words what driver or server said. Never with the statement or its values."""
+    name = type(error).__name__
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
-        return ConfigurationError(f"{url} does not let us in ({type(error).__name__}); check user, password, database")
+        return ConfigurationError(f"{url} does not let us in ({name}); check user, password, database")
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return ConfigurationError(
             f"the role of {url} may not do this: run `cloister migrate` for it, or use an operator's"
         )
     if isinstance(error, asyncpg.UndefinedFunctionError | asyncpg.InvalidSchemaNameError | asyncpg.UndefinedTableError):
         return ConfigurationError(f"{url} lacks the schema of this version: run `cloister migrate --store …` first")
-    if isinstance(error, ValueError | asyncpg.ClientConfigurationError):
-        return ConfigurationError(f"{url} is not a URL that the driver understands ({type(error).__name__})")
+    if isinstance(error, asyncpg.DuplicatePreparedStatementError | asyncpg.InvalidSQLStatementNameError):
+        return ConfigurationError(f"{url} is behind a pooler that knows no prepared statements: say ?pooler=1")
     if isinstance(error, asyncpg.DiskFullError | asyncpg.ReadOnlySQLTransactionError):
-        return StoreUnavailable(f"{url} cannot be written to ({type(error).__name__}); nothing was stored")
-    if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
-        return StoreError(f"{url} refused a value ({type(error).__name__}); nothing was stored")
-    return StoreUnavailable(f"{url} cannot be reached, or broke off ({type(error).__name__}); try again")
+        return StoreUnavailable(f"{url} cannot be written to ({name}); nothing was stored")
+    refused = isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError)
+    if refused or isinstance(error, ValueError):  # by the server, or by the driver before it
+        return StoreError(f"{url} refused a value ({name}); nothing was stored")
+    return StoreUnavailable(f"{url} cannot be reached, or broke off ({name}); try again")
 
 
 def _names(owner: Owner) -> tuple[str, str]:
@@ -248,7 +294,7 @@ class PostgresStore:
     volatile = False
 
     def __init__(
-        self, url: str, *, connections: int = _CONNECTIONS, allow_old: bool = False, pooler: bool = False
+        self, url: str, *, connections: int = _CONNECTIONS, allow_old: bool = False, pooler: bool | None = None
     ) -> None:
         self.url = public(url)
         self._dsn = url
@@ -267,18 +313,26 @@ class PostgresStore:
         """Make schema, roles and grants, as the owner whom the URL names; all or, without *keep*, nothing."""
         wire = await self._connect()
         try:
-            await migrate(wire.driver, app_role, operator_role, report, keep=keep)
-            await wire.close()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ours(error, self.url) from error
+            with store_errors(self.url):
+                await migrate(wire.driver, app_role, operator_role, report, keep=keep)
+                await wire.close()
         finally:
             wire.abort()
 
     async def _check(self, lent: Lent[Wire]) -> None:
-        await check(lent.connection.driver, self.url, allow_old=self._allow_old)
+        driver = lent.connection.driver
+        with store_errors(self.url):
+            await check(driver, self.url, allow_old=self._allow_old)
+            behind = await driver.fetchval("SELECT pg_backend_pid()") != driver.get_server_pid()
+        if behind and self._pooler is None:
+            # Statements prepared by two processes have the same names: one may be carried out for the other.
+            raise ConfigurationError(
+                f"{self.url} is a pooler: say ?pooler=1; or ?pooler=0 if it is known to keep every client's prepared "
+                "statements apart, as PgBouncer does from 1.21 on with max_prepared_statements"
+            )
 
     async def _connect(self) -> Wire:
-        return await connect(self._dsn, pooler=self._pooler)
+        return await connect(self._dsn, pooler=self._pooler is True)
 
     async def close(self) -> None:
         await self._pool.close()
@@ -441,7 +495,8 @@ class PostgresStore:
         # On a connection of its own, in one snapshot: entries that are written meanwhile cannot leave gaps in it.
         wire = await self._connect()
         try:
-            await wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            with store_errors(self.url):
+                await wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             last = 0
             while rows := await self._entries(wire, last, _PAGE, newest=False):
                 for number, entry in rows:
@@ -456,10 +511,7 @@ class PostgresStore:
         return [entry for _, entry in rows]
 
     async def _entries(self, wire: Wire, after: int, limit: int, *, newest: bool) -> list[tuple[int, Entry]]:
-        try:
-            row = await wire.call("audit_page", after, limit, newest)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise ours(error, self.url) from error
+        row = await wire.call("audit_page", after, limit, newest)
         return [(values[0], Entry(*values[1:])) for values in row["rows"] or ()]
 
     async def audit_owners(self) -> dict[str, Owner]:
@@ -478,10 +530,7 @@ class PostgresStore:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     async def _run(self, work: Callable[[Lent[Wire]], Awaitable[T]]) -> T:
-        try:
-            return await self._pool.run(work)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.IncompleteReadError) as error:
-            raise ours(error, self.url) from error
+        return await self._pool.run(work)
 
     async def _call(self, function: str, *args: object) -> Any:
         return await self._run(lambda lent: lent.connection.call(function, *args))

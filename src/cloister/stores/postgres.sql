@@ -98,7 +98,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases TO cl
 GRANT SELECT, INSERT, DELETE ON cloister.items, cloister.records TO cloister_application;
 GRANT SELECT, DELETE ON cloister.fingerprints, cloister.audit_owners TO cloister_application;
 GRANT INSERT ON cloister.audit TO cloister_application;
-GRANT SELECT, DELETE ON cloister.sessions, cloister.records TO cloister_lookup;
+GRANT SELECT, DELETE ON cloister.sessions, cloister.records, cloister.leases TO cloister_lookup;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.fingerprints, cloister.tenancy TO cloister_lookup;
 GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
 GRANT SELECT ON cloister.audit TO cloister_lookup;
@@ -204,6 +204,8 @@ BEGIN
     echo := nonce;
     DELETE FROM cloister.records WHERE expires_at <= p_now;
     DELETE FROM cloister.fingerprints WHERE expires_at <= p_now;
+    -- Left behind by a process that died, perhaps for a session that was erased at that moment. On the database's clock.
+    DELETE FROM cloister.leases WHERE until < clock_timestamp() - interval '1 minute';
     DELETE FROM cloister.sessions WHERE ended IS NOT NULL AND ended_at < p_before;
     GET DIAGNOSTICS gone = ROW_COUNT;
 END $$;
@@ -288,7 +290,13 @@ BEGIN
     SELECT least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 5 / 4 + 8) INTO many
     FROM cloister.sessions s WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
     LOOP
-        SELECT s AS session, s.item_count, o.audit_id, i.*, k.holder, k.sealed AS kept, k.expires_at AS kept_until INTO r
+        SELECT s AS session, s.item_count, o.audit_id, i.*, k.holder, k.sealed AS kept, k.expires_at AS kept_until,
+            ( -- the tag of the one before them: no join, for which all of the history would be read
+                SELECT substring(x.sealed FROM length(x.sealed) - 15) FROM cloister.items x
+                WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
+                  AND x.position = i.positions[i.lines] - 1
+            ) AS before
+        INTO r
         FROM (SELECT) one
         LEFT JOIN cloister.sessions s ON s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
         LEFT JOIN cloister.audit_owners o ON o.tenant = p_tenant AND o."user" = p_user
@@ -318,11 +326,7 @@ BEGIN
     holder := r.holder;
     kept := r.kept;
     kept_until := r.kept_until;
-    IF positions[r.lines] > 0 THEN
-        SELECT substring(x.sealed FROM length(x.sealed) - 15) INTO before FROM cloister.items x
-        WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
-          AND x.position = positions[r.lines] - 1;
-    END IF;
+    before := r.before;
 END $$;
 
 CREATE FUNCTION cloister.page(

@@ -124,6 +124,11 @@ async def check(driver: Any, url: str, *, allow_old: bool) -> None:
             f"the role {me['who']!r} is {what} and sees everybody's rows: open the store as the application's role, "
             f"which `cloister migrate --app-role NAME` makes; or ALTER ROLE {me['who']} NOSUPERUSER NOBYPASSRLS"
         )
+    if me["isolation"] != "read committed":
+        raise ConfigurationError(
+            f"transactions of the role {me['who']!r} are {me['isolation']!r}, in which a session is not seen as it is "
+            f"once its turn has come: ALTER ROLE {me['who']} SET default_transaction_isolation = 'read committed'"
+        )
     tables = {row["name"]: row for row in await driver.fetch(_STATE)}
     if not tables:
         raise ConfigurationError(
@@ -171,7 +176,8 @@ async def check(driver: Any, url: str, *, allow_old: bool) -> None:
 
 
 _ME = """
-SELECT current_setting('server_version_num')::int AS number, r.rolname AS who, r.rolsuper, r.rolbypassrls,
+SELECT current_setting('server_version_num')::int AS number, r.rolname AS who,
+    current_setting('transaction_isolation') AS isolation, r.rolsuper, r.rolbypassrls,
     coalesce((SELECT pg_has_role(r.oid, l.oid, 'MEMBER') FROM pg_roles l WHERE l.rolname = $1), false) AS lookup,
     coalesce((SELECT pg_has_role(r.oid, a.oid, 'USAGE') FROM pg_roles a WHERE a.rolname = $2), false) AS application
 FROM pg_roles r WHERE r.rolname IN (current_user, session_user) ORDER BY r.rolsuper OR r.rolbypassrls DESC LIMIT 1

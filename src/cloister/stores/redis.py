@@ -42,7 +42,6 @@ from cloister.errors import (
     ConfigurationError,
     IntegrityError,
     SessionConflict,
-    StoreError,
     StoreUnavailable,
 )
 from cloister.model import ROLES, Owner, Role, SealedItem, SealedSession
@@ -361,7 +360,8 @@ def ours(error: BaseException, url: str) -> CloisterError:
         code = str(error).partition(" ")[0]
         if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
             return ConfigurationError(f"{url} does not let this user do that ({code}): grant it EVAL and its keys")
-        return StoreError(f"{url} refused a request ({code[:40]})")
+        # A refusal carries no nonce, so it may be another request's: what became of this one is unknown.
+        return StoreUnavailable(f"{url} refused a request, this one or another ({code[:40]}); try again")
     return StoreUnavailable(f"{url} cannot be reached, or broke off ({name}); try again")
 
 

@@ -1,0 +1,1 @@
+"""Attacks on what is in use: faults put between a store and its server."""
