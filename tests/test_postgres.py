@@ -708,6 +708,28 @@ async def test_a_server_that_goes_and_comes(own_server: Any) -> None:
         assert (await house.audited()).faults == []
 
 
+async def test_an_erased_secret_is_in_no_table_file(own_server: Any) -> None:
+    """After an erasure and a VACUUM FULL no file of a table has the secret; the write-ahead log may, until recycled."""
+    made = await _made(f"postgresql://owner@127.0.0.1:{own_server.port}", "t_" + secrets.token_hex(6))
+    async with made.connected() as driver:
+        await migrate(driver, "cloister_app")
+    files = own_server.folder / "data" / "base"
+
+    async def lies_there(secret: bytes) -> bool:
+        await made.run("CHECKPOINT")
+        return any(secret in path.read_bytes() for path in files.rglob("*") if path.is_file())
+
+    async with opened(made.url(), keyring=Keyring.generate()) as house:
+        await _two(house)
+        rows = await made.run('SELECT "user", wrapped FROM cloister.sessions')
+        held = {row["user"]: row["wrapped"] for row in rows}
+        assert await lies_there(held["ana"])  # the search finds what is there
+        await house.ana.erase()
+        await made.run("VACUUM FULL cloister.sessions")
+        assert not await lies_there(held["ana"])
+        assert await lies_there(held["ben"])
+
+
 # --- the command ---
 
 
