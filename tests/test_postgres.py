@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -565,6 +566,34 @@ async def test_an_answer_to_another_request_cuts_its_connection(house: House, mo
     assert cut
     assert "integrity.failed" in await house.events()
     await session.send("all is well again")
+
+
+async def test_a_crowd_behind_a_pooler(database: Database, pgbouncer: int) -> None:
+    """Two cloisters share a few connections, turns are cancelled at any moment: nothing crosses, nothing is doubled."""
+    url, keyring = database.url(port=pgbouncer) + "?pooler=1", Keyring.generate()
+    chance = random.Random(7)
+    async with opened(url, keyring=keyring) as one, opened(url, keyring=keyring) as other:
+
+        async def talk(name: str) -> list[str]:
+            session = await one.cloister.user(name).start()
+            again = await other.cloister.user(name).resume(session.id)
+            for n in range(6):
+                turn = asyncio.create_task((session, again)[n % 2].send(f"{name} says {n}"))
+                if chance.random() < 0.3:
+                    await asyncio.wait([turn], timeout=chance.random() * 0.03)
+                    turn.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StoreUnavailable):
+                    await turn
+            return await told(session)
+
+        names = [f"user{n}" for n in range(6)]
+        for name, kept in zip(names, await asyncio.gather(*map(talk, names)), strict=True):
+            asked = kept[::2]
+            assert asked
+            assert all(text.startswith(f"{name} says ") for text in asked)
+            assert asked == sorted(set(asked))
+            assert kept[1::2] == [f"You said: {text}" for text in asked]
+        assert (await one.audited()).faults == []
 
 
 @pytest.mark.parametrize("function", ["load", "commit"])
