@@ -248,6 +248,8 @@ def pgbouncer(postgres: str) -> Iterator[int]:
             "pool_mode = transaction\ndefault_pool_size = 4\nignore_startup_parameters = extra_float_digits\n"
             f"max_client_conn = 300\n" + ("max_prepared_statements = 100\n" if pools_prepared_statements() else "")
         )
+        for name in ("users", "ini"):
+            (place / name).chmod(0o644)  # whatever the mask of whoever runs the tests
         server = Server([program, str(place / "ini")], port, place, user)
         server.start()
         try:
