@@ -770,8 +770,11 @@ def test_migrate_by_command(postgres: str) -> None:
     assert shown.exit_code == 0, shown.output
     assert "dry run" in shown.output
     assert not asyncio.run(made.run("SELECT FROM pg_namespace WHERE nspname = 'cloister'"))
-    for _ in range(2):
-        shown = run(main, ["migrate", "--store", made.url("owner")])
+    given = ["--app-password-env", "TEST_APP_PASSWORD"]
+    assert run(main, ["migrate", "--store", made.url("owner"), *given]).exit_code == 1  # the variable is not set
+    for more in ([], given):
+        shown = run(main, ["migrate", "--store", made.url("owner"), *more], env={"TEST_APP_PASSWORD": "it's s3cret"})
+        assert "s3cret" not in shown.output
         assert shown.exit_code == 0, shown.output
         assert "schema cloister" in shown.output
     asyncio.run(_works(made.url()))

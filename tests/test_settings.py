@@ -246,5 +246,5 @@ def test_store_without_a_scheme() -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean sqlite:///chats\.db\?"):
         Settings(store="chats.db").connect()
     with pytest.raises(ConfigurationError) as caught:
-        Settings(store="postgres://ana:secret@host/chats.db").connect()
+        Settings(store="mysql://ana:secret@host/chats.db").connect()
     assert "did you mean" not in str(caught.value)

@@ -308,13 +308,19 @@ class PostgresStore:
         await self._run(self._check)
 
     async def migrate(
-        self, app_role: str, operator_role: str | None, *, report: Callable[[str], None], keep: bool = True
+        self,
+        app_role: str,
+        operator_role: str | None,
+        password: str | None = None,
+        *,
+        report: Callable[[str], None],
+        keep: bool = True,
     ) -> None:
         """Make schema, roles and grants, as the owner whom the URL names; all or, without *keep*, nothing."""
         wire = await self._connect()
         try:
             with store_errors(self.url):
-                await migrate(wire.driver, app_role, operator_role, report, keep=keep)
+                await migrate(wire.driver, app_role, operator_role, report, password=password, keep=keep)
                 await wire.close()
         finally:
             wire.abort()

@@ -58,6 +58,7 @@ def steps(app_role: str, operator_role: str | None) -> list[tuple[str, str]]:
     return [*made, ("schema cloister", script()), ("grants", granted)]
 
 
+_LET_IN = "SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)"
 _ROLE = """DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
         CREATE ROLE {name} {login};
@@ -71,6 +72,7 @@ async def migrate(
     operator_role: str | None = None,
     report: Callable[[str], None] = lambda _: None,
     *,
+    password: str | None = None,
     keep: bool = True,
 ) -> None:
     """Make schema, roles and grants over a connection of the schema's owner to be, in one transaction.
@@ -90,6 +92,12 @@ async def migrate(
                 await driver.execute(f"GRANT {LOOKUP} TO CURRENT_USER")
             await driver.execute(statements)
             report(what)
+        if password is not None:
+            quoted = await driver.fetchval(
+                "SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)", app_role, password
+            )
+            await driver.execute(quoted)
+            report(f"password of {app_role}")
     except BaseException:
         await transaction.rollback()
         raise
