@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import secrets
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister import settings
+from cloister import doctor, settings, sinks
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
@@ -248,3 +249,34 @@ def test_store_without_a_scheme() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Settings(store="mysql://ana:secret@host/chats.db").connect()
     assert "did you mean" not in str(caught.value)
+
+
+async def test_a_log_on_a_server_is_signed_where_that_is_set_up(tmp_path: Path, redis: str) -> None:
+    """For a store without a file, key and signed heads lie where the settings say, and a cut-off log shows."""
+    key_file, store = tmp_path / "audit-key", f"redis://{redis}/0?prefix={secrets.token_hex(4)}:"
+    chosen = Settings(store=store, keys=Keyring.generate(), audit_key_file=str(key_file))
+    sinks.audit_key(key_file)
+    async with chosen.open() as cloister:
+        await cloister.user("ana").start()
+    signed = doctor.signed_heads(chosen, chosen.connect())
+    assert not signed.faults
+    assert len(signed.heads) == 1
+    assert (tmp_path / "audit-key.heads").exists()
+    opened = chosen.connect()
+    await opened.open()
+    assert (await doctor.verify(opened, signed))[1] == []
+    await opened.close()
+    emptied = Settings(store=f"{store}x", keys=Keyring.generate(), audit_key_file=str(key_file)).connect()
+    await emptied.open()
+    (fault,) = (await doctor.verify(emptied, signed))[1]
+    assert "cut off or removed" in fault
+    await emptied.close()
+
+
+@pytest.mark.parametrize("alone", ["audit_key", "audit_heads"])
+async def test_a_key_without_its_file_is_refused(tmp_path: Path, redis: str, alone: str) -> None:
+    """Where nothing lies beside the store, one of key and file alone is an error, and not passed over."""
+    options: dict[str, Any] = {"audit_key": AuditKey.generate(), "audit_heads": tmp_path / "heads"}
+    cloister = AsyncCloister.open(f"redis://{redis}", keyring=Keyring.generate(), **{alone: options[alone]})
+    with pytest.raises(ConfigurationError, match="name both"):
+        await cloister.__aenter__()

@@ -50,6 +50,7 @@ class AsyncCloister:
         leaks: None = None,
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
+        audit_heads: str | os.PathLike[str] | None = None,
         keep_failed: bool = False,
     ) -> AsyncCloister:
         """Give a cloister over the store at *url*, to be opened by ``async with``.
@@ -57,7 +58,9 @@ class AsyncCloister:
         Without *provider* only ``send`` and ``stream`` are missing. Without *keyring*, ``memory://`` makes one that is
         thrown away, ``sqlite://`` keeps a key file beside the database, and other stores refuse. *limits* are
         `Limits.strict` unless given. *context_tokens* bounds what a turn sends, by default the model's context less
-        room for its reply. *clock* gives aware datetimes. With *keep_failed* a question whose answer failed stays in
+        room for its reply. *clock* gives aware datetimes. How far the audit log has come is signed with *audit_key*
+        into the file *audit_heads*; both lie beside an embedded store unless given, and other stores sign nothing
+        without them. With *keep_failed* a question whose answer failed stays in
         the history, marked. *scrub* and *leaks* are None until those parts are here. Raises `ConfigurationError`.
         """
         guards: tuple[object, ...] = (scrub, leaks)
@@ -72,6 +75,7 @@ class AsyncCloister:
             tenancy,
             clock or _utc_now,
             audit_key,
+            audit_heads,
             keep_failed,
         )
 
@@ -85,6 +89,7 @@ class AsyncCloister:
         tenancy: Tenancy,
         clock: Callable[[], datetime],
         audit_key: AuditKey | None,
+        audit_heads: str | os.PathLike[str] | None,
         keep_failed: bool,
     ) -> None:
         if tenancy not in ("single", "required"):
@@ -102,6 +107,7 @@ class AsyncCloister:
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
+        self._audit_heads = None if audit_heads is None else Path(audit_heads)
         self._heads: sinks.HeadSink | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._vault: Vault | None = None
@@ -110,7 +116,7 @@ class AsyncCloister:
         if self._vault is not None:
             raise ConfigurationError("this cloister is open already, or was: call open() again for another")
         keyring = self._keyring or default_keyring(self.store)
-        self._heads = head_sink(self.store, self._audit_key)
+        self._heads = head_sink(self.store, self._audit_key, self._audit_heads)
         await self.prepare(None)
         await self.store.open()
         try:
@@ -249,11 +255,21 @@ def default_keyring(store: Store) -> Keyring:
     return Keyring.from_file(path)
 
 
-def head_sink(store: Store, key: AuditKey | None) -> sinks.HeadFile | sinks.HeadList | None:
-    """Give where signed audit heads go: a file beside an embedded store, memory for one in memory."""
+def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> sinks.HeadFile | sinks.HeadList | None:
+    """Give where signed audit heads go: the file *heads*, one beside an embedded store, or memory for one in memory.
+
+    None if nothing signs them. Raises `ConfigurationError` if only one of key and file is given where both must be.
+    """
     if store.volatile:
         return sinks.HeadList(key or AuditKey.generate())
     if store.path is None:
-        return None
-    heads = beside(store.path, HEADS)
+        if heads is None and key is None:
+            return None
+        if heads is None or key is None:
+            raise ConfigurationError(
+                f"{store.url} has no file beside which audit heads could lie: name both audit_key= and audit_heads=, "
+                "a file, or neither"
+            )
+        return sinks.HeadFile(heads, key)
+    heads = heads or beside(store.path, HEADS)
     return sinks.HeadFile(heads, key or sinks.audit_key(beside(store.path, AUDIT_KEY), heads))

@@ -52,6 +52,11 @@ def audit_key_path(settings: Settings, store: Store) -> Path | None:
     return Path(named) if named is not None else beside(store, client.AUDIT_KEY)
 
 
+def heads_path(settings: Settings, store: Store) -> Path | None:
+    """Give where the signed heads of *store* lie, or would."""
+    return settings.heads_path() or beside(store, client.HEADS)
+
+
 def is_there(store: Store) -> bool:
     """Say whether an embedded store exists already. An empty file is none: nothing was ever stored in it."""
     return store.path is None or (store.path.exists() and store.path.stat().st_size > 0)
@@ -74,9 +79,10 @@ def signed_heads(settings: Settings, store: Store, public: str | None = None) ->
 
     *public* pins the signer's public key; without it, the audit key itself is read. Raises `ConfigurationError`.
     """
-    where = beside(store, client.HEADS)
+    where = heads_path(settings, store)
     if where is None:
-        return Signed({}, unchecked=("this store keeps no signed heads beside it: a cut-off log would not show",))
+        unsigned = "nothing signs how far this log has come, so a cut-off one would not show"
+        return Signed({}, unchecked=(f"{unsigned}: set CLOISTER_AUDIT_KEY_FILE",))
     if public is None:
         key = audit_key_path(settings, store)
         if key is None or not key.exists():
@@ -206,10 +212,11 @@ def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
     if store.volatile:
         return
     named = settings.audit_key_file
-    path, heads = audit_key_path(settings, store), beside(store, client.HEADS)
+    path, heads = audit_key_path(settings, store), heads_path(settings, store)
     if path is None or heads is None:
         said = "heads of the audit log are not signed: entries cut off its end would not show"
-        yield Finding("unsafe", "audit log", said, "set CLOISTER_AUDIT_KEY_FILE")
+        mend = "set CLOISTER_AUDIT_KEY_FILE to a file outside the store, then cloister keys new --audit"
+        yield Finding("unsafe", "audit log", said, mend)
     elif path.exists():
         try:
             key = AuditKey.from_text(files.read_secret(path, "audit key"))
@@ -218,7 +225,7 @@ def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
             yield Finding("unsafe", "audit log", str(error))
             return
         yield Finding("ok", "audit log", f"heads are signed; the public key is {key.public}")
-        if is_there(store) and not heads.exists():
+        if store.path is not None and is_there(store) and not heads.exists():
             said = f"{heads} is missing: entries cut off the end of the log would not show"
             yield Finding("unsafe", "audit log", said, "put it back; `cloister audit verify` says more")
         if wrong:

@@ -115,6 +115,7 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "keys": (_keys, "the master keys themselves; in the environment only"),
     "key_file": (_text, "the file of the master keys, instead of one beside the store"),
     "audit_key_file": (_text, "the file of the key that signs the audit log, instead of one beside the store"),
+    "audit_heads": (_text, "the file of what that key has signed, instead of one beside the store or the key"),
     "idle_timeout": (_lifetime, "how long a session lives after what was last said"),
     "absolute_timeout": (_lifetime, "how long a session lives in all"),
     "keep_days": (_days, "instead of both: keep a session for so many days after it was last used"),
@@ -142,6 +143,7 @@ class Settings:
     keys: Keyring | None = None
     key_file: str | None = None
     audit_key_file: str | None = None
+    audit_heads: str | None = None
     idle_timeout: timedelta | None = Limits.strict().idle_timeout
     absolute_timeout: timedelta | None = Limits.strict().absolute_timeout
     keep_days: int | None = None
@@ -202,6 +204,15 @@ class Settings:
             return None
         return AuditKey.from_text(files.read_secret(Path(self.audit_key_file), "audit key"))
 
+    def heads_path(self) -> Path | None:
+        """Give the file of signed audit heads, where one is named; None leaves it to the store's own."""
+        if self.audit_heads is not None:
+            return Path(self.audit_heads)
+        store = self.connect()
+        if self.audit_key_file is None or store.path is not None or store.volatile:
+            return None
+        return Path(f"{self.audit_key_file}.heads")
+
     def open(self, *, clock: Callable[[], datetime] | None = None) -> AsyncCloister:
         """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
         return AsyncCloister.open(
@@ -213,6 +224,7 @@ class Settings:
             tenancy=self.tenancy,
             clock=clock,
             audit_key=self.audit_key(),
+            audit_heads=self.heads_path(),
             keep_failed=self.keep_failed,
         )
 

@@ -85,6 +85,7 @@ class Cloister:
         leaks: None = None,
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
+        audit_heads: str | os.PathLike[str] | None = None,
         keep_failed: bool = False,
     ) -> Cloister:
         """Give a cloister over the store at *url*, to be opened by ``with``; see `AsyncCloister.open`."""
@@ -101,6 +102,7 @@ class Cloister:
                 leaks=leaks,
                 clock=clock,
                 audit_key=audit_key,
+                audit_heads=audit_heads,
                 keep_failed=keep_failed,
             )
 
