@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 
 from cloister import demo
 from cloister.client import AsyncCloister
+from cloister.keyring import Keyring
 from cloister.providers.base import Request
 from cloister.providers.offline import Offline
 from cloister.settings import Settings
@@ -101,3 +103,18 @@ async def test_where_its_folder_lies(folder: Path, monkeypatch: pytest.MonkeyPat
     assert Path(demo._folder()).parent == folder / "work"
     monkeypatch.setattr(os, "getcwd", lambda: str(folder / "gone"))
     assert Path(demo._folder()).parent == folder
+
+
+async def test_a_store_on_a_server(folder: Path, redis: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All scenes hold on a store without a file too, and nothing of the demonstration's users remains."""
+    url = f"redis://{redis}/0?prefix={secrets.token_hex(4)}:"
+    settings = Settings(store=url, keys=Keyring.generate())
+    assert await demo.play(settings)
+    told = capsys.readouterr().out
+    assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("012345678")
+    assert told.count("PASS") >= 18
+    store = settings.connect()
+    await store.open()
+    assert (await store.all(after=b"", limit=10)).sessions == ()
+    assert await store.audit_owners() == {}
+    await store.close()

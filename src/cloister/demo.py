@@ -18,17 +18,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
+import msgspec
+
 from cloister import doctor, stores, terminal, wire
+from cloister.audit import verify
 from cloister.client import AsyncCloister
-from cloister.errors import ConfigurationError, IntegrityError, ProviderError, SessionExpired, SessionNotFound
-from cloister.model import Item
+from cloister.errors import IntegrityError, ProviderError, SessionExpired, SessionNotFound
+from cloister.model import Item, Owner
 from cloister.providers.base import Provider, Request
 from cloister.providers.offline import Offline
 from cloister.scope import current
 from cloister.settings import Settings
+from cloister.stores.base import Page, Store
 from cloister.user import Session, User
 
 ANA_SAYS = "My name is Ana Lopez and my order number is 48213."
@@ -80,21 +84,19 @@ class Stage:
     failed: list[str] = field(default_factory=list)
 
     @property
-    def database(self) -> Path:
-        path = self.settings.connect().path
-        if path is None:
-            raise ConfigurationError("the demo plays in a database file: name one, as sqlite:///demo.db, or none")
-        return path
+    def database(self) -> Path | None:
+        """The file with the rows, where there is one to tamper with."""
+        return self.settings.connect().path
 
-    def open(self, provider: Provider, **options: Any) -> AsyncCloister:
+    def open(self, provider: Provider, store: Store | None = None, **options: Any) -> AsyncCloister:
         """Open the store as an application would."""
-        keyring, audit_key = self.settings.keyring(), self.settings.audit_key()
         return AsyncCloister.open(
-            self.settings.store,
+            store or self.settings.store,
             provider=provider,
-            keyring=keyring,
+            keyring=self.settings.keyring(),
             tenancy=self.settings.tenancy,
-            audit_key=audit_key,
+            audit_key=self.settings.audit_key(),
+            audit_heads=self.settings.heads_path(),
             **options,
         )
 
@@ -236,11 +238,36 @@ async def foreign(stage: Stage) -> None:
     stage.verdict("the audit log names both, for that attempt alone", seen == [(stage.ben, stage.ana)])
 
 
+class Misled:
+    """Be a store that puts Ana's first row in the place of Ben's, as a crossed reply or a careless repair would."""
+
+    def __init__(self, store: Store, ben: Owner, ana: Owner, session_id: str) -> None:
+        self._store = store
+        self._ben, self._ana, self._session_id = ben, ana, session_id
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def items(self, owner: Owner, session_id: str, **options: Any) -> Page:
+        page = await self._store.items(owner, session_id, **options)
+        if owner != self._ben:
+            return page
+        hers = await self._store.items(self._ana, self._session_id, **options)
+        return Page(page.echo, page.session, [hers.items[0], *page.items[1:]], page.before)
+
+
 async def moved_row(stage: Stage) -> None:
     """4. A row is copied into another user's session"""
     async with stage.open(Offline()) as cloister:
-        ben = await stage.user(cloister, stage.ben).start()
+        door = stage.user(cloister, stage.ben)
+        ben = await door.start()
         await say(ben, "My order number is 77001.")
+        ana = stage.user(cloister, stage.ana).owner
+    if stage.database is None:
+        misled = Misled(stage.settings.connect(), door.owner, ana, stage.session_id)
+        stage.happened("the store is made to hand out Ana's first row in the place of Ben's")
+        await reads_a_strange_row(stage, ben.id, cast(Store, misled))
+        return
     ours = (stage.ben, ben.id)
     with database(stage.database) as db:
         (before,) = db.execute(
@@ -251,22 +278,27 @@ async def moved_row(stage: Stage) -> None:
         ).fetchone()
         db.execute("UPDATE items SET sealed = ? WHERE user = ? AND session = ? AND position = 0", (hers, *ours))
     stage.happened("in the database file, Ana's first row now stands in Ben's session")
+    await reads_a_strange_row(stage, ben.id)
+    with database(stage.database) as db:
+        db.execute("UPDATE items SET sealed = ? WHERE user = ? AND session = ? AND position = 0", (before, *ours))
+    async with stage.open(Offline()) as cloister:
+        again = await said_in(await stage.user(cloister, stage.ben).resume(ben.id))
+    stage.verdict("with the row put back, Ben's session opens again", again == ["My order number is 77001."])
+
+
+async def reads_a_strange_row(stage: Stage, session_id: str, store: Store | None = None) -> None:
+    """Let Ben read his session, in which a row is Ana's."""
     opened: list[str] = []
     problem = ""
-    async with stage.open(Offline()) as cloister:
+    async with stage.open(Offline(), store) as cloister:
         try:
-            opened = await said_in(await stage.user(cloister, stage.ben).resume(ben.id))
+            opened = await said_in(await stage.user(cloister, stage.ben).resume(session_id))
         except IntegrityError as error:
             problem = str(error)
         recorded = [entry.event for entry in await cloister.store.audit_tail(5)]
         stage.happened(f"Ben reads his history: {problem or opened}")
         stage.verdict("the row does not open, and nothing of it is shown", bool(problem) and not opened)
         stage.verdict("the audit log has the alarm", "integrity.failed" in recorded)
-    with database(stage.database) as db:
-        db.execute("UPDATE items SET sealed = ? WHERE user = ? AND session = ? AND position = 0", (before, *ours))
-    async with stage.open(Offline()) as cloister:
-        again = await said_in(await stage.user(cloister, stage.ben).resume(ben.id))
-    stage.verdict("with the row put back, Ben's session opens again", again == ["My order number is 77001."])
 
 
 async def model_failure(stage: Stage) -> None:
@@ -318,11 +350,14 @@ async def expiry(stage: Stage) -> None:
             await (await ana.resume(old_id)).history()
         except SessionExpired:
             gone = True
-    with database(stage.database) as db:
-        whose = (stage.ana, old_id)
-        (items,) = db.execute("SELECT count(*) FROM items WHERE user = ? AND session = ?", whose).fetchone()
-        (secret,) = db.execute("SELECT wrapped FROM sessions WHERE user = ? AND session = ?", whose).fetchone()
-    stage.happened(f"in the database file, the old session has {items} items and {'a' if secret else 'no'} secret")
+        left = await cloister.vault.ask(cloister.store.load, ana.owner, old_id, budget=10_000)
+    items, secret = len(left.items), left.session and left.session.wrapped
+    if stage.database is not None:
+        with database(stage.database) as db:
+            whose = (stage.ana, old_id)
+            (items,) = db.execute("SELECT count(*) FROM items WHERE user = ? AND session = ?", whose).fetchone()
+            (secret,) = db.execute("SELECT wrapped FROM sessions WHERE user = ? AND session = ?", whose).fetchone()
+    stage.happened(f"in the store, the old session has {items} items and {'a' if secret else 'no'} secret")
     stage.verdict(
         "the old content is gone, and so is what could open a copy of it", gone and not items and secret is None
     )
@@ -365,6 +400,9 @@ async def audit_log(stage: Stage) -> None:
             await store.close()
 
     stage.verdict("the audit log verifies", not await check(stage.settings.store))
+    if stage.database is None:
+        await one_changed_byte(stage, signed)
+        return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.db"
         with database(stage.database) as db, database(copy) as other:
@@ -377,6 +415,17 @@ async def audit_log(stage: Stage) -> None:
     for fault in found:
         stage.happened(f"in a copy with one byte changed: {fault}")
     stage.verdict("after one changed byte it does not, and the entry is named", any("entry 1:" in one for one in found))
+
+
+async def one_changed_byte(stage: Stage, signed: doctor.Signed) -> None:
+    """Change a byte of the log as it is read: of a store on a server there is no file to copy."""
+    async with stage.open(Offline()) as cloister:
+        entries = [entry async for entry in cloister.store.audit()]
+    changed = msgspec.structs.replace(entries[0], detail=entries[0].detail[:-1] + "]")
+    found = [str(fault) for fault in verify([changed, *entries[1:]], signed.heads).faults]
+    stage.happened(f"read with one byte changed: {found[0] if found else 'nothing is found'}")
+    named = any(f"writer {changed.writer}, entry {changed.number}:" in one for one in found)
+    stage.verdict("after one changed byte it does not, and the entry is named", named)
 
 
 SCENES: tuple[Scene, ...] = (
@@ -405,7 +454,9 @@ async def play(settings: Settings | None, model: Callable[[], Provider | None] |
     else:
         stamp = secrets.token_hex(3)
         stage = Stage(settings, provider, ana=f"ana-{stamp}", ben=f"ben-{stamp}")
-        terminal.say(f"Ana and Ben talk to one model, as {stage.ana} and {stage.ben}, in {stage.database}")
+        terminal.say(
+            f"Ana and Ben talk to one model, as {stage.ana} and {stage.ben}, in {stage.settings.connect().url}"
+        )
     terminal.say(f"The model of scenes 0 to 2: {first.name}, {first.model}")
     try:
         for scene in SCENES:
