@@ -20,6 +20,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -77,6 +78,11 @@ def _end_with_us() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG; to PostgreSQL it means: at once
 
 
+def _outlived() -> bool:
+    """Whether a child would end with us: Linux ends it with the thread that started it, which must be the last one."""
+    return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+
+
 class Server:
     """A process that can be stopped, killed and started again, with a folder of its own."""
 
@@ -108,7 +114,7 @@ class Server:
                     cwd=self.folder,
                     user=self.user,
                     start_new_session=True,  # Ctrl-C is for the tests, which then stop it
-                    preexec_fn=_end_with_us if sys.platform == "linux" else None,
+                    preexec_fn=_end_with_us if _outlived() else None,
                 )
         return listens(self.port) and self.ready()
 
