@@ -35,6 +35,14 @@ def test_named_commands_exist(command: str) -> None:
         found = found.commands[word]
 
 
+def test_the_whole_contract_is_named() -> None:
+    """Every promise that a store has to keep stands somewhere on the page."""
+    contract = ast.parse((ROOT / "src/cloister/testing.py").read_text("utf-8")).body
+    (store,) = [node for node in contract if isinstance(node, ast.ClassDef) and node.name == "StoreConformance"]
+    promises = {node.name for node in store.body if isinstance(node, ast.AsyncFunctionDef)}
+    assert promises <= {name for home, name in TESTS if home == "StoreConformance"}
+
+
 def test_page_is_read() -> None:
     """A change of the page's form has not hidden it from these tests."""
     assert len(TESTS) > 50
