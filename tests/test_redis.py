@@ -140,6 +140,17 @@ async def test_erasure_leaves_no_key(house: House) -> None:
     assert place_of(session.id) in range(256)
 
 
+async def test_a_swept_tombstone_leaves_no_key(house: House) -> None:
+    """When a tombstone has had its time, the owner's list does not lead to it any more either."""
+    before = set(await _keys(house))
+    session = await house.ana.start()
+    await session.end()
+    house.clock.move(days=31)
+    await house.cloister.sweep()
+    left = {key.rpartition(b":")[2] for key in set(await _keys(house)) - before}
+    assert left <= {b"log", b"name", b"{tenancy}"}
+
+
 # --- replies that nobody asked for ---
 
 

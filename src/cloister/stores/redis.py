@@ -353,9 +353,9 @@ def ours(error: BaseException, url: str) -> CloisterError:
     if isinstance(error, AuthenticationError | AuthorizationError):
         return ConfigurationError(f"{url} does not let us in ({name}); check user and password")
     if isinstance(error, OutOfMemoryError):
-        return StoreUnavailable(f"the memory of {url} is full; nothing was stored. Give it more, then try again")
+        return StoreUnavailable(f"the memory of {url} is full: give it more, then try again")
     if isinstance(error, ReadOnlyError | MasterDownError | ClusterDownError):
-        return StoreUnavailable(f"{url} takes no writes at the moment ({name}); nothing was stored, so try again")
+        return StoreUnavailable(f"{url} takes no writes at the moment ({name}); try again")
     if isinstance(error, ResponseError):
         code = str(error).partition(" ")[0]
         if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
@@ -720,7 +720,12 @@ class RedisStore:
         for place in range(PLACES):
             base = place_prefix(self._prefix, place)
             keys = [base + name for name in (b"over", b"ends", b"all", b"prints")]
-            gone += (await self._script(scripts.SWEEP, keys, [now, tombstones_before, base]))[1]
+            whose = (await self._script(scripts.SWEEP, keys, [now, tombstones_before, base]))[1]
+            for tenant, user, session_id in whose:
+                if session_id is not None:
+                    index = self._of(_owner(tenant, user), b"sessions")
+                    await self._script(scripts.READ, [index], ["ZREM", session_id])
+            gone += len(whose)
         return Receipt(nonce, count=gone)
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:

@@ -271,12 +271,12 @@ return {ARGV[1], 'done'}
 """
 
 # KEYS: what is over, when records end, all there is, when fingerprints end; of one place. ARGV: nonce, now, what
-# tombstones are older than, the beginning of the keys of this place
+# tombstones are older than, the beginning of the keys of this place. Says whose they were.
 SWEEP = """
-local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3])
-for _, digest in ipairs(gone) do
-    local id = redis.call('HGET', ARGV[4] .. 'p:' .. digest, 'id')
-    if id then redis.call('DEL', ARGV[4] .. 'w:' .. redis.sha1hex(id)) end
+local gone, whose = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3]), {}
+for n, digest in ipairs(gone) do
+    whose[n] = redis.call('HMGET', ARGV[4] .. 'p:' .. digest, 'tenant', 'user', 'id')
+    if whose[n][3] then redis.call('DEL', ARGV[4] .. 'w:' .. redis.sha1hex(whose[n][3])) end
     for _, kind in ipairs({'p:', 'h:', 'i:', 'l:', 'r:'}) do redis.call('DEL', ARGV[4] .. kind .. digest) end
     redis.call('ZREM', KEYS[1], digest)
     redis.call('ZREM', KEYS[3], digest)
@@ -291,7 +291,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', ARGV[2])) d
     redis.call('HDEL', key, field)
     redis.call('ZREM', KEYS[4], member)
 end
-return {ARGV[1], 'done', #gone}
+return {ARGV[1], 'done', whose}
 """
 
 # KEYS: fingerprints; ARGV: nonce
