@@ -8,9 +8,10 @@ import sys
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+from tests.databases import database, migrated
 from tests.servers import pgbouncer, postgres, redis, redis_cluster
 
-__all__ = ["pgbouncer", "postgres", "redis", "redis_cluster"]
+__all__ = ["database", "migrated", "pgbouncer", "postgres", "redis", "redis_cluster"]
 
 # Settings, keys and proxies of the person who runs the tests would make them pass or fail for no reason of ours.
 # CLOISTER_TEST_… names the servers to test with, and stays.

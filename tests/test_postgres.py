@@ -9,12 +9,12 @@ import random
 import re
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 import pytest
 from click.testing import CliRunner
+from tests.databases import Database, made_database
 from tests.fakes import House, opened, told
 from tests.servers import pools_prepared_statements, running_postgres
 
@@ -33,60 +33,6 @@ from cloister.stores.base import Receipt, Store
 from cloister.stores.postgres import Wire, public
 from cloister.stores.postgres_schema import migrate
 from cloister.testing import StoreConformance, nonce, sealed_items, sealed_session
-
-
-@dataclass
-class Database:
-    """A migrated database of one's own."""
-
-    server: str
-    name: str
-
-    def url(self, role: str = "cloister_app", port: int | None = None) -> str:
-        host = self.server.rpartition("@")[2] if port is None else f"127.0.0.1:{port}"
-        return f"postgresql://{role}@{host}/{self.name}"
-
-    @contextlib.asynccontextmanager
-    async def connected(self, role: str = "owner", port: int | None = None) -> AsyncIterator[Any]:
-        """A plain connection, without cloister; behind a pooler without prepared statements."""
-        driver = await asyncpg.connect(self.url(role, port), statement_cache_size=0)
-        try:
-            yield driver
-        finally:
-            await driver.close()
-
-    async def run(self, sql: str, role: str = "owner") -> Any:
-        async with self.connected(role) as driver:
-            return await driver.fetch(sql)
-
-
-async def _made(server: str, name: str, template: str | None = None) -> Database:
-    driver = await asyncpg.connect(f"{server}/postgres")
-    await driver.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
-    await driver.close()
-    return Database(server, name)
-
-
-async def _prepare(server: str) -> str:
-    made = await _made(server, "template_" + secrets.token_hex(4))
-    async with made.connected() as driver:
-        await migrate(driver, "cloister_app")
-    return made.name
-
-
-@pytest.fixture(scope="session")
-def migrated(postgres: str) -> str:
-    """The name of a database from which others are copied."""
-    return asyncio.run(_prepare(postgres))
-
-
-@pytest.fixture
-async def database(postgres: str, migrated: str) -> AsyncIterator[Database]:
-    made = await _made(postgres, "t_" + secrets.token_hex(6), migrated)
-    yield made
-    driver = await asyncpg.connect(f"{postgres}/postgres")
-    await driver.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
-    await driver.close()
 
 
 @pytest.fixture
@@ -717,7 +663,7 @@ def own_server() -> Iterator[Any]:
 async def test_a_server_that_goes_and_comes(own_server: Any) -> None:
     """While the database is down every call says so; once it is back the same cloister goes on."""
     server = f"postgresql://owner@127.0.0.1:{own_server.port}"
-    made = await _made(server, "t_" + secrets.token_hex(6))
+    made = await made_database(server, "t_" + secrets.token_hex(6))
     async with made.connected() as driver:
         await migrate(driver, "cloister_app")
     async with opened(made.url(), keyring=Keyring.generate()) as house:
@@ -739,7 +685,7 @@ async def test_a_server_that_goes_and_comes(own_server: Any) -> None:
 
 async def test_an_erased_secret_is_in_no_table_file(own_server: Any) -> None:
     """After an erasure and a VACUUM FULL no file of a table has the secret; the write-ahead log may, until recycled."""
-    made = await _made(f"postgresql://owner@127.0.0.1:{own_server.port}", "t_" + secrets.token_hex(6))
+    made = await made_database(f"postgresql://owner@127.0.0.1:{own_server.port}", "t_" + secrets.token_hex(6))
     async with made.connected() as driver:
         await migrate(driver, "cloister_app")
     files = own_server.folder / "data" / "base"
@@ -764,7 +710,7 @@ async def test_an_erased_secret_is_in_no_table_file(own_server: Any) -> None:
 
 def test_migrate_by_command(postgres: str) -> None:
     """`cloister migrate` makes what the application needs, says so, and may be repeated."""
-    made = asyncio.run(_made(postgres, "t_" + secrets.token_hex(6)))
+    made = asyncio.run(made_database(postgres, "t_" + secrets.token_hex(6)))
     run = CliRunner().invoke
     shown = run(main, ["migrate", "--store", made.url("owner"), "--dry-run"])
     assert shown.exit_code == 0, shown.output

@@ -44,6 +44,7 @@ EVENTS: Mapping[str, str] = {
     "access.foreign": "alert",
     "integrity.failed": "alert",
     "session.quarantined": "alert",
+    "sessions.copied": "notice",
     "key.rotated": "notice",
     "key.retired": "notice",
     "writer.replaced": "warning",

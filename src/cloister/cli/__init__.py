@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from cloister import terminal
 from cloister.cli.audit import audit
 from cloister.cli.base import Commands, store_option
+from cloister.cli.copy import copy
 from cloister.cli.keys import keys
 from cloister.cli.migrate import migrate
 from cloister.cli.sessions import sessions
@@ -56,7 +57,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, migrate):
+for command in (sessions, keys, audit, migrate, copy):
     main.add_command(command)
 
 

@@ -1,0 +1,69 @@
+"""Databases for the tests: a migrated one for each, copied from one that was migrated once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+
+from cloister.stores.postgres_schema import migrate
+
+
+@dataclass
+class Database:
+    """A migrated database of one's own."""
+
+    server: str
+    name: str
+
+    def url(self, role: str = "cloister_app", port: int | None = None) -> str:
+        host = self.server.rpartition("@")[2] if port is None else f"127.0.0.1:{port}"
+        return f"postgresql://{role}@{host}/{self.name}"
+
+    @contextlib.asynccontextmanager
+    async def connected(self, role: str = "owner", port: int | None = None) -> AsyncIterator[Any]:
+        """A plain connection, without cloister; behind a pooler without prepared statements."""
+        driver = await asyncpg.connect(self.url(role, port), statement_cache_size=0)
+        try:
+            yield driver
+        finally:
+            await driver.close()
+
+    async def run(self, sql: str, role: str = "owner") -> Any:
+        async with self.connected(role) as driver:
+            return await driver.fetch(sql)
+
+
+async def made_database(server: str, name: str, template: str | None = None) -> Database:
+    driver = await asyncpg.connect(f"{server}/postgres")
+    await driver.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
+    await driver.close()
+    return Database(server, name)
+
+
+async def _prepare(server: str) -> str:
+    made = await made_database(server, "template_" + secrets.token_hex(4))
+    async with made.connected() as driver:
+        await migrate(driver, "cloister_app")
+    return made.name
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: str) -> str:
+    """The name of a database from which others are copied."""
+    return asyncio.run(_prepare(postgres))
+
+
+@pytest.fixture
+async def database(postgres: str, migrated: str) -> AsyncIterator[Database]:
+    made = await made_database(postgres, "t_" + secrets.token_hex(6), migrated)
+    yield made
+    driver = await asyncpg.connect(f"{postgres}/postgres")
+    await driver.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
+    await driver.close()
