@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from tests.databases import database, migrated
 from tests.servers import pgbouncer, postgres, redis, redis_cluster
@@ -49,3 +52,16 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 # An audit hook, not a patched socket: it sees connections made from C as well. uvloop goes past both.
 sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name a fresh store of each kind."""
+    match request.param:
+        case "memory":
+            return "memory://"
+        case "sqlite":
+            return f"sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
+        case "redis":
+            return f"redis://{request.getfixturevalue('redis')}/0?prefix={secrets.token_hex(4)}:"
+    return str(request.getfixturevalue("database").url())

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from cloister.audit import Entry, Report, verify
 from cloister.client import AsyncCloister
+from cloister.keyring import Keyring
 from cloister.model import Item
 from cloister.providers.base import Request
 from cloister.stores.base import Store
@@ -151,10 +152,16 @@ class House:
         return verify(await self.entries(), self.cloister.store.heads())
 
 
+_KEYRINGS: dict[str, Keyring] = {}
+"""The keys of stores beside which no file lies."""
+
+
 @contextlib.asynccontextmanager
 async def opened(url: str | Store, **options: Any) -> AsyncIterator[House]:
     """Open a house at *url*; *options* are those of `AsyncCloister.open`."""
     provider, clock = options.pop("provider", None) or Parrot(), options.pop("clock", None) or Clock()
+    if isinstance(url, str) and url.startswith(("redis", "postgres")):
+        options.setdefault("keyring", _KEYRINGS.setdefault(url, Keyring.generate()))
     async with AsyncCloister.open(url, provider=provider, clock=clock, **options) as cloister:
         yield House(cloister, provider, clock)
 

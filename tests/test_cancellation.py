@@ -116,12 +116,6 @@ FLOWS: dict[str, Callable[[House, Session], Coroutine[Any, Any, None]]] = {
 }
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Name a fresh store of each embedded kind."""
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
-
-
 @pytest.fixture
 async def house(url: str) -> AsyncIterator[House]:
     """Open a store, and fail if a task or an error was forgotten about."""

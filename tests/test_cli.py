@@ -73,10 +73,11 @@ def every_command() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_help(run: Run, command: tuple[str, ...]) -> None:
-    """Every command explains itself, and takes --store unless it only holds others."""
+    """Every command explains itself, and takes --store unless it only holds others, or two of them."""
     result = run(*command, "--help")
     assert result.exit_code == 0
-    assert command in ((), ("sessions",), ("keys",), ("audit",)) or "--store" in result.stdout
+    options = ("--from", "--to") if command == ("copy",) else ("--store",)
+    assert command in ((), ("sessions",), ("keys",), ("audit",)) or all(name in result.stdout for name in options)
 
 
 def test_version(run: Run) -> None:

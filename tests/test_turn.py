@@ -43,12 +43,6 @@ from cloister.user import Session, User
 NOT_WAITING = Limits(turn_wait=timedelta(0))
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Name a fresh store of each embedded kind."""
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
-
-
 @pytest.fixture
 async def house(url: str) -> AsyncIterator[House]:
     async with opened(url) as house:
@@ -121,7 +115,7 @@ async def test_stream_gives_pieces_and_then_the_reply(house: House) -> None:
 
 async def test_without_a_provider_only_send_and_stream_are_missing(url: str) -> None:
     """A cloister without a model takes whole turns from the caller and refuses to answer by itself."""
-    async with AsyncCloister.open(url) as cloister:
+    async with AsyncCloister.open(url, keyring=Keyring.generate()) as cloister:
         session = await cloister.user("ana").start()
         with pytest.raises(ConfigurationError, match="provider="):
             await session.send("hello")
@@ -1511,7 +1505,7 @@ async def test_a_cloister_does_not_survive_a_fork(house: House) -> None:
 async def test_a_closed_cloister_refuses(url: str) -> None:
     """Before and after its block a cloister says that it is not open; its provider is closed with it."""
     provider = Parrot()
-    cloister = AsyncCloister.open(url, provider=provider)
+    cloister = AsyncCloister.open(url, provider=provider, keyring=Keyring.generate())
     with pytest.raises(ConfigurationError, match="not open"):
         await cloister.user("ana").start()
     async with cloister:
