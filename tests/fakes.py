@@ -172,8 +172,16 @@ def texts(items: Sequence[Item]) -> list[str]:
 
 
 async def told(session: Session) -> list[str]:
-    """What *session* holds."""
-    return texts(await session.history(limit=1_000))
+    """What *session* holds, to the end."""
+    found: list[str] = []
+    after = None
+    for _ in range(100):
+        page = await session.history(limit=1_000, after=after)
+        found += texts(page)
+        if len(page) < 1_000:
+            return found
+        after = page[-1].id
+    raise AssertionError("a history of more than 100,000 items")
 
 
 async def pieces(*given: Any) -> AsyncGenerator[Any, None]:

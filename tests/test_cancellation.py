@@ -120,7 +120,13 @@ FLOWS: dict[str, Callable[[House, Session], Coroutine[Any, Any, None]]] = {
 async def house(url: str) -> AsyncIterator[House]:
     """Open a store, and fail if a task or an error was forgotten about."""
     forgotten: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+
+    def handler(_: object, context: dict[str, Any]) -> None:
+        # asyncpg's own future, when a connection is given up after TCP and before it has asked for TLS.
+        if str(context.get("exception")) != "unexpected connection_lost() call":
+            forgotten.append(context)
+
+    asyncio.get_running_loop().set_exception_handler(handler)
     async with opened(url, limits=NOT_WAITING) as house:
         before = asyncio.all_tasks()  # whoever keeps house, and this
         yield house
