@@ -27,6 +27,8 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     model: str | None
     finish_reason: str | None
     renewed: bool
+    token: str = ""
+    """What the application held after that turn, where it is a token."""
 
 
 class Key(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ from cloister.idempotency import Kept, Key
 from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.providers.base import Provider, Request
 from cloister.stores.base import Record
-from cloister.vault import Opened, Vault
+from cloister.vault import Opened, Recorder, Vault
 
 SessionT = TypeVar("SessionT")
 
@@ -88,6 +88,7 @@ class Turn(Generic[SessionT]):
         self._fitted: list[Item] | None = None
         self.repeated = False
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
+        cloister.vault.check_room(opened, said)
         self._fit()
 
     @classmethod
@@ -247,12 +248,13 @@ class Turn(Generic[SessionT]):
         opened = self._opened
         return event(kind, self._cloister.vault.now(), opened.owner, sessions.digest(opened.id), **detail)
 
-    def _recorder(self, key: Key, answer: wire.Answer) -> Callable[[Opened, Head], Record]:
+    def _recorder(self, key: Key, answer: wire.Answer) -> Recorder:
         """Give what makes the idempotency record once the answer's position is known."""
         until = to_micros(self._cloister.vault.now() + idempotency.LIVE)
 
-        def record(opened: Opened, head: Head) -> Record:
-            kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed)
+        def record(opened: Opened, head: Head, name: str) -> Record:
+            token = "" if name == opened.id else name
+            kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed, token)
             return key.seal(opened, kept, until)
 
         return record

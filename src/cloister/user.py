@@ -12,7 +12,7 @@ import msgspec
 from cloister import scope, sessions
 from cloister.audit import Event, event
 from cloister.content import Content, checked, said, several
-from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired, SessionNotFound
+from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired
 from cloister.idempotency import Key
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
@@ -55,7 +55,7 @@ class User:
         stored = [*([first] if first else []), *(cloister.counted(item) for item in imported)]
         noted = self._event("session.started", opened.id, imported=len(imported))
         await vault.commit(opened, stored, entries=[noted])
-        return Session(self._cloister, self.owner, opened.id, opened.head)
+        return Session(self._cloister, self.owner, opened.name, opened.head, opened.id)
 
     async def resume(self, session_id: str) -> Session:
         """Give a session of this user's, timed-out ones included.
@@ -68,18 +68,14 @@ class User:
         if isinstance(found, SealedSession):
             if found.ended == "ended":
                 raise SessionExpired("ended")
-            return Session(self._cloister, self.owner, session_id, _gone(found))
+            return Session(self._cloister, self.owner, session_id, _gone(found), found.id)
         if sessions.expired(found.head, vault.now()):
             await vault.end_expired(found.row)
-        return Session(self._cloister, self.owner, session_id, found.head)
+        return Session(self._cloister, self.owner, session_id, found.head, found.id)
 
     async def _look(self, session_id: str) -> Opened | SealedSession:
         vault = self._cloister.vault
-        try:
-            sessions.check_id(session_id)
-        except SessionNotFound:
-            await vault.refuse(self.owner, None)
-        return await vault.look(self.owner, session_id)
+        return await vault.look(self.owner, await vault.check_id(self.owner, session_id))
 
     async def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
         """List this user's live sessions, latest started first, at most *limit* (1 to 1,000), behind the id *after*."""
@@ -143,9 +139,12 @@ class User:
             yield _line({"session": session.id, **session.described()})
             try:
                 first = 0
-                while items := (await vault.history(self.owner, session.id, first, _MOST_HISTORY))[1]:
+                while True:
+                    _, first, items = await vault.history(self.owner, session.id, first, _MOST_HISTORY)
                     for position, item in enumerate(items, first):
                         yield _line({"item": item.id, "hidden": position in session.head.hidden, **_exported(item)})
+                    if not items:
+                        break
                     first += len(items)
             except SessionExpired as error:
                 yield _line({"session": row.id, "error": str(error)})
@@ -172,10 +171,15 @@ class User:
 class Session:
     """Be one conversation of one owner."""
 
-    def __init__(self, cloister: Services, owner: Owner, session_id: str, head: Head) -> None:
+    def __init__(
+        self, cloister: Services, owner: Owner, session_id: str, head: Head, stable_id: str | None = None
+    ) -> None:
         self._cloister = cloister
         self.owner = owner
         self.id = session_id
+        """What resumes the session. Under ``token://`` it changes with every turn, and this follows it."""
+        self.stable_id = stable_id or session_id
+        """What names the session for as long as it lives; the same as `id` but under ``token://``."""
         self.head = head
 
     @property
@@ -296,9 +300,9 @@ class Session:
         await cloister.prepare(model)
         asked = [cloister.counted(item, model) for item in said(content)]
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
-        key = Key.of(idempotency_key, self.id, [*asked, *([over] if over else [])])
+        key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.budget(model)
-        async with cloister.vault.work(self.owner, self.id, budget=budget, record=key.digest if key else None) as found:
+        async with cloister.vault.work(self, budget=budget, record=key.digest if key else None) as found:
             if key and found.record is not None:
                 yield await self._repeat(key, found.record, found)
                 return
@@ -317,9 +321,13 @@ class Session:
             try:
                 yield turn
             except BaseException as error:
-                await turn.leave(error)
+                try:
+                    await turn.leave(error)
+                finally:
+                    self._follow(opened)
                 raise
             await turn.leave(None)
+            self._follow(opened)
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
@@ -341,18 +349,24 @@ class Session:
             async with vault.guarded(self.owner, self.id):
                 text = await vault.system_of(found.session)
             system = None if text is None else self._cloister.counted(Item("system", text))
-        return vault.begin(self.owner, system, instead_of=self.id)
+        return vault.begin(self.owner, system, instead_of=self.stable_id)
 
     def _settled(self, opened: Opened) -> Session:
         """Give the session in which a turn was stored: this one, or the new one in its place."""
-        session = self if opened.id == self.id else Session(self._cloister, opened.owner, opened.id, opened.head)
-        session.head = opened.head
-        return session
+        if opened.id != self.stable_id:
+            return Session(self._cloister, opened.owner, opened.name, opened.head, opened.id)
+        self._follow(opened)
+        return self
+
+    def _follow(self, opened: Opened) -> None:
+        """Take over what was committed to this session, whoever was still there to hear of it."""
+        if opened.id == self.stable_id:
+            self.id, self.head = opened.name, opened.head
 
     async def _repeat(self, key: Key, record: Record, found: Opened | Loaded) -> Turn[Session]:
         """Give the turn that was stored under an idempotency key, instead of taking it again."""
         vault = self._cloister.vault
-        holder = found if isinstance(found, Opened) and record.holder == self.id else None
+        holder = found if isinstance(found, Opened) and record.holder == self.stable_id else None
         if holder is None:
             async with vault.guarded(self.owner, self.id):
                 looked = await vault.look(self.owner, record.holder, named_by_record=True)
@@ -361,7 +375,8 @@ class Session:
             holder = looked
         async with vault.guarded(self.owner, self.id):
             kept = key.open(holder, record)
-        head, items = await vault.history(self.owner, holder.id, kept.position, 1)
+        holder.name = kept.token or holder.id
+        head, _, items = await vault.history(self.owner, holder.name, kept.position, 1)
         if not items:
             raise IntegrityError("an idempotency record names an item that its session does not have")
         hidden = kept.position in head.hidden
@@ -403,7 +418,7 @@ class Session:
         async with self._work() as opened:
             vault = self._cloister.vault
             found = position is not None and position < opened.head.count
-            items = (await vault.history(self.owner, self.id, position or 0, 1))[1] if found else []
+            items = (await vault.history(self.owner, self.id, position or 0, 1))[2] if found else []
             if not items or items[0].id != item_id or position is None:
                 raise ValueError("this session has no such item; ids come from history() and reply items")
             head = sessions.hide(opened.head, position)
@@ -425,7 +440,7 @@ class Session:
         shown: list[Item] = []
         while len(shown) < limit:
             wanted = limit - len(shown)
-            head, items = await self._cloister.vault.history(self.owner, self.id, first, wanted)
+            head, first, items = await self._cloister.vault.history(self.owner, self.id, first, wanted)
             self.head = head
             shown += [item for position, item in enumerate(items, first) if position not in head.hidden]
             first += len(items)
@@ -435,7 +450,7 @@ class Session:
 
     async def end(self) -> None:
         """End the session: its secret and its content are destroyed at once."""
-        await User(self._cloister, self.owner)._end(self.id)
+        await User(self._cloister, self.owner)._end(self.stable_id)
 
     def scope(self) -> contextlib.AbstractContextManager[scope.Scope]:
         """Make this the session of everything started inside the block: `cloister.current` gives it there."""
@@ -458,7 +473,7 @@ class Session:
     async def _work(self) -> AsyncGenerator[Opened, None]:
         """Work on the session without a model; its values follow what was committed."""
         vault = self._cloister.vault
-        async with vault.work(self.owner, self.id) as found:
+        async with vault.work(self) as found:
             if isinstance(found, Loaded):
                 raise SessionExpired((found.session and found.session.ended) or "expired")
             try:
@@ -466,8 +481,10 @@ class Session:
             except SessionExpired:
                 await vault.expire(found)
                 raise
-            yield found
-            self.head = found.head
+            try:
+                yield found
+            finally:
+                self._follow(found)
 
     def _provider(self) -> Provider:
         if self._cloister.provider is None:
@@ -477,7 +494,7 @@ class Session:
         return self._cloister.provider
 
     def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
-        return event(kind, self._cloister.vault.now(), self.owner, sessions.digest(self.id), **detail)
+        return event(kind, self._cloister.vault.now(), self.owner, sessions.digest(self.stable_id), **detail)
 
     def __repr__(self) -> str:
         return f"Session({self.owner}, {self.item_count} items)"

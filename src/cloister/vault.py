@@ -51,6 +51,16 @@ _RENEW_SECONDS = RENEW_EVERY.total_seconds()
 _FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
 
+class Handle(Protocol):
+    """Names a session: whose it is, and the id that the application holds at this moment."""
+
+    @property
+    def owner(self) -> Owner: ...
+
+    @property
+    def id(self) -> str: ...
+
+
 class _Echo(Protocol):
     @property
     def echo(self) -> bytes: ...
@@ -61,7 +71,10 @@ EchoT = TypeVar("EchoT", bound=_Echo)
 
 @dataclass(slots=True)
 class Opened:
-    """Be one session, opened for one turn: its keys, its head and its newest items."""
+    """Be one session, opened for one turn: its keys, its head and its newest items.
+
+    ``id`` never changes; ``name`` is what the application holds, which is the same but where it is a token.
+    """
 
     owner: Owner
     id: str
@@ -80,10 +93,18 @@ class Opened:
     """The commit that is under way."""
     committed: bool = False
     """A commit was carried out, whether or not whoever asked for it was still there."""
+    name: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.id
 
     def forget(self) -> None:
         """Let go of the session's secret: whoever keeps a turn does not keep it."""
         del self.keys
+
+
+Recorder = Callable[[Opened, Head, str], Record]
+"""Makes an idempotency record, for a session, the head that it will have, and what the application will hold."""
 
 
 class Vault:
@@ -207,16 +228,23 @@ class Vault:
         row = await self._present(owner, session_id, loaded)
         return row if row.ended else await self._open(row, loaded, owner, session_id, budget=0, since=since)
 
+    async def check_id(self, owner: Owner, session_id: object) -> str:
+        """Give *session_id* back if it has the shape of one; else refuse it as any other that is not the owner's."""
+        try:
+            return sessions.check_id(session_id)
+        except SessionNotFound:
+            await self.refuse(owner, None)
+
     @contextlib.asynccontextmanager
     async def work(
-        self, owner: Owner, session_id: str, *, budget: int = 0, record: bytes | None = None
+        self, session: Handle, *, budget: int = 0, record: bytes | None = None
     ) -> AsyncIterator[Opened | Loaded]:
         """Work on a session alone, over all processes, with as many of its newest items as *budget* tokens hold.
 
         Gives what was loaded instead where the session is over: a tombstone. Raises `SessionBusy` after
         ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
         """
-        lease = secrets.token_bytes(16)
+        owner, session_id, lease = session.owner, session.id, secrets.token_bytes(16)
         async with self._queue(owner, session_id) as deadline:
             since = self.moment
             loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
@@ -407,8 +435,11 @@ class Vault:
             del self._failures[key]
         return receipt.count
 
-    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, list[Item]]:
-        """Open up to *limit* items from position *first* on; `SessionExpired` if the session is over."""
+    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, int, list[Item]]:
+        """Open up to *limit* items from position *first* on; `SessionExpired` if the session is over.
+
+        Gives the head, the position of the first item, and the items.
+        """
         since = self.moment
         page = await self.ask(self.store.items, owner, session_id, first=first, limit=limit)
         if page.session is None:
@@ -429,7 +460,7 @@ class Vault:
         except SessionExpired:
             await self.expire(opened)
             raise
-        return opened.head, items
+        return opened.head, first, items
 
     # --- refusing -----------------------------------------------------------------------------------------------------
 
@@ -485,7 +516,7 @@ class Vault:
         head: Head | None = None,
         usage: Usage = Usage(),
         entries: Sequence[Event] = (),
-        record: Callable[[Opened, Head], Record] | None = None,
+        record: Recorder | None = None,
     ) -> list[Item]:
         """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
 
@@ -493,7 +524,8 @@ class Vault:
         """
         moment = sessions.at(opened.head, self.now())
         turn = secrets.token_bytes(16)
-        stored, rows = _seal_items(opened, items, moment, self.now())
+        stored = _placed(opened, items, moment, self.now())
+        rows = self._sealed(opened, stored)
         last = tag(rows[-1].sealed) if rows else opened.head.last_tag
         if head is not None or (opened.fresh and not stored):
             grown = sessions.amend(head or opened.head, moment, turn)
@@ -501,7 +533,8 @@ class Vault:
             grown = sessions.grow(opened.head, stored, last, moment, turn, usage)
         if opened.storing is not None:
             raise SessionConflict("something else of this turn is being stored at this moment; nothing more was")
-        opened.storing = asyncio.get_running_loop().create_task(self._commit(opened, grown, rows, entries, record))
+        storing = self._commit(opened, grown, stored, rows, entries, record)
+        opened.storing = asyncio.get_running_loop().create_task(storing)
         try:
             await self._through(opened.storing)
         finally:
@@ -518,24 +551,42 @@ class Vault:
         self,
         opened: Opened,
         head: Head,
+        items: Sequence[Item],
         rows: Sequence[SealedItem],
         entries: Sequence[Event],
-        record: Callable[[Opened, Head], Record] | None,
+        record: Recorder | None,
     ) -> None:
         if opened.fresh:
             # Wrapped at the last moment: the master key that was the newest before may be retired by now.
             opened.row = await self._wrapped(opened)
         row = _row(opened, head)
-        kept = None if record is None else record(opened, head)
+        name = await self._name(opened, row, head, items)
+        kept = None if record is None else record(opened, head, name)
         if opened.fresh:
             place = opened.instead_of
             await self._twice(self.store.create, row, rows, entries=entries, record=kept, instead_of=place)
         else:
             commit = Commit(opened.head.version, opened.lease, row, rows, entries, (), kept)
             await self._twice(self.store.commit, commit)
-        opened.head, opened.row, opened.fresh, opened.committed = head, row, False, True
+        opened.head, opened.row, opened.name, opened.fresh, opened.committed = head, row, name, False, True
         opened.lease = b""  # the commit gave it back
         self._remember(opened.owner, opened.id, head.version, head.turn)
+
+    def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
+        """Raise `BudgetExceeded` if *items* will not find room, before a model is asked about them."""
+
+    def _sealed(self, opened: Opened, items: Sequence[Item]) -> list[SealedItem]:
+        """Seal *items* as the rows that the store is to keep."""
+        rows: list[SealedItem] = []
+        previous = opened.head.last_tag
+        for position, item in enumerate(items, opened.head.count):
+            rows.append(opened.keys.seal_item(item, position, previous))
+            previous = tag(rows[-1].sealed)
+        return rows
+
+    async def _name(self, opened: Opened, row: SealedSession, head: Head, items: Sequence[Item]) -> str:
+        """Give what the application is to hold once *items* are committed and the session is *row*."""
+        return opened.id
 
     async def _wrapped(self, opened: Opened) -> SealedSession:
         owner, session_id, system = opened.owner, opened.id, opened.system
@@ -606,16 +657,8 @@ def _row(opened: Opened, head: Head) -> SealedSession:
     )
 
 
-def _seal_items(
-    opened: Opened, items: Sequence[Item], moment: int, now: datetime
-) -> tuple[list[Item], list[SealedItem]]:
-    stored, rows = [], []
-    previous = opened.head.last_tag
+def _placed(opened: Opened, items: Sequence[Item], moment: int, now: datetime) -> list[Item]:
+    """Give *items* with their ids and their time."""
     time = now + timedelta(microseconds=moment - to_micros(now))
-    for position, item in enumerate(items, opened.head.count):
-        item = msgspec.structs.replace(item, id=sessions.new_item_id(position), time=time)
-        row = opened.keys.seal_item(item, position, previous)
-        previous = tag(row.sealed)
-        stored.append(item)
-        rows.append(row)
-    return stored, rows
+    places = enumerate(items, opened.head.count)
+    return [msgspec.structs.replace(item, id=sessions.new_item_id(position), time=time) for position, item in places]
