@@ -54,7 +54,18 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_refuse_network)
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "postgres"])
+KINDS = ["memory", "sqlite", "redis", "postgres"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes a `url` on every kind of store; those about ids that stay are not for tokens."""
+    own = any("url" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize"))
+    if "url" in metafunc.fixturenames and not own:
+        plain = metafunc.definition.get_closest_marker("plain_ids")
+        metafunc.parametrize("url", KINDS if plain else [*KINDS, "token"], indirect=True)
+
+
+@pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Name a fresh store of each kind."""
     match request.param:
@@ -64,4 +75,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
             return f"sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
         case "redis":
             return f"redis://{request.getfixturevalue('redis')}/0?prefix={secrets.token_hex(4)}:"
+        case "token":
+            return f"token://?ledger=sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
     return str(request.getfixturevalue("database").url())

@@ -160,7 +160,7 @@ _KEYRINGS: dict[str, Keyring] = {}
 async def opened(url: str | Store, **options: Any) -> AsyncIterator[House]:
     """Open a house at *url*; *options* are those of `AsyncCloister.open`."""
     provider, clock = options.pop("provider", None) or Parrot(), options.pop("clock", None) or Clock()
-    if isinstance(url, str) and url.startswith(("redis", "postgres")):
+    if isinstance(url, str) and url.startswith(("redis", "postgres", "token")):
         options.setdefault("keyring", _KEYRINGS.setdefault(url, Keyring.generate()))
     async with AsyncCloister.open(url, provider=provider, clock=clock, **options) as cloister:
         yield House(cloister, provider, clock)

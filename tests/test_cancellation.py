@@ -182,6 +182,7 @@ async def test_cancelled_anywhere_a_turn_is_whole_or_absent(house: House, flow: 
 
 
 @pytest.mark.parametrize("when", ["before", "after", "twice"])
+@pytest.mark.plain_ids
 async def test_cancelled_anywhere_a_renewal_is_whole_or_absent(house: House, when: When) -> None:
     """Wherever a late message is cancelled, the new session is there with its first turn, or not at all."""
     for at in range(1, MOST_WAITS):
@@ -201,6 +202,7 @@ async def test_cancelled_anywhere_a_renewal_is_whole_or_absent(house: House, whe
 
 
 @pytest.mark.parametrize("when", ["before", "after", "twice"])
+@pytest.mark.plain_ids
 async def test_cancelled_anywhere_a_start_is_whole_or_absent(house: House, when: When) -> None:
     """A session whose start is cancelled is there with everything that it was given, or not at all."""
     given = [{"role": "user", "content": str(number)} for number in range(3)]

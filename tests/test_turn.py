@@ -345,6 +345,7 @@ async def test_of_two_finishes_at_once_one_is_stored(house: House) -> None:
 
 
 @pytest.mark.parametrize("timed_out", [False, True])
+@pytest.mark.plain_ids
 async def test_a_turn_cannot_be_finished_after_its_block(house: House, timed_out: bool) -> None:
     """An answer that comes after the block was left is refused, and stored nowhere."""
     session = await house.ana.start()
@@ -497,6 +498,7 @@ async def test_only_what_is_said_moves_the_idle_time(house: House) -> None:
     assert (await house.ana.resume(session.id)).expires_at == ends
 
 
+@pytest.mark.plain_ids
 async def test_a_timed_out_session_is_renewed_by_send(house: House) -> None:
     """The reply to a late message comes from a new session and says so; only the application's text is carried over."""
     session = await house.ana.start(system="Be kind.", title="my secret title", metadata={"a": "b"})
@@ -590,6 +592,7 @@ async def test_ending_a_timed_out_session_is_final(house: House, swept: bool) ->
     assert raised.value.reason == "ended"
 
 
+@pytest.mark.plain_ids
 async def test_a_tombstone_is_forgotten_after_thirty_days(house: House) -> None:
     """Owners are told for 30 days that a session is over; then it never was."""
     session = await house.ana.start()
@@ -742,6 +745,7 @@ async def test_history_comes_in_pages(house: House) -> None:
     assert await session.history(after="item_99999999_000000000000") == []
 
 
+@pytest.mark.plain_ids
 async def test_listing_comes_in_pages(house: House) -> None:
     """Sessions are listed latest first, joined by the last one's id, and only the owner's."""
     started = []
@@ -757,6 +761,7 @@ async def test_listing_comes_in_pages(house: House) -> None:
     assert listed == started[::-1]
 
 
+@pytest.mark.plain_ids
 async def test_listing_goes_past_timed_out_sessions(house: House) -> None:
     """A page is as full as there are live sessions, even if some that have timed out were not swept yet."""
     old = await house.ana.start()
@@ -768,6 +773,7 @@ async def test_listing_goes_past_timed_out_sessions(house: House) -> None:
     assert [session.id for session in await house.ana.sessions(limit=1)] == [old.id]
 
 
+@pytest.mark.plain_ids
 async def test_export_goes_past_timed_out_sessions(house: House) -> None:
     """An export holds every live session, however many have timed out beside it."""
     old = await house.ana.start()
@@ -780,6 +786,7 @@ async def test_export_goes_past_timed_out_sessions(house: House) -> None:
     assert "still here" in "".join([line async for line in house.ana.export()])
 
 
+@pytest.mark.plain_ids
 async def test_a_cursor_of_another_list_is_unknown(house: House) -> None:
     """Ben's session as Ana's cursor looks like one that never was (row 80)."""
     bens = await house.ben.start()
@@ -791,6 +798,7 @@ async def test_a_cursor_of_another_list_is_unknown(house: House) -> None:
     assert len(set(raised)) == 1
 
 
+@pytest.mark.plain_ids
 async def test_export_holds_all_that_is_the_owners(house: House) -> None:
     """An export is JSON lines of every session and item of one owner, and of nobody else."""
     session = await house.ana.start(system="Be kind.", title="a title", metadata={"a": "b"})
@@ -804,6 +812,7 @@ async def test_export_holds_all_that_is_the_owners(house: House) -> None:
     assert "owner.exported" in await house.events()
 
 
+@pytest.mark.plain_ids
 async def test_erase_takes_everything_of_one_owner(house: House) -> None:
     """Erasure leaves neither sessions, tombstones, records nor the name behind an audit id; others keep theirs."""
     session, ended, bens = await house.ana.start(), await house.ana.start(), await house.ben.start()
@@ -840,6 +849,7 @@ async def test_end_all_leaves_no_survivor(house: House) -> None:
 # --- somebody else's session and no session ---------------------------------------------------------------------------
 
 
+@pytest.mark.plain_ids
 async def test_foreign_absent_and_malformed_look_alike(house: House) -> None:
     """Ben gets the same error for Ana's session, for one that never was, and for what is no id (row 3)."""
     anas = await house.ana.start()
@@ -868,6 +878,7 @@ async def test_foreign_absent_and_malformed_look_alike(house: House) -> None:
     assert anas.id not in str(looks)
 
 
+@pytest.mark.plain_ids
 async def test_every_call_of_a_borrowed_session_is_refused(house: House) -> None:
     """A `Session` value with Ana's id and Ben as its owner gives Ben nothing and changes nothing."""
     anas = await house.ana.start()
@@ -912,6 +923,7 @@ async def test_foreign_and_absent_ask_and_write_the_same(kind: str, tmp_path: Pa
         assert events.count("access.refused") == 4
 
 
+@pytest.mark.plain_ids
 async def test_the_alarm_names_both_owners(house: House) -> None:
     """The audit log, and only it, knows whose session it was."""
     anas, _ = await house.ana.start(), await house.ben.start()
@@ -1095,6 +1107,7 @@ async def test_a_session_is_busy_over_processes(tmp_path: Path) -> None:
         assert not (await one.audited()).faults
 
 
+@pytest.mark.plain_ids
 async def test_a_lost_lease_stores_nothing(house: House) -> None:
     """A turn whose lease went to another cannot overwrite what that one stored; the failure is on record."""
     session = await house.ana.start()
@@ -1456,6 +1469,7 @@ async def test_tenancy_is_named_or_not_at_all(url: str) -> None:
         AsyncCloister.open(url, tenancy="loose")  # type: ignore[arg-type]
 
 
+@pytest.mark.plain_ids
 async def test_one_name_in_two_tenants_is_two_owners(url: str) -> None:
     """Users of the same name in two tenants share nothing (row 5)."""
     async with opened(url, tenancy="required") as house:

@@ -42,6 +42,8 @@ EVENTS: Mapping[str, str] = {
     "access.refused": "warning",
     "access.absent": "notice",
     "access.foreign": "alert",
+    "token.damaged": "warning",
+    "token.replayed": "alert",
     "integrity.failed": "alert",
     "session.quarantined": "alert",
     "sessions.copied": "notice",

@@ -21,6 +21,7 @@ from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Store
+from cloister.tokens import Tokens
 from cloister.user import User
 from cloister.vault import Vault
 
@@ -120,7 +121,7 @@ class AsyncCloister:
         await self.prepare(None)
         await self.store.open()
         try:
-            self._vault = Vault(self.store, keyring, self._clock, self.limits)
+            self._vault = self._over(keyring)
             await self._check_tenancy()
             self.sign_heads()
         except BaseException:
@@ -128,6 +129,16 @@ class AsyncCloister:
             raise
         self._housekeeping = asyncio.create_task(self._keep_house())
         return self
+
+    def _over(self, keyring: MasterKeys) -> Vault:
+        tokens: Tokens | None = getattr(self.store, "tokens", None)
+        if tokens is None:
+            return Vault(self.store, keyring, self._clock, self.limits)
+        from cloister.stores.token import Ledger
+        from cloister.token_vault import TokenVault
+
+        ledger = isinstance(self.store, Ledger)
+        return TokenVault(self.store, keyring, self._clock, self.limits, tokens=tokens, ledger=ledger)
 
     async def _check_tenancy(self) -> None:
         """See to it that nothing is ever filed under no tenant beside real ones."""

@@ -91,6 +91,9 @@ class TokenInvalid(CloisterError):
 
     notice = "This conversation cannot be opened. Please start a new one."
 
+    def __init__(self, text: str = "this token opens no session of this owner's; start a new one") -> None:
+        super().__init__(text)
+
 
 class ReplyBlocked(CloisterError):
     """Say that a reply was withheld."""

@@ -169,6 +169,18 @@ class SessionKeys:
         """Open what `seal_record` sealed and filed in the same way, or raise `IntegrityError`."""
         return unseal(self._record, sealed, fields("record", *filed) + self._context, "an idempotency record")
 
+    def seal_token(self, plain: bytes, audience: str) -> bytes:
+        """Seal what a token for *audience* holds, with a commitment to the session secret in front."""
+        context = fields("token", audience) + self._context
+        return self._commitment + seal(AESGCM(subkey(self._secret, "token")), plain, context)
+
+    def open_token(self, sealed: bytes, audience: str) -> bytes:
+        """Open what `seal_token` sealed, or raise `IntegrityError`."""
+        committed = hmac.compare_digest(sealed[:_COMMITMENT_BYTES], self._commitment)
+        body = sealed[_COMMITMENT_BYTES:] if committed else b""
+        key = AESGCM(subkey(self._secret, "token"))
+        return unseal(key, body, fields("token", audience) + self._context, "a token")
+
     @property
     def _record(self) -> AESGCM:
         return AESGCM(subkey(self._secret, "record"))  # seldom wanted

@@ -12,7 +12,7 @@ import msgspec
 from cloister import scope, sessions
 from cloister.audit import Event, event
 from cloister.content import Content, checked, said, several
-from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired
+from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired, TokenInvalid
 from cloister.idempotency import Key
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
@@ -146,7 +146,7 @@ class User:
                     if not items:
                         break
                     first += len(items)
-            except SessionExpired as error:
+            except (SessionExpired, TokenInvalid) as error:  # its content lies in a token that is not here
                 yield _line({"session": row.id, "error": str(error)})
 
     async def erase(self) -> Erasure:

@@ -525,8 +525,7 @@ class Vault:
         moment = sessions.at(opened.head, self.now())
         turn = secrets.token_bytes(16)
         stored = _placed(opened, items, moment, self.now())
-        rows = self._sealed(opened, stored)
-        last = tag(rows[-1].sealed) if rows else opened.head.last_tag
+        rows, last = self._sealed(opened, stored)
         if head is not None or (opened.fresh and not stored):
             grown = sessions.amend(head or opened.head, moment, turn)
         else:
@@ -575,14 +574,14 @@ class Vault:
     def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
         """Raise `BudgetExceeded` if *items* will not find room, before a model is asked about them."""
 
-    def _sealed(self, opened: Opened, items: Sequence[Item]) -> list[SealedItem]:
-        """Seal *items* as the rows that the store is to keep."""
+    def _sealed(self, opened: Opened, items: Sequence[Item]) -> tuple[list[SealedItem], bytes]:
+        """Seal *items* as the rows that the store is to keep; give them, and the tag of the last."""
         rows: list[SealedItem] = []
         previous = opened.head.last_tag
         for position, item in enumerate(items, opened.head.count):
             rows.append(opened.keys.seal_item(item, position, previous))
             previous = tag(rows[-1].sealed)
-        return rows
+        return rows, previous
 
     async def _name(self, opened: Opened, row: SealedSession, head: Head, items: Sequence[Item]) -> str:
         """Give what the application is to hold once *items* are committed and the session is *row*."""

@@ -18,6 +18,7 @@ _SCHEMES: dict[str, tuple[str, str | None]] = {
     "rediss": ("redis", "redis"),
     "redis+cluster": ("redis", "redis"),
     "rediss+cluster": ("redis", "redis"),
+    "token": ("token", None),
 }
 
 

@@ -144,6 +144,19 @@ def side_by_side(owner: Owner) -> ConfigurationError:
     )
 
 
+class Number:
+    """Be the values of an option that is a number."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self.least, self.most = least, most
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and value.isdecimal() and self.least <= int(value) <= self.most
+
+    def __str__(self) -> str:
+        return f"a number from {self.least} to {self.most}"
+
+
 def options_of(url: str, known: Mapping[str, Container[str]]) -> dict[str, str]:
     """Read the options behind the ``?`` of a URL; `ConfigurationError` for one that is not *known*, or its value."""
     parts = urlsplit(url)

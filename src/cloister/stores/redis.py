@@ -58,6 +58,7 @@ from cloister.stores.base import (
     Fingerprint,
     Listing,
     Loaded,
+    Number,
     Page,
     Receipt,
     Record,
@@ -88,19 +89,6 @@ _decode_entry = msgspec.msgpack.Decoder(Entry).decode
 _decode_record = msgspec.msgpack.Decoder(tuple[str, bytes, int]).decode
 
 
-class _Number:
-    """Be the values of an option that is a number."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self.least, self.most = least, most
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, str) and value.isdecimal() and self.least <= int(value) <= self.most
-
-    def __str__(self) -> str:
-        return f"a number from {self.least} to {self.most}"
-
-
 class _Text:
     """Be the values of an option that is a word, or a path."""
 
@@ -119,8 +107,8 @@ def from_url(url: str) -> RedisStore:
     """
     known: dict[str, Any] = {
         "prefix": _Text(),
-        "wait": _Number(0, 16),
-        "connections": _Number(1, 1_000),
+        "wait": Number(0, 16),
+        "connections": Number(1, 1_000),
         "allow_eviction": ("0", "1"),
         "tls_ca": _Text(),
         "tls_verify": ("0", "1"),

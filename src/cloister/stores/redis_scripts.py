@@ -144,7 +144,8 @@ if not s[1] or s[8] then return {nonce, 'ended'} end
 if h[5] == ARGV[4] then return {nonce, again()} end
 if redis.call('GET', lease) ~= ARGV[3] then return {nonce, 'lease'} end
 if s[9] ~= ARGV[2] then return {nonce, 'version'} end
-if redis.call('LLEN', items) + tonumber(ARGV[18]) ~= tonumber(ARGV[9]) then return {nonce, 'version'} end
+local appended = tonumber(ARGV[18])
+if appended > 0 and redis.call('LLEN', items) + appended ~= tonumber(ARGV[9]) then return {nonce, 'version'} end
 if ARGV[15] ~= '' then
     if redis.call('HSETNX', records, ARGV[15], ARGV[16]) == 0 then return {nonce, 'record'} end
     redis.call('PEXPIRE', records, ARGV[7])

@@ -1,0 +1,273 @@
+"""What lies beside sealed tokens: a ledger, which is any other store, or nothing but the audit log.
+
+    token://?ledger=redis://…          a few hundred bytes for each session in a store of any other kind
+    token://?allow_replay=1            nothing at all
+
+Further options: ``audience`` (whom tokens are for: those of another audience are none), ``limit`` (the longest token,
+in characters) and, without a ledger, ``audit`` (the file that audit entries go to, instead of standard logging).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Container, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import msgspec
+
+from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
+from cloister.errors import ConfigurationError, StoreUnavailable
+from cloister.model import Owner, SealedItem, SealedSession
+from cloister.stores.base import Batch, Commit, Due, Fingerprint, Number, Receipt, Record, Store, options_of
+from cloister.tokens import LIMIT, LONGEST_LIMIT, SHORTEST_LIMIT, Tokens
+
+T = TypeVar("T")
+
+_log = logging.getLogger("cloister.audit")
+_owners = logging.getLogger("cloister.audit.owners")
+_LEVELS = {"info": logging.INFO, "notice": logging.INFO, "warning": logging.WARNING, "alert": logging.ERROR}
+
+
+class _Text:
+    """Be the values of an option that is any text; *what* says which."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __contains__(self, value: object) -> bool:
+        return bool(value)
+
+    def __str__(self) -> str:
+        return self._what
+
+
+_OPTIONS: dict[str, Container[str]] = {
+    "ledger": _Text("the URL of another store"),
+    "allow_replay": ("1",),
+    "audit": _Text("the path of a file"),
+    "audience": _Text("a name"),
+    "limit": Number(SHORTEST_LIMIT, LONGEST_LIMIT),
+}
+
+
+def from_url(url: str) -> Store:
+    """Give the store that ``token://?…`` names.
+
+    Raises `ConfigurationError` unless it names a ledger or allows replay.
+    """
+    from cloister.stores import connect
+
+    if not url.startswith(("token://?", "token:///?")) and url != "token://":
+        raise ConfigurationError("token:// takes no name, only options: token://?ledger=…, or token://?allow_replay=1")
+    options = options_of(url, _OPTIONS)
+    tokens = Tokens(int(options.get("limit", LIMIT)), options.get("audience", ""))
+    ledger = options.get("ledger")
+    if ledger is None:
+        if "allow_replay" not in options:
+            raise ConfigurationError(
+                "without a ledger nothing can tell whether a token was used before, and nothing can end a session: "
+                "name one, token://?ledger=redis://…, or accept that with token://?allow_replay=1"
+            )
+        return cast(Store, Alone(tokens, options.get("audit")))
+    if "allow_replay" in options or "audit" in options:
+        raise ConfigurationError("allow_replay and audit are for token:// without a ledger; leave them out")
+    if ledger.startswith("token:"):
+        raise ConfigurationError("a ledger is a store of another kind than token://")
+    return cast(Store, Ledger(tokens, connect(ledger)))
+
+
+class Ledger:
+    """Be the store that keeps the sessions of tokens, all but their items."""
+
+    def __init__(self, tokens: Tokens, inner: Store) -> None:
+        self.tokens = tokens
+        self._inner = inner
+
+    @property
+    def url(self) -> str:
+        return f"token://?ledger={self._inner.url}"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class Alone:
+    """Keep the audit log, and nothing else: the rest is in the tokens. What needs more raises `ConfigurationError`."""
+
+    path = None
+    volatile = False
+
+    def __init__(self, tokens: Tokens, audit: str | None) -> None:
+        self.tokens = tokens
+        self.url = "token://?allow_replay=1"
+        self._log: _File | _Logger = _Logger() if audit is None else _File(Path(audit))
+        self._chain = Chain.new()
+        self._names: dict[Owner, str] = {}
+        self._writing = asyncio.Lock()
+
+    async def open(self) -> None:
+        self._names = {owner: name for name, owner in (await asyncio.to_thread(self._log.owners)).items()}
+
+    async def close(self) -> None:
+        pass
+
+    async def create(
+        self,
+        session: SealedSession,
+        items: Sequence[SealedItem] = (),
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+        fingerprints: Sequence[Fingerprint] = (),
+        record: Record | None = None,
+        instead_of: str | None = None,
+    ) -> Receipt:
+        return await self.record(entries, nonce=nonce)
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        return await self.record(commit.entries, nonce=nonce)
+
+    async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
+        async with self._writing:
+            chain = self._chain
+            written: list[Entry] = []
+            introduced: _Introduced = {}
+            for noted in entries:
+                names = []
+                for owner in (noted.owner, noted.other):
+                    name = "" if owner is None else self._names.get(owner, "")
+                    if owner is not None and not name and (owner is noted.other or introduces(noted)):
+                        name = introduced.get(owner, (audit_id(owner, salt := secrets.token_bytes(16)), salt))[0]
+                        introduced.setdefault(owner, (name, salt))
+                    names.append(name)
+                chain, entry = chain.extend(noted, *names)
+                written.append(entry)
+            await asyncio.to_thread(self._log.write, written, introduced)
+            self._chain = chain
+            self._names.update({owner: name for owner, (name, _) in introduced.items()})
+        return Receipt(nonce)
+
+    async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce)
+
+    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+        return Receipt(nonce)
+
+    async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
+        return ()
+
+    async def tenanted(self) -> bool | None:
+        return None
+
+    async def all(self, *, after: bytes, limit: int) -> Batch:
+        return Batch((), b"")
+
+    async def audit(self) -> AsyncIterator[Entry]:
+        for entry in await asyncio.to_thread(self._log.read):
+            yield entry
+
+    async def audit_owners(self) -> dict[str, Owner]:
+        return await asyncio.to_thread(self._log.owners)
+
+    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+        return (await asyncio.to_thread(self._log.read))[-limit:]
+
+    def heads(self) -> Heads:
+        return {self._chain.writer: (self._chain.number, self._chain.last.hex())}
+
+    async def distrust(self) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name not in dir(Store):
+            raise AttributeError(name)
+        raise ConfigurationError(
+            f"token:// without a ledger keeps nothing, so it has no {name!r}: name one, token://?ledger=redis://…"
+        )
+
+
+_Introduced = dict[Owner, tuple[str, bytes]]
+
+
+class _Name(msgspec.Struct, array_like=True):
+    """Say whom an audit id stands for."""
+
+    id: str
+    salt: bytes
+    tenant: str | None
+    user: str
+
+
+class _File:
+    """Append entries to a file of JSON lines, and whom they name to another beside it, which may be deleted alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._names = path.with_name(path.name + ".owners")
+
+    def write(self, entries: Sequence[Entry], introduced: _Introduced) -> None:
+        names = [_Name(name, salt, owner.tenant, owner.user) for owner, (name, salt) in introduced.items()]
+        for path, lines in ((self._names, names), (self._path, entries)):
+            if lines:
+                self._append(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+    def _append(self, path: Path, data: bytes) -> None:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            with open(descriptor, "ab", buffering=0) as file:
+                size = os.fstat(descriptor).st_size
+                if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                    data = b"\n" + data  # a process died while it wrote the line before, which nobody was told of
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the audit log {path} cannot be written ({error.strerror}), so nothing was done; make room, or mend it"
+            ) from None
+
+    def read(self) -> list[Entry]:
+        return [entry for line in self._lines(self._path) if (entry := _decoded(line, Entry)) is not None]
+
+    def owners(self) -> dict[str, Owner]:
+        names = (name for line in self._lines(self._names) if (name := _decoded(line, _Name)) is not None)
+        return {name.id: Owner(name.tenant, name.user) for name in names}
+
+    def _lines(self, path: Path) -> list[bytes]:
+        try:
+            return path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreUnavailable(f"the audit log {path} cannot be read: {error.strerror}") from None
+
+
+class _Logger:
+    """Hand entries to standard logging, as lines of JSON; whom they name to ``cloister.audit.owners``."""
+
+    def write(self, entries: Sequence[Entry], introduced: _Introduced) -> None:
+        for owner, (name, salt) in introduced.items():
+            _owners.info("%s", msgspec.json.encode(_Name(name, salt, owner.tenant, owner.user)).decode())
+        for entry in entries:
+            _log.log(_LEVELS[entry.severity], "%s", msgspec.json.encode(entry).decode())
+
+    def read(self) -> NoReturn:
+        raise ConfigurationError(
+            "the audit log went to standard logging, where cloister cannot read it: name a file in the URL, audit=…"
+        )
+
+    def owners(self) -> dict[str, Owner]:
+        return {}
+
+
+def _decoded(line: bytes, kind: type[T]) -> T | None:
+    """Give what a line says; None for one that was never finished: what is missing beyond that, the chain tells."""
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except msgspec.MsgspecError:
+        return None

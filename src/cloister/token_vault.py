@@ -1,0 +1,237 @@
+"""The vault of ``token://``: what other stores keep of a session's content, its application holds, sealed.
+
+With a ledger, a store of any other kind, everything but the items lies there as always: lease, version, secret. What a
+token says is compared with it, so that one which was used before is refused. Without a ledger the token is all there
+is, and nothing can tell whether it was used before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NoReturn
+
+import msgspec
+
+from cloister import sessions, tokens
+from cloister.audit import event
+from cloister.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    IntegrityError,
+    SessionExpired,
+    SessionNotFound,
+    TokenInvalid,
+)
+from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
+from cloister.sealing import MasterKeys
+from cloister.stores.base import Due, Loaded, Store
+from cloister.tokens import Tokens
+from cloister.vault import Handle, Opened, Vault
+
+_CONTENT_ELSEWHERE = "the content of this session lies in its token, which its application holds: resume(token)"
+
+
+@dataclass(slots=True)
+class _Held:
+    """Be a token that was read: whose session it is, and what is inside, opened or not."""
+
+    id: str
+    name: str = field(repr=False)
+    body: bytes | None = field(default=None, repr=False)
+    row: SealedSession | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stable:
+    """Name a session by what never changes."""
+
+    owner: Owner
+    id: str
+
+
+class TokenVault(Vault):
+    """Keep sealed sessions in tokens, over a store that is their ledger or only keeps the audit log."""
+
+    def __init__(
+        self,
+        store: Store,
+        keys: MasterKeys,
+        clock: Callable[[], datetime],
+        limits: Limits,
+        *,
+        tokens: Tokens,
+        ledger: bool,
+    ) -> None:
+        super().__init__(store, keys, clock, limits)
+        self.tokens = tokens
+        self.ledger = ledger
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def check_id(self, owner: Owner, session_id: object) -> str:
+        """Give the token back; `TokenInvalid` if it cannot be one of *owner*'s."""
+        return (await self._read(owner, session_id)).name
+
+    async def _read(self, owner: Owner, token: object) -> _Held:
+        """Take a token apart; one that is another's, damaged or none is refused, and the log says which it was."""
+        try:
+            if self.ledger and type(token) is str and token.startswith("cs_"):
+                return _Held(sessions.check_id(token), token)  # from a listing: good for all but its content
+            data = tokens.decoded(token, self.tokens)
+            if self.ledger:
+                session_id, body = tokens.read_under_session(data)
+                return _Held(session_id, str(token), body)
+            derived = await self.keys.derive("token")
+            row, body = tokens.read_under_deployment(derived, self.tokens, data)
+        except (TokenInvalid, SessionNotFound) as error:
+            await self._refuse(owner, "malformed", "token.damaged", error)
+        if row.owner != owner:
+            await self._refuse(owner, sessions.digest(row.id), "access.foreign", TokenInvalid(), row.owner)
+        return _Held(row.id, str(token), body, row)
+
+    async def look(self, owner: Owner, session_id: str, *, named_by_record: bool = False) -> Opened | SealedSession:
+        held = await self._read(owner, session_id)
+        if self.ledger:
+            found = await super().look(owner, held.id, named_by_record=named_by_record)
+        else:
+            found = await self._inside(held)
+        if isinstance(found, Opened):
+            await self._join(found, held)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def work(
+        self, session: Handle, *, budget: int = 0, record: bytes | None = None
+    ) -> AsyncIterator[Opened | Loaded]:
+        """Work on a session alone: over all processes with a ledger, in this one without."""
+        if record is not None and not self.ledger:
+            raise ConfigurationError("idempotency keys need a ledger: token://?ledger=redis://…, or leave the key out")
+        stable = _Stable(session.owner, (await self._read(session.owner, session.id)).id)
+        working = super().work(stable, budget=budget, record=record) if self.ledger else self._alone(session, stable)
+        async with working as found:
+            if isinstance(found, Opened) and found.record is None:
+                # Read again: its handle may have moved on while this turn waited for the one before.
+                await self._join(found, await self._read(session.owner, session.id), content=True)
+            yield found
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, session: Handle, stable: _Stable) -> AsyncIterator[Opened | Loaded]:
+        async with self._queue(stable.owner, stable.id):
+            yield await self._inside(await self._read(session.owner, session.id))
+
+    async def _inside(self, held: _Held) -> Opened:
+        """Open the row that a token brings along."""
+        assert held.row is not None
+        return await self.open_row(held.row, held.row.owner, self.moment)
+
+    async def _open(
+        self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, since: int
+    ) -> Opened:
+        """Open a row of the ledger; the items are in the token, and `_join` brings them in."""
+        opened = await self.open_row(row, owner, since)
+        opened.record = loaded.record
+        return opened
+
+    async def _join(self, opened: Opened, held: _Held, *, content: bool = False) -> None:
+        """Bring in what the token holds, if it belongs to the very state in which the session is."""
+        opened.name = held.name
+        if held.body is None:
+            if content:
+                raise TokenInvalid(_CONTENT_ELSEWHERE)
+            return
+        owner, head, digest = opened.owner, opened.head, sessions.digest(opened.id)
+        try:
+            body = held.body
+            if self.ledger:
+                body = tokens.unpadded(opened.keys.open_token(body, self.tokens.audience))
+            count, last, items = tokens.unpack(body, self.tokens)
+        except (IntegrityError, TokenInvalid, ValueError):
+            await self._refuse(owner, digest, "token.damaged", TokenInvalid())
+        if count > head.count:
+            async with self.guarded(owner, opened.id):
+                raise IntegrityError("the ledger has an older state of a session than its token: it has lost something")
+        if (count, last) != (head.count, head.last_tag):
+            error = TokenInvalid("this token was used before: go on with the one that the reply to it came with")
+            await self._refuse(owner, digest, "token.replayed", error)
+        opened.items = items
+
+    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, int, list[Item]]:
+        """Give items from position *first* on, or from the oldest that is still in the token."""
+        found = await self.look(owner, session_id)
+        if isinstance(found, SealedSession):
+            raise SessionExpired(found.ended or "expired")
+        if found.name == found.id:
+            raise TokenInvalid(_CONTENT_ELSEWHERE)
+        try:
+            sessions.check_alive(found.head, self.now())
+        except SessionExpired:
+            await self.expire(found)
+            raise
+        oldest = found.head.count - len(found.items)
+        first = max(first, oldest)
+        return found.head, first, found.items[first - oldest : first - oldest + limit]
+
+    def _check_age(self, opened: Opened, since: int) -> None:
+        """Without a ledger a token may be used again: nobody but this process could tell, and only at times."""
+        if self.ledger:
+            super()._check_age(opened, since)
+
+    # --- refusing -----------------------------------------------------------------------------------------------------
+
+    async def refuse(self, owner: Owner, session_id: str | None) -> NoReturn:
+        """Refuse a token whose session the ledger does not have for *owner*: foreign, erased or forgotten."""
+        try:
+            await super().refuse(owner, session_id)
+        except SessionNotFound:
+            raise TokenInvalid from None
+
+    async def _refuse(
+        self, owner: Owner, digest: str, kind: str, error: Exception, other: Owner | None = None
+    ) -> NoReturn:
+        """Put an attempt on record, and in the background what it was; the caller learns neither."""
+        noted = msgspec.structs.replace(event(kind, self.now(), owner, digest), other=other)
+        self.background(self.ask(self.store.record, [noted]))
+        await self.ask(self.store.record, [event("access.refused", self.now(), owner, digest)])
+        raise error if isinstance(error, TokenInvalid) else TokenInvalid
+
+    async def end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
+        if self.ledger:
+            return await super().end_expired(row, lease)
+        # Nothing is kept that could be destroyed; the token says itself that its time is up.
+        await self.ask(self.store.record, [event("session.expired", self.now(), row.owner, sessions.digest(row.id))])
+        return 0
+
+    # --- sealing ------------------------------------------------------------------------------------------------------
+
+    def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
+        self._pack(items, opened.head, None)
+
+    def _sealed(self, opened: Opened, items: Sequence[Item]) -> tuple[list[SealedItem], bytes]:
+        """Give no rows; the tag is that of a new token where there are new items, and then the old one is used up."""
+        return [], secrets.token_bytes(16) if items else opened.head.last_tag
+
+    async def _name(self, opened: Opened, row: SealedSession, head: Head, items: Sequence[Item]) -> str:
+        """Mint the token that comes after *items*."""
+        if self.ledger:
+            if not (items or opened.fresh):
+                return opened.name  # title, usage and what is hidden lie in the ledger
+            body = tokens.padded(self._pack([*opened.items, *items], head, None))
+            return tokens.under_session(opened.id, opened.keys.seal_token(body, self.tokens.audience))
+        # The token is the only place where the secret lies, so it is wrapped under the newest master key each time.
+        wrapped = await self._wrapped(opened)
+        row = msgspec.structs.replace(row, wrapped=wrapped.wrapped, carry=wrapped.carry)
+        body = self._pack([*opened.items, *items], head, row)
+        return tokens.under_deployment(await self.keys.derive("token"), self.tokens, row, body)
+
+    def _pack(self, items: Sequence[Item], head: Head, row: SealedSession | None) -> bytes:
+        packed, beyond = tokens.pack(items, self.tokens, head.count, head.last_tag, tokens.room(self.tokens, row))
+        if beyond:
+            raise BudgetExceeded(
+                f"the newest turn is {beyond} bytes too long for a token of {self.tokens.limit} characters; "
+                "shorten it, or set limit= in the URL of the store"
+            )
+        return packed
