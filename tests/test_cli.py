@@ -190,6 +190,30 @@ def test_chat_in_a_chosen_session(told: Run) -> None:
     assert told("chat", "--user", "ana", "--new", "--session", first, said="").exit_code == 2
 
 
+@pytest.mark.parametrize("store", ["token://?ledger=sqlite:///ledger.db", "token://?allow_replay=1&audit=audit.jsonl"])
+def test_chat_in_tokens(run: Run, store: str) -> None:
+    """A conversation in a token goes on with that token, for its owner alone; the audit log of either kind verifies."""
+    environ = {"CLOISTER_STORE": store, "CLOISTER_KEYS": ONE_KEY}
+    result = run("chat", "--user", "ana", said="My name is Ana.\n", **environ)
+    token = result.stderr.split()[-1]
+    assert token.startswith("ct_")
+    back = run("chat", "--user", "ana", "--session", token, said="What is my name?\n", **environ)
+    assert back.stdout == "Your name is Ana.\n"
+    refused = run("chat", "--user", "ben", "--session", token, said="What is my name?\n", **environ)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "access.foreign" in run("audit", "tail", "--json", **environ).stdout
+    assert "the audit log is whole" in run("audit", "verify", **environ).stdout
+
+
+def test_what_tokens_have_no_use_for(run: Run) -> None:
+    """The demonstration and copying say why not, and doctor what is given up without a ledger."""
+    alone = {"CLOISTER_KEYS": ONE_KEY, "CLOISTER_STORE": "token://?allow_replay=1"}
+    assert "name another store" in run("demo", **alone).stderr
+    assert "nothing to copy" in run("copy", "--from", "token://?ledger=sqlite:///x.db", "--to", "memory://").stderr
+    assert "can be used again" in run("doctor", **alone).stdout
+    assert "ledger=redis://" in run("sessions", "list", *ANA, **alone).stderr
+
+
 def test_chat_renews(run: Run) -> None:
     """Whoever comes back too late is told so, and goes on in a new session."""
     soon = {"CLOISTER_IDLE_TIMEOUT": "1s", "CLOISTER_ABSOLUTE_TIMEOUT": "never"}

@@ -74,7 +74,8 @@ class Chat:
         if session_id is not None:
             self._session = self._wait(self._user.resume(session_id))
             return self._note(f"Going on with this session of {self._user.owner}.")
-        latest = [] if new else self._wait(self._user.sessions(limit=1))
+        # What a ledger lists, it cannot open: the conversation is in a token, which nobody here has kept.
+        latest = [] if new or self._cloister.carried else self._wait(self._user.sessions(limit=1))
         if not latest:
             return self._start()
         self._session = latest[0]
@@ -103,6 +104,8 @@ class Chat:
                 self._complain(error)
         if interactive:
             terminal.say()
+        if self._cloister.carried:
+            self._note(f"The conversation is in this token; go on with --session {self._session.id}")
         return int(self._failed and not interactive)
 
     def _take(self, said: str) -> None:
@@ -145,7 +148,7 @@ class Chat:
 
     def _start(self) -> None:
         self._session = self._wait(self._user.start(system=self._system))
-        self._note(f"A new session of {self._user.owner}: {self._session.id}")
+        self._note(f"A new session of {self._user.owner}: {self._session.stable_id}")
 
     def _end(self) -> None:
         self._wait(self._session.end())

@@ -21,7 +21,6 @@ from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Store
-from cloister.tokens import Tokens
 from cloister.user import User
 from cloister.vault import Vault
 
@@ -130,15 +129,17 @@ class AsyncCloister:
         self._housekeeping = asyncio.create_task(self._keep_house())
         return self
 
+    @property
+    def carried(self) -> bool:
+        """Say whether session ids are tokens, which carry the conversation and change with every turn."""
+        return hasattr(self.store, "tokens")
+
     def _over(self, keyring: MasterKeys) -> Vault:
-        tokens: Tokens | None = getattr(self.store, "tokens", None)
-        if tokens is None:
+        if not self.carried:
             return Vault(self.store, keyring, self._clock, self.limits)
-        from cloister.stores.token import Ledger
         from cloister.token_vault import TokenVault
 
-        ledger = isinstance(self.store, Ledger)
-        return TokenVault(self.store, keyring, self._clock, self.limits, tokens=tokens, ledger=ledger)
+        return TokenVault(self.store, keyring, self._clock, self.limits)
 
     async def _check_tenancy(self) -> None:
         """See to it that nothing is ever filed under no tenant beside real ones."""

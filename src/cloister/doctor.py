@@ -20,6 +20,7 @@ from cloister.errors import CloisterError, ConfigurationError
 from cloister.keyring import Keyring
 from cloister.settings import Settings
 from cloister.stores.base import Store
+from cloister.stores.token import Alone
 
 State = Literal["ok", "note", "missing", "off", "unsafe"]
 
@@ -146,6 +147,11 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
 def _store(settings: Settings, store: Store) -> Iterator[Finding]:
     if store.volatile:
         yield Finding("note", "store", f"{store.url}: everything is gone when the process ends")
+        return
+    if isinstance(store, Alone):
+        yield Finding("ok", "store", store.url)
+        said = "without a ledger a token can be used again, and no session can be ended, erased or listed"
+        yield Finding("off", "replay protection", said, "name a ledger: token://?ledger=redis://…")
         return
     if store.path is None:
         yield Finding("ok", "store", store.url)

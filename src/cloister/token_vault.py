@@ -29,6 +29,7 @@ from cloister.errors import (
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Due, Loaded, Store
+from cloister.stores.token import Ledger
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
@@ -56,19 +57,10 @@ class _Stable:
 class TokenVault(Vault):
     """Keep sealed sessions in tokens, over a store that is their ledger or only keeps the audit log."""
 
-    def __init__(
-        self,
-        store: Store,
-        keys: MasterKeys,
-        clock: Callable[[], datetime],
-        limits: Limits,
-        *,
-        tokens: Tokens,
-        ledger: bool,
-    ) -> None:
+    def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
         super().__init__(store, keys, clock, limits)
-        self.tokens = tokens
-        self.ledger = ledger
+        self.tokens: Tokens = store.tokens  # type: ignore[attr-defined] # of these two stores alone
+        self.ledger = isinstance(store, Ledger)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from cloister import terminal
 from cloister.cli.audit import audit
-from cloister.cli.base import Commands, store_option
+from cloister.cli.base import Commands, Failure, store_option
 from cloister.cli.copy import copy
 from cloister.cli.keys import keys
 from cloister.cli.migrate import migrate
@@ -76,6 +76,8 @@ def demo(read: Callable[..., Settings], provider: str | None, model: str | None)
     settings = read(**_given(provider=provider, model=model))
     source = click.get_current_context().get_parameter_source("store")
     given = source is ParameterSource.COMMANDLINE or "CLOISTER_STORE" in settings.environ
+    if given and settings.store.startswith("token:"):
+        raise Failure("the demonstration moves and changes stored rows, and tokens leave none: name another store")
     # Only what is asked for here goes out to a network, whatever is set up for the application.
     answerer = settings.answerer if provider else None
     sys.exit(0 if asyncio.run(play(settings if given else None, answerer)) else 1)

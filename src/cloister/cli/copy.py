@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from urllib.parse import urlsplit
 
 import click
 
@@ -36,6 +37,8 @@ async def _copy(source: str, target: str, config: str | None, yes: bool) -> None
 
     settings = Settings.read(file=config, store=source)
     there, here = Settings.read(file=config, store=target).connect(), settings.connect()
+    if "token" in (urlsplit(source).scheme, urlsplit(target).scheme):
+        raise ConfigurationError("conversations in tokens lie with those who hold them, so there is nothing to copy")
     must_exist(here)
     if there.volatile or there.url == here.url:
         raise ConfigurationError("--to names a store that lasts, and another one than --from")

@@ -181,6 +181,7 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
     """
     from cloister import upkeep
     from cloister.audit import event
+    from cloister.stores.token import Alone
 
     if name not in keyring.names:
         raise ConfigurationError(f"there is no key {name!r}; there are {', '.join(keyring.names)}")
@@ -195,7 +196,8 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
         )
         raise Failure("the keys come from CLOISTER_KEYS, which only you can change; nothing was retired")
     if not yes:
-        asked = f"Destroy the key {name} for good? Backups made under it never open again."
+        what = "Tokens" if isinstance(cloister.store, Alone) else "Backups"
+        asked = f"Destroy the key {name} for good? {what} made under it never open again."
         click.confirm(asked, abort=True, err=True)
     # On record first: a key must not vanish without a trace, and an entry too many does no harm.
     await cloister.vault.ask(cloister.store.record, [event("key.retired", cloister.vault.now(), key=name)])
