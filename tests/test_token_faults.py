@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
+import os
 from pathlib import Path
 
 import pytest
+from tests.fakes import opened
 
 from cloister import stores
+from cloister.errors import (
+    StoreUnavailable,
+    TokenInvalid,
+)
 
 ALONE = "token://?allow_replay=1"
 
@@ -22,3 +31,49 @@ def over(tmp_path: Path) -> str:
 def test_a_plus_in_the_url_of_a_ledger_is_a_plus(url: str) -> None:
     """The URL of a Redis Cluster is taken as it is written."""
     assert "+cluster://a:7301" in stores.connect(f"token://?ledger={url}").url
+
+
+# --- the file of the audit log --------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_that_is_cancelled_leaves_the_log_whole(tmp_path: Path) -> None:
+    """Ben, who goes away while he is being refused, cannot make the log look as if somebody had changed it."""
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}") as house:
+        anas = (await house.ana.start()).id
+        for step in range(12):
+            trying = asyncio.ensure_future(house.ben.resume(anas))
+            for _ in range(step):
+                await asyncio.sleep(0)
+            trying.cancel()
+            with contextlib.suppress(asyncio.CancelledError, TokenInvalid):
+                await trying
+            await house.cloister.vault.settle()
+        await house.ana.start()
+        assert (await house.audited()).faults == []
+
+
+@pytest.mark.parametrize("fault", ["sync", "short"])
+async def test_a_disk_that_fails_leaves_a_log_that_verifies(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written before a disk failed is nobody's forgery: a new writer goes on, and says so."""
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}") as house:
+        session = await house.ana.start()
+        real = os.fsync
+        failing = [True] * 2
+
+        def fsync(descriptor: int) -> None:
+            if failing:
+                failing.pop()
+                if fault == "short":
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - 9)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreUnavailable, match="cannot be written"):
+            await session.send("one")
+        assert (await session.send("two")).text == "You said: two"
+        report = await house.audited()
+        assert report.faults == []
+        assert "writer.replaced" in await house.events()
