@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import errno
 import os
+import secrets
 from pathlib import Path
 
 import pytest
-from tests.fakes import opened
+from tests.fakes import Watched, opened
 
 from cloister import stores
 from cloister.errors import (
+    BudgetExceeded,
     StoreUnavailable,
     TokenInvalid,
 )
+from cloister.keyring import Keyring
 
 ALONE = "token://?allow_replay=1"
 
@@ -24,7 +27,43 @@ def over(tmp_path: Path) -> str:
     return f"token://?ledger=sqlite:///{tmp_path / 'ledger.db'}"
 
 
+# --- who may --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_ledger_behind_something_else_is_still_one(tmp_path: Path) -> None:
+    """A store in front of the ledger, which watches or measures it, does not make used tokens good again."""
+    watched = Watched(stores.connect(over(tmp_path)))
+    async with opened(watched.store, keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        token = session.id
+        await session.send("one")
+        with pytest.raises(TokenInvalid, match="used before"):
+            await (await house.ana.resume(token)).send("two")
+
+
 # --- limits ---------------------------------------------------------------------------------------------------------
+
+
+async def test_no_token_is_given_out_that_is_too_long_to_be_read(tmp_path: Path) -> None:
+    """Metadata alone can fill a small token; that is refused, and the token from before stays good."""
+    many = {str(n): secrets.token_hex(200) for n in range(16)}
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}&limit=4096") as house:
+        with pytest.raises(BudgetExceeded):
+            await house.ana.start(metadata=many)
+        session = await house.ana.start()
+        with pytest.raises(BudgetExceeded):
+            await session.update(metadata=many)
+        assert len(session.id) <= 4_096
+        assert (await (await house.ana.resume(session.id)).send("one")).text == "You said: one"
+
+
+async def test_what_lies_beside_the_items_counts_before_the_model_is_asked(tmp_path: Path) -> None:
+    """A question that finds no room beside the metadata is refused before a model is paid for it."""
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}&limit=4096", context_tokens=1_000_000) as house:
+        session = await house.ana.start(metadata={str(n): secrets.token_hex(50) for n in range(8)})
+        with pytest.raises(BudgetExceeded):
+            await session.send(secrets.token_hex(1_300))
+        assert house.provider.requests == []
 
 
 @pytest.mark.parametrize("url", ["redis+cluster://a:7301,b:7302", "rediss+cluster://a:7301"])

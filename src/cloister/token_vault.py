@@ -29,7 +29,7 @@ from cloister.errors import (
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Due, Loaded, Store
-from cloister.stores.token import Ledger
+from cloister.stores.token import Alone
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
@@ -60,7 +60,7 @@ class TokenVault(Vault):
     def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
         super().__init__(store, keys, clock, limits)
         self.tokens: Tokens = store.tokens  # type: ignore[attr-defined] # of these two stores alone
-        self.ledger = isinstance(store, Ledger)
+        self.ledger = not isinstance(store, Alone)  # so that one behind a store that watches it remains one
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class TokenVault(Vault):
     # --- sealing ------------------------------------------------------------------------------------------------------
 
     def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
-        self._pack(items, opened.head, None)
+        self._pack(items, opened.head, None if self.ledger else opened.row)
 
     def _sealed(self, opened: Opened, items: Sequence[Item]) -> tuple[list[SealedItem], bytes]:
         """Give no rows; the tag is that of a new token where there are new items, and then the old one is used up."""
@@ -223,7 +223,7 @@ class TokenVault(Vault):
         packed, beyond = tokens.pack(items, self.tokens, head.count, head.last_tag, tokens.room(self.tokens, row))
         if beyond:
             raise BudgetExceeded(
-                f"the newest turn is {beyond} bytes too long for a token of {self.tokens.limit} characters; "
-                "shorten it, or set limit= in the URL of the store"
+                f"the newest turn, with what goes along, is {beyond} bytes too long for a token of {self.tokens.limit} "
+                "characters; shorten it, or set limit= in the URL of the store"
             )
         return packed
