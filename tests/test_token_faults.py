@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from tests.fakes import Watched, opened
 
-from cloister import stores
+from cloister import Cloister, stores
 from cloister.errors import (
     BudgetExceeded,
+    SessionExpired,
     StoreUnavailable,
     TokenInvalid,
 )
@@ -28,6 +29,46 @@ def over(tmp_path: Path) -> str:
 
 
 # --- who may --------------------------------------------------------------------------------------------------------
+
+
+def test_the_synchronous_calls(tmp_path: Path) -> None:
+    """The same calls without await follow the token too."""
+    keyring = Keyring.generate()
+    with Cloister.open(over(tmp_path), provider="offline", keyring=keyring) as cloister:
+        session = cloister.user("ana").start()
+        first = session.id
+        reply = session.send("My name is Ana.")
+        assert reply.session.id == session.id != first
+        stable = session.stable_id
+        with session.stream("What is my name?") as stream:
+            assert "Ana" in "".join(stream)
+        token = stream.reply.session.id
+    with Cloister.open(over(tmp_path), provider="offline", keyring=keyring) as cloister:
+        again = cloister.user("ana").resume(token)
+        assert again.stable_id == stable
+        assert "Ana" in again.send("What is my name?").text
+        with pytest.raises(TokenInvalid):
+            cloister.user("ben").resume(again.id)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_token_goes_on_and_ends_after_a_fork(tmp_path: Path) -> None:
+    """A child follows and ends the session that it inherited; its parent finds it over (row 51)."""
+    with Cloister.open(over(tmp_path), provider="offline", keyring=Keyring.generate()) as cloister:
+        session = cloister.user("ana").start()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                told = [session.send(said).session.id for said in ("one", "two")]
+                session.end()
+                code = 0 if told[0] != told[1] == session.id else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pytest.raises(SessionExpired):
+            session.history()
 
 
 async def test_a_ledger_behind_something_else_is_still_one(tmp_path: Path) -> None:
