@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 
 import pytest
-from tests.fakes import Watched, opened
+from tests.fakes import Watched, opened, told
 
 from cloister import Cloister, stores
 from cloister.errors import (
@@ -26,6 +26,84 @@ ALONE = "token://?allow_replay=1"
 
 def over(tmp_path: Path) -> str:
     return f"token://?ledger=sqlite:///{tmp_path / 'ledger.db'}"
+
+
+# --- replies that never arrived ---------------------------------------------------------------------------------------
+
+
+async def test_a_client_without_its_reply_asks_again(tmp_path: Path) -> None:
+    """The same request, with the old token, in another process: the same reply and the new token, and no alarm."""
+    async with opened(over(tmp_path)) as house:
+        token = (await (await house.ana.start()).send("hello")).session.id
+        first = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+    async with opened(over(tmp_path)) as house:
+        again = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+        assert (again.text, again.session.id) == (first.text, first.session.id)
+        assert house.provider.requests == []
+        assert (await again.session.send("two")).text == "You said: two"
+        assert "token.replayed" not in await house.events()
+
+
+async def test_a_late_duplicate_is_answered_too(tmp_path: Path) -> None:
+    """A request that comes again after the session went on gets its reply, raises no alarm, and moves nothing back."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start()
+        token = session.id
+        first = await session.send("one", idempotency_key="k")
+        await session.send("two")
+        newest = session.id
+        late = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+        assert late.text == first.text == "You said: one"
+        assert (await session.send("one", idempotency_key="k")).text == "You said: one"
+        assert session.id == newest
+        assert (await session.send("three")).text == "You said: three"
+        assert "token.replayed" not in await house.events()
+
+
+async def test_a_used_token_does_nothing_but_end(tmp_path: Path) -> None:
+    """Whoever has only a used token can still end the session, and nothing else: each attempt is an alert."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start(items=[{"role": "user", "content": "my secret"}])
+        token = session.id
+        await session.send("one")
+        used = await house.ana.resume(token)
+        calls = [
+            used.history(),
+            used.send("x"),
+            used.append({"role": "user", "content": "x"}),
+            used.update(title="x"),
+            used.hide((await session.history())[0].id),
+            used.send("x", idempotency_key="k"),
+        ]
+        for call in calls:
+            with pytest.raises(TokenInvalid, match="used before"):
+                await call
+        assert (await house.events()).count("token.replayed") == len(calls)
+        await used.end()
+        with pytest.raises(SessionExpired):
+            await house.ana.resume(session.id)
+
+
+async def test_a_turn_cancelled_anywhere_strands_nobody_with_a_key() -> None:
+    """However far a request came before its client went away, the same one again is answered, and stored once."""
+    stored = set()
+    for steps in range(40):
+        async with opened("token://?ledger=memory://", keyring=Keyring.generate()) as house:
+            token = (await (await house.ana.start()).send("hello")).session.id
+            session = await house.ana.resume(token)
+            sending = asyncio.ensure_future(session.send("one", idempotency_key="k"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+            stored.add((session.id != token, len(house.provider.requests)))
+            reply = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+            assert reply.text == "You said: one"
+            assert session.id in (token, reply.session.id)
+            assert await told(reply.session) == ["hello", "You said: hello", "one", "You said: one"]
+            assert (await house.audited()).faults == []
+    assert stored == {(False, 1), (False, 2), (True, 2)}
 
 
 # --- who may --------------------------------------------------------------------------------------------------------

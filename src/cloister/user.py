@@ -375,18 +375,16 @@ class Session:
             holder = looked
         async with vault.guarded(self.owner, self.id):
             kept = key.open(holder, record)
-        holder.name = kept.token or holder.id
-        head, _, items = await vault.history(self.owner, holder.name, kept.position, 1)
-        if not items:
-            raise IntegrityError("an idempotency record names an item that its session does not have")
-        hidden = kept.position in head.hidden
+        holder.name = self.id if holder.id == self.stable_id else kept.token or holder.id
+        item = await vault.answer(holder, kept.token, kept.position)
+        hidden = kept.position in holder.head.hidden
         return Turn.stored(
             Reply(
-                text="" if hidden else items[0].text,
+                text="" if hidden else item.text,
                 session=self._settled(holder),
-                usage=items[0].usage or Usage(),
+                usage=item.usage or Usage(),
                 model=kept.model,
-                tool_calls=() if hidden else tuple(items[0].tool_calls or ()),
+                tool_calls=() if hidden else tuple(item.tool_calls or ()),
                 finish_reason=kept.finish_reason,
                 renewed=kept.renewed,
                 notice=RENEWED if kept.renewed else None,

@@ -462,6 +462,13 @@ class Vault:
             raise
         return opened.head, first, items
 
+    async def answer(self, holder: Opened, token: str, position: int) -> Item:
+        """Give the item that an idempotency record of *holder* names; *token* is what the application held then."""
+        _, _, items = await self.history(holder.owner, holder.id, position, 1)
+        if not items:
+            raise IntegrityError("an idempotency record names an item that its session does not have")
+        return items[0]
+
     # --- refusing -----------------------------------------------------------------------------------------------------
 
     async def refuse(self, owner: Owner, session_id: str | None) -> NoReturn:
