@@ -8,6 +8,7 @@ import errno
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fakes import Watched, opened, told
@@ -20,6 +21,8 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.keyring import Keyring
+from cloister.stores.token import Ledger
+from cloister.tokens import Tokens
 
 ALONE = "token://?allow_replay=1"
 
@@ -58,6 +61,39 @@ async def test_a_late_duplicate_is_answered_too(tmp_path: Path) -> None:
         assert session.id == newest
         assert (await session.send("three")).text == "You said: three"
         assert "token.replayed" not in await house.events()
+
+
+async def test_a_renewal_whose_reply_was_lost_is_found_again(tmp_path: Path) -> None:
+    """The request that renewed a timed-out session, sent again with the old token, leads to the same new session."""
+    async with opened(over(tmp_path)) as house:
+        token = (await (await house.ana.start(system="Be kind.")).send("my secret")).session.id
+        house.clock.move(minutes=30)
+        first = await (await house.ana.resume(token)).send("hello", idempotency_key="k")
+    async with opened(over(tmp_path), clock=house.clock) as house:
+        again = await (await house.ana.resume(token)).send("hello", idempotency_key="k")
+        assert (again.text, again.renewed, again.session.id) == (first.text, True, first.session.id)
+        assert await told(again.session) == ["Be kind.", "hello", "You said: hello"]
+        await again.session.send("on")
+        late = await (await house.ana.resume(token)).send("hello", idempotency_key="k")
+        assert (late.text, late.session.stable_id) == (first.text, first.session.stable_id)
+        assert len(await house.ana.sessions()) == 1
+        assert "token.replayed" not in await house.events()
+
+
+async def test_an_idempotency_key_is_its_sessions(tmp_path: Path) -> None:
+    """The same key with a token of another session, or of another user, gives nobody that reply (row 77)."""
+    async with opened(over(tmp_path)) as house:
+        anas = await house.ana.start()
+        token = anas.id
+        await anas.send("my secret", idempotency_key="k")
+        for other in (await house.ana.start(), await house.ben.start()):
+            assert (await other.send("x", idempotency_key="k")).text == "You said: x"
+        spliced = await house.ben.start()
+        spliced.id, spliced.stable_id = token, anas.stable_id
+        with pytest.raises(TokenInvalid):
+            await spliced.send("my secret", idempotency_key="k")
+        with pytest.raises(ValueError, match="used for something else"):
+            await (await house.ana.resume(token)).send("another", idempotency_key="k")
 
 
 async def test_a_used_token_does_nothing_but_end(tmp_path: Path) -> None:
@@ -106,7 +142,58 @@ async def test_a_turn_cancelled_anywhere_strands_nobody_with_a_key() -> None:
     assert stored == {(False, 1), (False, 2), (True, 2)}
 
 
+async def test_a_history_beside_a_turn_is_no_replay(tmp_path: Path) -> None:
+    """Whoever reads a session while a turn of the same handle is being stored gets one state or the other."""
+    watched = Watched(stores.connect(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    ledger: Any = Ledger(Tokens(), watched.store)
+    async with opened(ledger, keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        stored, answered = asyncio.Event(), asyncio.Event()
+
+        async def late(real: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            receipt = await real(*args, **options)
+            stored.set()
+            await answered.wait()
+            return receipt
+
+        watched.answers["commit"] = late
+        sending = asyncio.ensure_future(session.send("one"))
+        await stored.wait()
+        reading = asyncio.ensure_future(session.history())
+        await asyncio.wait([reading], timeout=0.05)
+        answered.set()
+        await sending
+        assert [item.text for item in await reading] in ([], ["one", "You said: one"])
+        assert "token.replayed" not in await house.events()
+
+
 # --- who may --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ledger", "alone"])
+async def test_the_same_name_in_another_tenant(kind: str, tmp_path: Path) -> None:
+    """Ana of one firm is refused with the token of Ana of another, whether it is good, used, or over (row 5)."""
+    url = over(tmp_path) if kind == "ledger" else f"{ALONE}&audit={tmp_path / 'audit.jsonl'}"
+    async with opened(url, tenancy="required") as house:
+        acme, globex = (house.cloister.user("ana", tenant=name) for name in ("acme", "globex"))
+        session = await acme.start(system="Be kind.")
+        tokens_of_hers = [session.id, (await session.send("my secret")).session.id, session.stable_id]
+        refused = set()
+        for _ in range(2):
+            for token in tokens_of_hers:
+                with pytest.raises(TokenInvalid) as caught:
+                    await globex.resume(token)
+                refused.add(str(caught.value))
+                borrowed = await globex.start()
+                borrowed.id = token
+                with pytest.raises(TokenInvalid) as caught:
+                    await borrowed.send("x")
+                refused.add(str(caught.value))
+            house.clock.move(hours=13)
+            await house.cloister.sweep()
+        assert len(refused) == 1
+        assert len(house.provider.requests) == 1
+        assert (await house.audited()).faults == []
 
 
 def test_the_synchronous_calls(tmp_path: Path) -> None:

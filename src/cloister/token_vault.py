@@ -22,6 +22,7 @@ from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
     IntegrityError,
+    SessionBusy,
     SessionExpired,
     SessionNotFound,
     TokenInvalid,
@@ -167,12 +168,21 @@ class TokenVault(Vault):
             holder.name = token
         return items[position - count]
 
-    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, int, list[Item]]:
+    async def history(self, session: Handle, first: int, limit: int) -> tuple[Head, int, list[Item]]:
         """Give items from position *first* on, or from the oldest that is still in the token."""
-        held = await self._read(owner, session_id)
-        found = await self._row(held, owner)
+        held = await self._read(session.owner, session.id)
+        found = await self._row(held, session.owner)
         if isinstance(found, SealedSession):
             raise SessionExpired(found.ended or "expired")
+        if (found.owner, found.id) in self._turns and held.body is not None:
+            count, last, _ = await self._body(found, held.body)
+            if (count, last) != (found.head.count, found.head.last_tag):
+                # Perhaps used by a turn of this very handle, which is stored and has not come back yet: no replay.
+                with contextlib.suppress(SessionBusy):
+                    async with self._queue(found.owner, found.id):
+                        pass
+                if session.id != held.name:
+                    return await self.history(session, first, limit)
         await self._join(found, held)
         await self._check_alive(found)
         oldest = found.head.count - len(found.items)
