@@ -240,7 +240,8 @@ class Session:
         """Give the session in this process, which may have been forked since."""
         here = self._cloister.inner
         if self._made._cloister is not here:
-            self._made = aio.Session(here, self._made.owner, self._made.id, self._made.head)
+            made = self._made
+            self._made = aio.Session(here, made.owner, made.id, made.head, made.stable_id)
         return self._made
 
     @property
@@ -249,7 +250,13 @@ class Session:
 
     @property
     def id(self) -> str:
+        """What resumes the session. Under ``token://`` it changes with every turn, and this follows it."""
         return self._made.id
+
+    @property
+    def stable_id(self) -> str:
+        """What names the session for as long as it lives; the same as `id` but under ``token://``."""
+        return self._made.stable_id
 
     @property
     def created_at(self) -> datetime:

@@ -22,6 +22,7 @@ from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
     IntegrityError,
+    SessionBusy,
     SessionExpired,
     SessionNotFound,
     TokenInvalid,
@@ -29,7 +30,7 @@ from cloister.errors import (
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Due, Loaded, Store
-from cloister.stores.token import Ledger
+from cloister.stores.token import Alone
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
@@ -60,7 +61,7 @@ class TokenVault(Vault):
     def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
         super().__init__(store, keys, clock, limits)
         self.tokens: Tokens = store.tokens  # type: ignore[attr-defined] # of these two stores alone
-        self.ledger = isinstance(store, Ledger)
+        self.ledger = not isinstance(store, Alone)  # so that one behind a store that watches it remains one
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -86,14 +87,21 @@ class TokenVault(Vault):
         return _Held(row.id, str(token), body, row)
 
     async def look(self, owner: Owner, session_id: str, *, named_by_record: bool = False) -> Opened | SealedSession:
+        """Open a session without working on it: a token of its owner's does for that, though it was used before.
+
+        With such a one a session can be ended, and a client that never got its reply asks again under the same
+        idempotency key. All else is refused when it is tried, and on record.
+        """
         held = await self._read(owner, session_id)
-        if self.ledger:
-            found = await super().look(owner, held.id, named_by_record=named_by_record)
-        else:
-            found = await self._inside(held)
-        if isinstance(found, Opened):
-            await self._join(found, held)
+        found = await self._row(held, owner, named_by_record)
+        if isinstance(found, Opened) and held.body is not None:
+            await self._body(found, held.body)
         return found
+
+    async def _row(self, held: _Held, owner: Owner, named_by_record: bool = False) -> Opened | SealedSession:
+        if not self.ledger:
+            return await self._inside(held)
+        return await super().look(owner, held.id, named_by_record=named_by_record)
 
     @contextlib.asynccontextmanager
     async def work(
@@ -107,7 +115,7 @@ class TokenVault(Vault):
         async with working as found:
             if isinstance(found, Opened) and found.record is None:
                 # Read again: its handle may have moved on while this turn waited for the one before.
-                await self._join(found, await self._read(session.owner, session.id), content=True)
+                await self._join(found, await self._read(session.owner, session.id))
             yield found
 
     @contextlib.asynccontextmanager
@@ -128,44 +136,65 @@ class TokenVault(Vault):
         opened.record = loaded.record
         return opened
 
-    async def _join(self, opened: Opened, held: _Held, *, content: bool = False) -> None:
+    async def _join(self, opened: Opened, held: _Held) -> None:
         """Bring in what the token holds, if it belongs to the very state in which the session is."""
         opened.name = held.name
         if held.body is None:
-            if content:
-                raise TokenInvalid(_CONTENT_ELSEWHERE)
-            return
-        owner, head, digest = opened.owner, opened.head, sessions.digest(opened.id)
+            raise TokenInvalid(_CONTENT_ELSEWHERE)
+        count, last, items = await self._body(opened, held.body)
+        if (count, last) != (opened.head.count, opened.head.last_tag):
+            error = TokenInvalid("this token was used before: go on with the one that the reply to it came with")
+            await self._refuse(opened.owner, sessions.digest(opened.id), "token.replayed", error)
+        opened.items = items
+
+    async def _body(self, opened: Opened, body: bytes) -> tuple[int, bytes, list[Item]]:
+        """Open the body of a token of *opened*: the state that it belongs to, never a newer one, and its items."""
         try:
-            body = held.body
             if self.ledger:
                 body = tokens.unpadded(opened.keys.open_token(body, self.tokens.audience))
             count, last, items = tokens.unpack(body, self.tokens)
         except (IntegrityError, TokenInvalid, ValueError):
-            await self._refuse(owner, digest, "token.damaged", TokenInvalid())
-        if count > head.count:
-            async with self.guarded(owner, opened.id):
+            await self._refuse(opened.owner, sessions.digest(opened.id), "token.damaged", TokenInvalid())
+        if count > opened.head.count:
+            async with self.guarded(opened.owner, opened.id):
                 raise IntegrityError("the ledger has an older state of a session than its token: it has lost something")
-        if (count, last) != (head.count, head.last_tag):
-            error = TokenInvalid("this token was used before: go on with the one that the reply to it came with")
-            await self._refuse(owner, digest, "token.replayed", error)
-        opened.items = items
+        return count, last, items
 
-    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, int, list[Item]]:
+    async def answer(self, holder: Opened, token: str, position: int) -> Item:
+        """Give the item out of *token*, which may be used up by now: then *holder* keeps its name."""
+        count, last, items = await self._body(holder, (await self._read(holder.owner, token)).body or b"")
+        await self._check_alive(holder)
+        if (count, last) == (holder.head.count, holder.head.last_tag):
+            holder.name = token
+        return items[position - count]
+
+    async def history(self, session: Handle, first: int, limit: int) -> tuple[Head, int, list[Item]]:
         """Give items from position *first* on, or from the oldest that is still in the token."""
-        found = await self.look(owner, session_id)
+        held = await self._read(session.owner, session.id)
+        found = await self._row(held, session.owner)
         if isinstance(found, SealedSession):
             raise SessionExpired(found.ended or "expired")
-        if found.name == found.id:
-            raise TokenInvalid(_CONTENT_ELSEWHERE)
-        try:
-            sessions.check_alive(found.head, self.now())
-        except SessionExpired:
-            await self.expire(found)
-            raise
+        if (found.owner, found.id) in self._turns and held.body is not None:
+            count, last, _ = await self._body(found, held.body)
+            if (count, last) != (found.head.count, found.head.last_tag):
+                # Perhaps used by a turn of this very handle, which is stored and has not come back yet: no replay.
+                with contextlib.suppress(SessionBusy):
+                    async with self._queue(found.owner, found.id):
+                        pass
+                if session.id != held.name:
+                    return await self.history(session, first, limit)
+        await self._join(found, held)
+        await self._check_alive(found)
         oldest = found.head.count - len(found.items)
         first = max(first, oldest)
         return found.head, first, found.items[first - oldest : first - oldest + limit]
+
+    async def _check_alive(self, opened: Opened) -> None:
+        try:
+            sessions.check_alive(opened.head, self.now())
+        except SessionExpired:
+            await self.expire(opened)
+            raise
 
     def _check_age(self, opened: Opened, since: int) -> None:
         """Without a ledger a token may be used again: nobody but this process could tell, and only at times."""
@@ -200,7 +229,7 @@ class TokenVault(Vault):
     # --- sealing ------------------------------------------------------------------------------------------------------
 
     def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
-        self._pack(items, opened.head, None)
+        self._pack(items, opened.head, None if self.ledger else opened.row)
 
     def _sealed(self, opened: Opened, items: Sequence[Item]) -> tuple[list[SealedItem], bytes]:
         """Give no rows; the tag is that of a new token where there are new items, and then the old one is used up."""
@@ -223,7 +252,7 @@ class TokenVault(Vault):
         packed, beyond = tokens.pack(items, self.tokens, head.count, head.last_tag, tokens.room(self.tokens, row))
         if beyond:
             raise BudgetExceeded(
-                f"the newest turn is {beyond} bytes too long for a token of {self.tokens.limit} characters; "
-                "shorten it, or set limit= in the URL of the store"
+                f"the newest turn, with what goes along, is {beyond} bytes too long for a token of {self.tokens.limit} "
+                "characters; shorten it, or set limit= in the URL of the store"
             )
         return packed

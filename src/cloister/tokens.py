@@ -155,8 +155,10 @@ def _context(tokens: Tokens, name: str) -> bytes:
 def pack(items: Sequence[Item], tokens: Tokens, count: int, last: bytes, room: int) -> tuple[bytes, int]:
     """Pack as many whole turns as find room in *room* bytes, newest first, and say by how many bytes it is too long.
 
-    The second value is 0 unless not even the newest turn finds room; then the first is of no use.
+    The second value is 0 unless not even the newest turn, or nothing at all, finds room; then the first is of no use.
     """
+    if room < 0:
+        return b"", -room
     packed: list[bytes] = []
     size = plain_size = 0
     start = len(items)

@@ -140,7 +140,7 @@ class User:
             try:
                 first = 0
                 while True:
-                    _, first, items = await vault.history(self.owner, session.id, first, _MOST_HISTORY)
+                    _, first, items = await vault.history(session, first, _MOST_HISTORY)
                     for position, item in enumerate(items, first):
                         yield _line({"item": item.id, "hidden": position in session.head.hidden, **_exported(item)})
                     if not items:
@@ -375,18 +375,16 @@ class Session:
             holder = looked
         async with vault.guarded(self.owner, self.id):
             kept = key.open(holder, record)
-        holder.name = kept.token or holder.id
-        head, _, items = await vault.history(self.owner, holder.name, kept.position, 1)
-        if not items:
-            raise IntegrityError("an idempotency record names an item that its session does not have")
-        hidden = kept.position in head.hidden
+        holder.name = self.id if holder.id == self.stable_id else kept.token or holder.id
+        item = await vault.answer(holder, kept.token, kept.position)
+        hidden = kept.position in holder.head.hidden
         return Turn.stored(
             Reply(
-                text="" if hidden else items[0].text,
+                text="" if hidden else item.text,
                 session=self._settled(holder),
-                usage=items[0].usage or Usage(),
+                usage=item.usage or Usage(),
                 model=kept.model,
-                tool_calls=() if hidden else tuple(items[0].tool_calls or ()),
+                tool_calls=() if hidden else tuple(item.tool_calls or ()),
                 finish_reason=kept.finish_reason,
                 renewed=kept.renewed,
                 notice=RENEWED if kept.renewed else None,
@@ -418,7 +416,7 @@ class Session:
         async with self._work() as opened:
             vault = self._cloister.vault
             found = position is not None and position < opened.head.count
-            items = (await vault.history(self.owner, self.id, position or 0, 1))[2] if found else []
+            items = (await vault.history(self, position or 0, 1))[2] if found else []
             if not items or items[0].id != item_id or position is None:
                 raise ValueError("this session has no such item; ids come from history() and reply items")
             head = sessions.hide(opened.head, position)
@@ -440,7 +438,7 @@ class Session:
         shown: list[Item] = []
         while len(shown) < limit:
             wanted = limit - len(shown)
-            head, first, items = await self._cloister.vault.history(self.owner, self.id, first, wanted)
+            head, first, items = await self._cloister.vault.history(self, first, wanted)
             self.head = head
             shown += [item for position, item in enumerate(items, first) if position not in head.hidden]
             first += len(items)

@@ -435,12 +435,12 @@ class Vault:
             del self._failures[key]
         return receipt.count
 
-    async def history(self, owner: Owner, session_id: str, first: int, limit: int) -> tuple[Head, int, list[Item]]:
+    async def history(self, session: Handle, first: int, limit: int) -> tuple[Head, int, list[Item]]:
         """Open up to *limit* items from position *first* on; `SessionExpired` if the session is over.
 
         Gives the head, the position of the first item, and the items.
         """
-        since = self.moment
+        owner, session_id, since = session.owner, session.id, self.moment
         page = await self.ask(self.store.items, owner, session_id, first=first, limit=limit)
         if page.session is None:
             await self.refuse(owner, session_id)
@@ -461,6 +461,13 @@ class Vault:
             await self.expire(opened)
             raise
         return opened.head, first, items
+
+    async def answer(self, holder: Opened, token: str, position: int) -> Item:
+        """Give the item that an idempotency record of *holder* names; *token* is what the application held then."""
+        _, _, items = await self.history(holder, position, 1)
+        if not items:
+            raise IntegrityError("an idempotency record names an item that its session does not have")
+        return items[0]
 
     # --- refusing -----------------------------------------------------------------------------------------------------
 

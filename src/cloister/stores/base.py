@@ -160,7 +160,8 @@ class Number:
 def options_of(url: str, known: Mapping[str, Container[str]]) -> dict[str, str]:
     """Read the options behind the ``?`` of a URL; `ConfigurationError` for one that is not *known*, or its value."""
     parts = urlsplit(url)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    # A plus is a plus, as in redis+cluster://, and no space: this is no form that a browser sent.
+    options = dict(parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True))
     for name, value in options.items():
         if name not in known:
             has = "it has " + ", ".join(known) if known else "it has none"

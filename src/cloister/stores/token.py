@@ -10,6 +10,7 @@ in characters) and, without a ledger, ``audit`` (the file that audit entries go 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -109,6 +110,7 @@ class Alone:
         self._chain = Chain.new()
         self._names: dict[Owner, str] = {}
         self._writing = asyncio.Lock()
+        self._after_fault = False
 
     async def open(self) -> None:
         self._names = {owner: name for name, owner in (await asyncio.to_thread(self._log.owners)).items()}
@@ -133,7 +135,23 @@ class Alone:
         return await self.record(commit.entries, nonce=nonce)
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
+        # To its end, whoever is cancelled meanwhile: else the file would have what the chain does not know of, and
+        # whoever goes away while he is refused could make the log look changed.
+        writing = asyncio.create_task(self._write(entries))
+        try:
+            await asyncio.shield(writing)
+        finally:
+            while not writing.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([writing])
+            if not writing.cancelled():
+                writing.exception()  # looked at, so that it is not reported as forgotten
+        return Receipt(nonce)
+
+    async def _write(self, entries: Sequence[Event]) -> None:
         async with self._writing:
+            if self._after_fault and entries:
+                entries = [Event("writer.replaced", entries[0].at), *entries]
             chain = self._chain
             written: list[Entry] = []
             introduced: _Introduced = {}
@@ -147,10 +165,14 @@ class Alone:
                     names.append(name)
                 chain, entry = chain.extend(noted, *names)
                 written.append(entry)
-            await asyncio.to_thread(self._log.write, written, introduced)
-            self._chain = chain
+            try:
+                await asyncio.to_thread(self._log.write, written, introduced)
+            except BaseException:
+                # How much of it the file has, nobody knows: whoever goes on is another writer, and says so.
+                self._chain, self._after_fault = Chain.new(), True
+                raise
+            self._chain, self._after_fault = chain, False
             self._names.update({owner: name for owner, (name, _) in introduced.items()})
-        return Receipt(nonce)
 
     async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
         return Receipt(nonce)

@@ -1,0 +1,324 @@
+"""Sealed tokens under attack: lost replies, cancelled requests, broken disks, ledgers that answer late or wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fakes import Watched, opened, told
+
+from cloister import Cloister, stores
+from cloister.errors import (
+    BudgetExceeded,
+    SessionExpired,
+    StoreUnavailable,
+    TokenInvalid,
+)
+from cloister.keyring import Keyring
+from cloister.stores.token import Ledger
+from cloister.tokens import Tokens
+
+ALONE = "token://?allow_replay=1"
+
+
+def over(tmp_path: Path) -> str:
+    return f"token://?ledger=sqlite:///{tmp_path / 'ledger.db'}"
+
+
+# --- replies that never arrived ---------------------------------------------------------------------------------------
+
+
+async def test_a_client_without_its_reply_asks_again(tmp_path: Path) -> None:
+    """The same request, with the old token, in another process: the same reply and the new token, and no alarm."""
+    async with opened(over(tmp_path)) as house:
+        token = (await (await house.ana.start()).send("hello")).session.id
+        first = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+    async with opened(over(tmp_path)) as house:
+        again = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+        assert (again.text, again.session.id) == (first.text, first.session.id)
+        assert house.provider.requests == []
+        assert (await again.session.send("two")).text == "You said: two"
+        assert "token.replayed" not in await house.events()
+
+
+async def test_a_late_duplicate_is_answered_too(tmp_path: Path) -> None:
+    """A request that comes again after the session went on gets its reply, raises no alarm, and moves nothing back."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start()
+        token = session.id
+        first = await session.send("one", idempotency_key="k")
+        await session.send("two")
+        newest = session.id
+        late = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+        assert late.text == first.text == "You said: one"
+        assert (await session.send("one", idempotency_key="k")).text == "You said: one"
+        assert session.id == newest
+        assert (await session.send("three")).text == "You said: three"
+        assert "token.replayed" not in await house.events()
+
+
+async def test_a_renewal_whose_reply_was_lost_is_found_again(tmp_path: Path) -> None:
+    """The request that renewed a timed-out session, sent again with the old token, leads to the same new session."""
+    async with opened(over(tmp_path)) as house:
+        token = (await (await house.ana.start(system="Be kind.")).send("my secret")).session.id
+        house.clock.move(minutes=30)
+        first = await (await house.ana.resume(token)).send("hello", idempotency_key="k")
+    async with opened(over(tmp_path), clock=house.clock) as house:
+        again = await (await house.ana.resume(token)).send("hello", idempotency_key="k")
+        assert (again.text, again.renewed, again.session.id) == (first.text, True, first.session.id)
+        assert await told(again.session) == ["Be kind.", "hello", "You said: hello"]
+        await again.session.send("on")
+        late = await (await house.ana.resume(token)).send("hello", idempotency_key="k")
+        assert (late.text, late.session.stable_id) == (first.text, first.session.stable_id)
+        assert len(await house.ana.sessions()) == 1
+        assert "token.replayed" not in await house.events()
+
+
+async def test_an_idempotency_key_is_its_sessions(tmp_path: Path) -> None:
+    """The same key with a token of another session, or of another user, gives nobody that reply (row 77)."""
+    async with opened(over(tmp_path)) as house:
+        anas = await house.ana.start()
+        token = anas.id
+        await anas.send("my secret", idempotency_key="k")
+        for other in (await house.ana.start(), await house.ben.start()):
+            assert (await other.send("x", idempotency_key="k")).text == "You said: x"
+        spliced = await house.ben.start()
+        spliced.id, spliced.stable_id = token, anas.stable_id
+        with pytest.raises(TokenInvalid):
+            await spliced.send("my secret", idempotency_key="k")
+        with pytest.raises(ValueError, match="used for something else"):
+            await (await house.ana.resume(token)).send("another", idempotency_key="k")
+
+
+async def test_a_used_token_does_nothing_but_end(tmp_path: Path) -> None:
+    """Whoever has only a used token can still end the session, and nothing else: each attempt is an alert."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start(items=[{"role": "user", "content": "my secret"}])
+        token = session.id
+        await session.send("one")
+        used = await house.ana.resume(token)
+        calls = [
+            used.history(),
+            used.send("x"),
+            used.append({"role": "user", "content": "x"}),
+            used.update(title="x"),
+            used.hide((await session.history())[0].id),
+            used.send("x", idempotency_key="k"),
+        ]
+        for call in calls:
+            with pytest.raises(TokenInvalid, match="used before"):
+                await call
+        assert (await house.events()).count("token.replayed") == len(calls)
+        await used.end()
+        with pytest.raises(SessionExpired):
+            await house.ana.resume(session.id)
+
+
+async def test_a_turn_cancelled_anywhere_strands_nobody_with_a_key() -> None:
+    """However far a request came before its client went away, the same one again is answered, and stored once."""
+    stored = set()
+    for steps in range(40):
+        async with opened("token://?ledger=memory://", keyring=Keyring.generate()) as house:
+            token = (await (await house.ana.start()).send("hello")).session.id
+            session = await house.ana.resume(token)
+            sending = asyncio.ensure_future(session.send("one", idempotency_key="k"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+            stored.add((session.id != token, len(house.provider.requests)))
+            reply = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+            assert reply.text == "You said: one"
+            assert session.id in (token, reply.session.id)
+            assert await told(reply.session) == ["hello", "You said: hello", "one", "You said: one"]
+            assert (await house.audited()).faults == []
+    assert stored == {(False, 1), (False, 2), (True, 2)}
+
+
+async def test_a_history_beside_a_turn_is_no_replay(tmp_path: Path) -> None:
+    """Whoever reads a session while a turn of the same handle is being stored gets one state or the other."""
+    watched = Watched(stores.connect(f"sqlite:///{tmp_path / 'ledger.db'}"))
+    ledger: Any = Ledger(Tokens(), watched.store)
+    async with opened(ledger, keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        stored, answered = asyncio.Event(), asyncio.Event()
+
+        async def late(real: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            receipt = await real(*args, **options)
+            stored.set()
+            await answered.wait()
+            return receipt
+
+        watched.answers["commit"] = late
+        sending = asyncio.ensure_future(session.send("one"))
+        await stored.wait()
+        reading = asyncio.ensure_future(session.history())
+        await asyncio.wait([reading], timeout=0.05)
+        answered.set()
+        await sending
+        assert [item.text for item in await reading] in ([], ["one", "You said: one"])
+        assert "token.replayed" not in await house.events()
+
+
+# --- who may --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["ledger", "alone"])
+async def test_the_same_name_in_another_tenant(kind: str, tmp_path: Path) -> None:
+    """Ana of one firm is refused with the token of Ana of another, whether it is good, used, or over (row 5)."""
+    url = over(tmp_path) if kind == "ledger" else f"{ALONE}&audit={tmp_path / 'audit.jsonl'}"
+    async with opened(url, tenancy="required") as house:
+        acme, globex = (house.cloister.user("ana", tenant=name) for name in ("acme", "globex"))
+        session = await acme.start(system="Be kind.")
+        tokens_of_hers = [session.id, (await session.send("my secret")).session.id, session.stable_id]
+        refused = set()
+        for _ in range(2):
+            for token in tokens_of_hers:
+                with pytest.raises(TokenInvalid) as caught:
+                    await globex.resume(token)
+                refused.add(str(caught.value))
+                borrowed = await globex.start()
+                borrowed.id = token
+                with pytest.raises(TokenInvalid) as caught:
+                    await borrowed.send("x")
+                refused.add(str(caught.value))
+            house.clock.move(hours=13)
+            await house.cloister.sweep()
+        assert len(refused) == 1
+        assert len(house.provider.requests) == 1
+        assert (await house.audited()).faults == []
+
+
+def test_the_synchronous_calls(tmp_path: Path) -> None:
+    """The same calls without await follow the token too."""
+    keyring = Keyring.generate()
+    with Cloister.open(over(tmp_path), provider="offline", keyring=keyring) as cloister:
+        session = cloister.user("ana").start()
+        first = session.id
+        reply = session.send("My name is Ana.")
+        assert reply.session.id == session.id != first
+        stable = session.stable_id
+        with session.stream("What is my name?") as stream:
+            assert "Ana" in "".join(stream)
+        token = stream.reply.session.id
+    with Cloister.open(over(tmp_path), provider="offline", keyring=keyring) as cloister:
+        again = cloister.user("ana").resume(token)
+        assert again.stable_id == stable
+        assert "Ana" in again.send("What is my name?").text
+        with pytest.raises(TokenInvalid):
+            cloister.user("ben").resume(again.id)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_token_goes_on_and_ends_after_a_fork(tmp_path: Path) -> None:
+    """A child follows and ends the session that it inherited; its parent finds it over (row 51)."""
+    with Cloister.open(over(tmp_path), provider="offline", keyring=Keyring.generate()) as cloister:
+        session = cloister.user("ana").start()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                told = [session.send(said).session.id for said in ("one", "two")]
+                session.end()
+                code = 0 if told[0] != told[1] == session.id else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pytest.raises(SessionExpired):
+            session.history()
+
+
+async def test_a_ledger_behind_something_else_is_still_one(tmp_path: Path) -> None:
+    """A store in front of the ledger, which watches or measures it, does not make used tokens good again."""
+    watched = Watched(stores.connect(over(tmp_path)))
+    async with opened(watched.store, keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        token = session.id
+        await session.send("one")
+        with pytest.raises(TokenInvalid, match="used before"):
+            await (await house.ana.resume(token)).send("two")
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+async def test_no_token_is_given_out_that_is_too_long_to_be_read(tmp_path: Path) -> None:
+    """Metadata alone can fill a small token; that is refused, and the token from before stays good."""
+    many = {str(n): secrets.token_hex(200) for n in range(16)}
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}&limit=4096") as house:
+        with pytest.raises(BudgetExceeded):
+            await house.ana.start(metadata=many)
+        session = await house.ana.start()
+        with pytest.raises(BudgetExceeded):
+            await session.update(metadata=many)
+        assert len(session.id) <= 4_096
+        assert (await (await house.ana.resume(session.id)).send("one")).text == "You said: one"
+
+
+async def test_what_lies_beside_the_items_counts_before_the_model_is_asked(tmp_path: Path) -> None:
+    """A question that finds no room beside the metadata is refused before a model is paid for it."""
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}&limit=4096", context_tokens=1_000_000) as house:
+        session = await house.ana.start(metadata={str(n): secrets.token_hex(50) for n in range(8)})
+        with pytest.raises(BudgetExceeded):
+            await session.send(secrets.token_hex(1_300))
+        assert house.provider.requests == []
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://a:7301,b:7302", "rediss+cluster://a:7301"])
+def test_a_plus_in_the_url_of_a_ledger_is_a_plus(url: str) -> None:
+    """The URL of a Redis Cluster is taken as it is written."""
+    assert "+cluster://a:7301" in stores.connect(f"token://?ledger={url}").url
+
+
+# --- the file of the audit log --------------------------------------------------------------------------------------
+
+
+async def test_a_refusal_that_is_cancelled_leaves_the_log_whole(tmp_path: Path) -> None:
+    """Ben, who goes away while he is being refused, cannot make the log look as if somebody had changed it."""
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}") as house:
+        anas = (await house.ana.start()).id
+        for step in range(12):
+            trying = asyncio.ensure_future(house.ben.resume(anas))
+            for _ in range(step):
+                await asyncio.sleep(0)
+            trying.cancel()
+            with contextlib.suppress(asyncio.CancelledError, TokenInvalid):
+                await trying
+            await house.cloister.vault.settle()
+        await house.ana.start()
+        assert (await house.audited()).faults == []
+
+
+@pytest.mark.parametrize("fault", ["sync", "short"])
+async def test_a_disk_that_fails_leaves_a_log_that_verifies(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written before a disk failed is nobody's forgery: a new writer goes on, and says so."""
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}") as house:
+        session = await house.ana.start()
+        real = os.fsync
+        failing = [True] * 2
+
+        def fsync(descriptor: int) -> None:
+            if failing:
+                failing.pop()
+                if fault == "short":
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - 9)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreUnavailable, match="cannot be written"):
+            await session.send("one")
+        assert (await session.send("two")).text == "You said: two"
+        report = await house.audited()
+        assert report.faults == []
+        assert "writer.replaced" in await house.events()
