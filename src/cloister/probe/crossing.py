@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -26,11 +27,12 @@ from cloister.errors import (
 )
 from cloister.probe.attack import Attack, Beyond, House, Leak, NotRun
 from cloister.probe.lifetimes import check_history
-from cloister.probe.proxy import Faults, Kind, Proxy
+from cloister.probe.proxy import Choose, Kind, Proxy, Reply
 from cloister.user import Session
 
-RATE = 0.05
-KINDS: tuple[Kind, ...] = ("swap", "swap", "repeat", "stale")
+_KINDS: tuple[Kind, ...] = ("swap", "repeat", "swap", "stale")
+_APART = 10, 30
+"""Between two faults there are so many answers: one in twenty, and never by luck none at all."""
 # Besides the two that the promise names: a lease whose release was crossed keeps others out until it ends, and a turn
 # whose lease ran out meanwhile is not stored. Both say that nothing was.
 REFUSALS = IntegrityError, StoreUnavailable, SessionBusy, SessionConflict
@@ -50,7 +52,7 @@ async def crossed(attack: Attack) -> str:
         users = [user for _ in range(_SESSIONS // 2) for user in (house.a, house.b)]
         sessions = [await house.planted(user, turns=0) for user in users]
         histories = [_History() for _ in sessions]
-        proxy.faults = Faults(RATE, KINDS, secrets.randbits(32))
+        proxy.faults = _faults()
         turns = -(-attack.turns // _SESSIONS)
         with _driver_hushed():
             async with asyncio.TaskGroup() as tasks:
@@ -69,6 +71,20 @@ async def crossed(attack: Attack) -> str:
     faults = ", ".join(f"{count} {kind}" for kind, count in sorted(proxy.injected.items()))
     refusals = ", ".join(f"{count} {kind}" for kind, count in sorted(refused.items())) or "none"
     return f"{proxy.replies} answers, of which {faults}; {confirmed} turns stored, refused: {refusals}"
+
+
+def _faults() -> Choose:
+    kinds, due = itertools.cycle(_KINDS), 0
+
+    def choose(reply: Reply) -> Kind | None:
+        nonlocal due
+        if reply.number < due:
+            return None
+        least, most = _APART
+        due = reply.number + least + secrets.randbelow(most - least + 1)
+        return next(kinds)
+
+    return choose
 
 
 @contextlib.contextmanager

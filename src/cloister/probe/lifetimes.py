@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict, SessionExpired
 from cloister.model import Owner, to_micros
 from cloister.probe.attack import LIMITS, Attack, Clock, House, Leak, absent_id, answer_to, must_refuse, now
-from cloister.stores.base import Commit, Receipt
+from cloister.stores.base import Commit, Receipt, Record
 from cloister.user import Session
 
 _AT_ONCE = 24
@@ -73,7 +73,16 @@ async def erased(attack: Attack) -> str:
     async with attack.opened() as house:
         hers = [await house.planted(house.a) for _ in range(2)]
         his = await house.planted(house.b)
-        await house.talk(hers[0], idempotency_key="once")
+        kept: list[Record] = []
+
+        async def remembered(commit: Commit, **options: Any) -> Receipt:
+            kept.extend([commit.record] if commit.record else [])
+            receipt: Receipt = await genuine(commit, **options)
+            return receipt
+
+        genuine = house.cloister.vault.store.commit
+        with _instead(house.cloister.vault.store, "commit", remembered):
+            await house.talk(hers[0], idempotency_key="once")
         before = await house.told(his)
         wrapped = [await house.secret(session) for session in hers]
         late = await _late_commit(house, hers[0])
@@ -88,6 +97,9 @@ async def erased(attack: Attack) -> str:
             await _over(house, session, None, wrapped, late)
         if await house.a.sessions() or await house.told(his) != before:
             raise Leak("the erasure left a session of its owner, or took another's")
+        for record in kept:
+            if (await house.load(attack.a, record.session, record=record.key)).record is not None:
+                raise Leak("the store still has an idempotency record of an owner who was erased")
         asked, every = await _everything(house, [session.stable_id for session in hers], wrapped)
         return f"{asked} answers searched{every}"
 
@@ -129,7 +141,7 @@ async def _everything(house: House, names: Sequence[str], wrapped: Sequence[byte
     """Search all answers about an erased owner; give how many, and in words how far all sessions could be searched."""
     attack, store = house.attack, house.cloister.store
     answers: list[object] = [await store.owner_of(name) for name in names]
-    answers += [(await house.load(attack.a, name, record=b"k" * 32)) for name in names]
+    answers += [await house.load(attack.a, name) for name in names]
     answers.append(await store.expired(now=to_micros(now() + timedelta(days=1)), limit=1_000, skip=0))
     every = ""
     try:
@@ -210,7 +222,8 @@ async def repeated(attack: Attack) -> str:
 
 
 @contextlib.contextmanager
-def _instead(store: object, name: str, call: Any) -> Any:
+def _instead(store: object, name: str, call: Any) -> Iterator[None]:
+    """Let *call* answer a request for as long as the block lasts."""
     setattr(store, name, call)
     try:
         yield

@@ -160,14 +160,14 @@ def to_markdown(signed: Signed) -> str:
 
 _LIMITS = (
     "The store was attacked through two users made for it, under keys that were thrown away. Nothing of anybody else's",
-    "was changed or could be opened; rows of others were looked through, sealed as they are, only to see that an erased",
-    "canary was not among them. The last check says whether both are erased. Alarms in the audit log under the two names",
+    "was changed or could be opened; rows of others were looked through, sealed as they are, to see that no erased",
+    "canary was among them. The last check says whether both are erased. Alarms in the audit log under the two names",
     "above are this attack's.",
     "",
     "A check that passed found no fault in what it tried, at that time, over those connections. It does not show that",
-    "there is none. It does not look at the application in front of cloister, the keeping of the deployment's own keys,",
-    "backups and replicas, the model's provider, or whoever administers the store and puts back an older state of",
-    "everything. *Beyond rights* and *not run* mean that nothing was tried.",
+    "there is none. It does not look at the application in front of cloister, the keeping of the deployment's own",
+    "keys, backups and replicas, the model's provider, or whoever administers the store and puts back an older state",
+    "of everything. *Beyond rights* and *not run* mean that nothing was tried.",
 )
 
 
