@@ -27,9 +27,7 @@ _STYLES = {"pass": "green", "fail": "bold red", "beyond rights": "yellow", "not 
 
 @click.command()
 @store_option
-@click.option(
-    "--turns", default=200, show_default=True, type=click.IntRange(50, 100_000), help="Taken over faults."
-)
+@click.option("--turns", default=200, show_default=True, type=click.IntRange(50, 100_000), help="Taken over faults.")
 @click.option("--out", metavar="FOLDER", help="Where the report goes. [default: here]")
 @click.option("--json", "json_file", metavar="FILE", help="Write the signed report here.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write the report for people to read here.")
