@@ -17,12 +17,14 @@ from cloister.keyring import Keyring
 from cloister.model import Owner
 from cloister.probe import lifetimes, prove
 from cloister.probe.attack import Attack, Beyond, Fence, Leak, NotRun, Tampered, Trespass, Witness
-from cloister.probe.prove import CHECKS, Check, checks, judged
+from cloister.probe.prove import CHECKS, TOKENS, Check, checks, judged
 from cloister.probe.report import Outcome
 from cloister.sealing import SessionKeys
 from cloister.settings import Settings
 from cloister.stores.base import Receipt, Store
 from cloister.stores.memory import MemoryStore
+from cloister.stores.token import Alone, Ledger
+from cloister.token_vault import TokenVault
 from cloister.vault import Vault
 
 TURNS = 60
@@ -54,7 +56,10 @@ async def test_a_sound_store_passes(url: str) -> None:
     """
     outcomes = await beside_ana(url, None)
     not_run = {one.check for one in outcomes if one.verdict != "pass"}
-    assert not_run == ({"crossed replies"} if url.startswith(("memory", "sqlite")) else set())
+    if url.startswith("token"):
+        assert not_run == {"crossed replies", *Ledger.unconcerned}
+    else:
+        assert not_run == ({"crossed replies"} if url.startswith(("memory", "sqlite")) else set())
 
 
 @pytest.mark.parametrize("url", ["memory", "sqlite"], indirect=True)
@@ -76,7 +81,7 @@ async def beside_ana(url: str, tenant: str | None) -> list[Outcome]:
     assert failed(found) == {}
     assert found[-1].check == "cleaned up"
     async with opened(store or url, tenancy=tenancy, keyring=keyring) as house:
-        again = await house.cloister.user("ana", tenant=tenant).resume(session.id)
+        again = await house.cloister.user("ana", tenant=tenant).resume(session.id)  # which is its last token, or its id
         assert [item.text for item in await again.history()] == ["My name is Ana.", "You said: My name is Ana."]
         for canary in attack.owners:
             assert await house.cloister.user(canary.user, tenant=tenant).sessions() == []
@@ -89,6 +94,39 @@ async def test_a_sound_cluster_passes(redis_cluster: str) -> None:
     outcomes = await outcomes_of(Settings(store=f"redis+cluster://{redis_cluster}?prefix=prove:"))
     assert failed(outcomes) == {}
     assert [one.check for one in outcomes if one.verdict == "beyond rights"] == ["crossed replies"]
+
+
+async def test_tokens_without_a_ledger_pass(tmp_path: Any) -> None:
+    """Where nothing is kept, the tokens themselves and the log are attacked, and the rest is said not to concern it."""
+    outcomes = await outcomes_of(Settings(store=f"token://?allow_replay=1&audit={tmp_path}/log"))
+    assert failed(outcomes) == {}
+    passed = [one.check for one in outcomes if one.verdict == "pass"]
+    assert passed == [
+        "changed tokens",
+        "foreign ids",
+        "malformed ids",
+        "audit log",
+        "expired sessions",
+        "readable words",
+    ]
+
+
+def test_only_checks_are_passed_by() -> None:
+    """What a store says does not concern it are names of checks."""
+    names = {check.name for check in (*CHECKS, *TOKENS)} | {"cleaned up"}
+    assert set(Alone.unconcerned) | set(Ledger.unconcerned) <= names
+
+
+async def test_a_token_that_is_good_twice_fails(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a token that was used, or changed, is taken for the newest one, the check about that fails."""
+    url = f"token://?ledger=sqlite:///{tmp_path}/x.db"
+    attack = Attack(lambda: stores.connect(url), url, turns=TURNS)
+
+    async def join(_: object, opened: Any, held: Any, **__: object) -> None:
+        opened.name = held.name
+
+    monkeypatch.setattr(TokenVault, "_join", join)
+    assert set(failed([await judged(check, attack) for check in TOKENS])) == {"changed tokens", "used tokens"}
 
 
 async def test_tenants_get_canaries_of_a_tenant(tmp_path: Any) -> None:

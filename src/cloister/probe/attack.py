@@ -244,6 +244,14 @@ class Attack:
         self._marker = f"planted-{secrets.token_hex(8)}"
         self.witness = Witness(self._marker.encode())
 
+        store = self.connect()
+        self.in_tokens = hasattr(store, "tokens")
+        """The session id is the sealed conversation."""
+        self.keeps: bool = getattr(store, "ledger", True)
+        """The store keeps something of each session: only one for tokens may not."""
+        self.unconcerned: dict[str, str] = dict(getattr(store, "unconcerned", {}))
+        """Why a check does not concern this store, by its name or by what it is about: the store says so itself."""
+
     @property
     def owners(self) -> tuple[Owner, Owner]:
         return self.a, self.b

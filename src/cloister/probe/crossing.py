@@ -129,6 +129,8 @@ async def _between(attack: Attack) -> AsyncIterator[tuple[Proxy, str]]:
         raise Beyond("the connection is encrypted, and the fault injector does not look into it")
     elif attack.kind.endswith("+cluster"):
         raise Beyond("the nodes of a cluster tell clients their own addresses, past the fault injector")
+    elif attack.in_tokens and attack.keeps:
+        raise NotRun("what goes over a network is the ledger: attack that by itself, with --store and its URL")
     else:
         raise NotRun("nothing of this store goes over a network")
     parts = urlsplit(attack.url)

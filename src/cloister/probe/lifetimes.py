@@ -34,13 +34,14 @@ async def expired(attack: Attack) -> str:
     clock = Clock(now() - LIMITS.idle_timeout)  # it ends at the real time: nothing of it lies in the future
     async with attack.opened(clock=clock) as house:
         hers = await house.planted(house.a)
-        wrapped, late = await house.secret(hers), await _late_commit(house, hers)
+        kept = (await house.secret(hers), await _late_commit(house, hers)) if attack.keeps else None
         clock.now += LIMITS.idle_timeout - second
         await house.told(hers)
         clock.now += second
         for call in (house.told(hers), house.talk(hers)):
             await must_refuse(call, SessionExpired, "a session went on after its time")
-        await _over(house, hers, "expired", [wrapped], late)
+        if kept is not None:
+            await _over(house, hers, "expired", [kept[0]], kept[1])
         async with hers.turn("hello", on_expired="renew") as turn:
             for message in turn.messages[:-1]:
                 if "planted" in str(message["content"]):
@@ -253,8 +254,9 @@ async def sealed(attack: Attack) -> str:
     async with attack.opened() as house:
         hers = await house.planted(house.a)
         await hers.update(title=attack.words(attack.a), metadata={"note": attack.words(attack.a)})
-        await house.a.sessions()
-        await house.load(attack.a, absent_id(hers))
+        if attack.keeps:
+            await house.a.sessions()
+            await house.load(attack.a, absent_id(hers))
         files = [] if store.path is None else sorted(store.path.parent.glob(store.path.name + "*"))
         size = sum(file.stat().st_size for file in files)
         for file in files if size <= _LARGEST else []:

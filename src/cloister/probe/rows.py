@@ -136,6 +136,8 @@ async def changed(attack: Attack) -> str:
         for column in ("version", "count", "tokens", "created_at", "updated_at", "expires_at"):
             made[column] = _column(column, lambda value: value + 1)
         made["turn"] = _column("turn", partial(_flipped, at=0))
+        if not his.items:  # they are in the token
+            return made
         for at in (0, 5, 13, -1):  # format, nonce, sealed text, tag
             made[f"a row, byte {at}"] = partial(_flipped_item, at=at)
         made["a row's role"] = lambda answer: _items(
@@ -156,42 +158,49 @@ async def older(attack: Attack) -> str:
     """An older state of a session is refused by a process that has seen a newer one"""
     async with attack.opened() as house:
         his = await house.planted(house.b)
-        asked = {"load": await _rows(house, his, "load"), "items": await _rows(house, his, "items")}
+        asked = {request: await _rows(house, his, request) for request in _requests(attack)}
         await house.talk(his)
         before = await house.told(his)
         for request, old in asked.items():
             await _must_notice(house, his, request, "an older state", partial(_like, other=old))
         await _same_again(house, his, before)
-        return "a state of one turn before, whole and in itself true, to a turn and to a reader"
+        return f"a state of one turn before, whole and in itself true, to {_asked_by(attack)}"
 
 
 async def echoes(attack: Attack) -> str:
     """An answer to another request is refused: an earlier one, another user's, one without its mark"""
     async with attack.opened() as house:
         hers, his = await house.planted(house.a), await house.planted(house.b)
-        before = await house.told(his)
         count = 0
-        for request in ("load", "items", "commit"):
+        for request in (*_requests(attack), "commit"):
             seen: list[Any] = []
             house.tampered.changes = {request: _kept_in(seen)}
             await _use(house, his, request)
             await _use(house, hers, request)
             house.tampered.changes = {}
-            before = await house.told(his)
             for what, change in (
                 ("an earlier answer", lambda _, seen=seen: seen[0]),
                 ("another user's answer", lambda _, seen=seen: seen[-1]),
                 ("an answer without its mark", lambda answer: _replace(answer, echo=b"")),
             ):
-                await _must_notice(house, his, request, what, change)
+                # Storing is carried out, and whoever asked is told that this is not known: each time another session.
+                session = his if request != "commit" else await house.planted(house.b, turns=1)
+                await _must_notice(house, session, request, what, change)
                 count += 1
-            if request == "commit":  # they were stored; whoever asked was told that this is not known
-                before = await house.told(his)
-        await _same_again(house, his, before)
-        return f"{count} answers to loading, reading and storing"
+        await _same_again(house, his, await house.told(his))
+        return f"{count} answers, to {_asked_by(attack)} and to storing"
 
 
 # --- how it is done ---------------------------------------------------------------------------------------------------
+
+
+def _requests(attack: Attack) -> tuple[str, ...]:
+    """Give the requests whose answers are opened: that of a turn, and of a reader where items lie in the store."""
+    return ("load",) if attack.in_tokens else ("load", "items")
+
+
+def _asked_by(attack: Attack) -> str:
+    return "a turn" if attack.in_tokens else "a turn and a reader"
 
 
 async def _attacked(attack: Attack, changes: Callable[[Answer, Answer], Changes]) -> str:
@@ -200,13 +209,13 @@ async def _attacked(attack: Attack, changes: Callable[[Answer, Answer], Changes]
         hers, his = await house.planted(house.a), await house.planted(house.b)
         before = await house.told(his)
         count = 0
-        for request in ("load", "items"):
+        for request in _requests(attack):
             rows = [await _rows(house, session, request) for session in (hers, his)]
             for what, change in changes(*rows).items():
                 await _must_notice(house, his, request, what, change)
                 count += 1
         await _same_again(house, his, before)
-        return f"{count} changed answers, to a turn and to a reader; each raised the alarm"
+        return f"{count} changed answers, to {_asked_by(attack)}; each raised the alarm"
 
 
 async def _must_notice(house: House, session: Session, request: str, what: str, change: Callable[[Any], Any]) -> None:
