@@ -284,11 +284,29 @@ class AuditKey:
         signature = base64.urlsafe_b64encode(self._key.sign(body)).decode()
         return _json({"body": body.decode(), "key": self.public, "signature": signature}).decode()
 
+    def sign_for(self, purpose: str, body: bytes) -> str:
+        """Sign *body* so that the signature holds for *purpose* alone: never for heads, which are JSON."""
+        return base64.urlsafe_b64encode(self._key.sign(_for(purpose, body))).decode()
+
     def __repr__(self) -> str:
         return f"AuditKey(public={self.public!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an audit key cannot be pickled")
+
+
+def check_signature(public: str, purpose: str, body: bytes, signature: str) -> bool:
+    """Say whether *signature* is one by `AuditKey.sign_for`, under the key whose public half is *public*."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(public))
+        key.verify(base64.urlsafe_b64decode(signature), _for(purpose, body))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _for(purpose: str, body: bytes) -> bytes:
+    return purpose.encode() + b"\x00" + body
 
 
 def read_heads(lines: Iterable[str], public: str) -> tuple[Heads, list[str]]:

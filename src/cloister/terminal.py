@@ -64,10 +64,13 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], styles: Sequence[str | None] = ()) -> None:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], styles: Sequence[str | None] = (), *, wrap: bool = False
+) -> None:
     """Print *rows*: as a table where a terminal is wide enough, else one line each. *styles* are the rows'.
 
-    Where there is no terminal, tabs stand between the cells.
+    With *wrap* it is a table in any case, and long cells take several lines. Where there is no terminal, tabs stand
+    between the cells.
     """
     shown = [[line(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -81,7 +84,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], styles: Sequ
     drawn = Table(*columns, box=box.SIMPLE_HEAD, header_style="bold")
     for number, row in enumerate(shown):
         drawn.add_row(*row, style=styles[number] if styles else None)
-    if sum(map(_widest, zip(columns, *shown, strict=True))) < out.width:
+    if wrap or sum(map(_widest, zip(columns, *shown, strict=True))) < out.width:
         out.print(drawn, soft_wrap=False)
         return
     out.print("  ".join(columns), style="bold")

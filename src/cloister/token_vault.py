@@ -30,7 +30,6 @@ from cloister.errors import (
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Due, Loaded, Store
-from cloister.stores.token import Alone
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
@@ -61,7 +60,7 @@ class TokenVault(Vault):
     def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
         super().__init__(store, keys, clock, limits)
         self.tokens: Tokens = store.tokens  # type: ignore[attr-defined] # of these two stores alone
-        self.ledger = not isinstance(store, Alone)  # so that one behind a store that watches it remains one
+        self.ledger: bool = store.ledger  # type: ignore[attr-defined] # likewise, and of what stands before them
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from cloister.cli.base import Commands, Failure, store_option
 from cloister.cli.copy import copy
 from cloister.cli.keys import keys
 from cloister.cli.migrate import migrate
+from cloister.cli.prove import prove
 from cloister.cli.sessions import sessions
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, migrate, copy):
+for command in (sessions, keys, audit, migrate, copy, prove):
     main.add_command(command)
 
 

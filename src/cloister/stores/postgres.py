@@ -304,7 +304,7 @@ class PostgresStore:
         self._named: dict[Owner, str] = {}
 
     async def open(self) -> None:
-        self._pool = Pool(self._connect, self.url, size=self._size)
+        self._pool = Pool(self.wire, self.url, size=self._size)
         await self._run(self._check)
 
     async def migrate(
@@ -317,7 +317,7 @@ class PostgresStore:
         keep: bool = True,
     ) -> None:
         """Make schema, roles and grants, as the owner whom the URL names; all or, without *keep*, nothing."""
-        wire = await self._connect()
+        wire = await self.wire()
         try:
             with store_errors(self.url):
                 await migrate(wire.driver, app_role, operator_role, report, password=password, keep=keep)
@@ -337,7 +337,8 @@ class PostgresStore:
                 "statements apart, as PgBouncer does from 1.21 on with max_prepared_statements"
             )
 
-    async def _connect(self) -> Wire:
+    async def wire(self) -> Wire:
+        """Open a connection apart from those that serve requests."""
         return await connect(self._dsn, pooler=self._pooler is True)
 
     async def close(self) -> None:
@@ -499,7 +500,7 @@ class PostgresStore:
 
     async def audit(self) -> AsyncIterator[Entry]:
         # On a connection of its own, in one snapshot: entries that are written meanwhile cannot leave gaps in it.
-        wire = await self._connect()
+        wire = await self.wire()
         try:
             with store_errors(self.url):
                 await wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")

@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -82,8 +82,20 @@ def from_url(url: str) -> Store:
     return cast(Store, Ledger(tokens, connect(ledger)))
 
 
+# What `cloister prove` is told, by the names of its checks.
+_NO_ROWS = "the items are in the token, and there are no rows of them"
+_REPLAY = "allow_replay=1: nothing tells whether a token was used before"
+_NOTHING_KEPT = "without a ledger nothing is kept that this could be tried on"
+
+
 class Ledger:
     """Be the store that keeps the sessions of tokens, all but their items."""
+
+    ledger = True
+    unconcerned: Mapping[str, str] = {
+        **dict.fromkeys(("swapped rows", "replayed rows", "reordered rows", "removed rows"), _NO_ROWS),
+        "concurrent turns": "a token is good for one turn: see the used tokens",
+    }
 
     def __init__(self, tokens: Tokens, inner: Store) -> None:
         self.tokens = tokens
@@ -102,6 +114,16 @@ class Alone:
 
     path = None
     volatile = False
+    ledger = False
+    unconcerned: Mapping[str, str] = {
+        **Ledger.unconcerned,
+        **dict.fromkeys(("guessed ids", "look-alike names", "lists", "another's name"), _NOTHING_KEPT),
+        **dict.fromkeys(("substituted sessions", "changed bytes", "older states", "strange answers"), _NOTHING_KEPT),
+        **dict.fromkeys(("ended sessions", "erased owners", "repeated turns", "cleaned up"), _NOTHING_KEPT),
+        **dict.fromkeys(
+            ("concurrent turns", "used tokens"), "allow_replay=1: nothing tells whether one was used before"
+        ),
+    }
 
     def __init__(self, tokens: Tokens, audit: str | None) -> None:
         self.tokens = tokens
