@@ -12,22 +12,30 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import asyncpg
 import pytest
-from tests.fakes import House, opened, told
+from tests.fakes import House, Parrot, opened, told
 from tests.histories import Event, ask, problems, read
 from tests.servers import running_cluster
 
 from cloister import Keyring
 from cloister.audit import Entry, Report, verify
 from cloister.errors import IntegrityError, SessionBusy, SessionConflict, StoreUnavailable
+from cloister.model import Limits, Owner, SealedSession
 from cloister.probe.proxy import Faults, Kind, Proxy
+from cloister.providers.base import Request
+from cloister.stores.base import Loaded
+from cloister.stores.pool import Pool
 from cloister.stores.postgres_schema import migrate
 from cloister.user import Session
+from cloister.vault import Opened, Vault
 
 _OFTEN: tuple[Kind, ...] = ("swap", "repeat", "stale", "truncate")
 KINDS: tuple[Kind, ...] = (*_OFTEN * 5, "drop")  # one that is lost costs the store's deadline of 5 s
+LIMITS, NOT_WAITING = Limits(), Limits(turn_wait=timedelta(0))
 # Besides the two that the promise names: a lease whose release was lost keeps others out until it ends (`SessionBusy`),
 # and a turn whose lease ran out while an answer was missing is not stored (`SessionConflict`).
 REFUSALS = IntegrityError, StoreUnavailable, SessionBusy, SessionConflict
@@ -78,8 +86,30 @@ async def behind_cluster() -> AsyncIterator[Behind]:
             yield Behind(url, url, proxies)
 
 
+class Witness(Parrot):
+    """Keeps no request, but remembers whose words it was shown together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crossed: list[str] = []
+
+    async def complete(self, request: Request) -> Any:
+        whose = {message["content"].removeprefix("You said: ").partition(" says ")[0] for message in request.messages}
+        if len(whose) != 1:
+            self.crossed.append(f"seen: {whose}")
+        answer = await super().complete(request)
+        self.requests.clear()
+        return answer
+
+
 async def _talk(
-    house: House, session: Session, user: str, turns: int, refused: Counter[str], chance: random.Random
+    house: House,
+    session: Session,
+    user: str,
+    turns: int,
+    refused: Counter[str],
+    chance: random.Random,
+    tolerated: tuple[type[Exception], ...],
 ) -> list[Event]:
     events: list[Event] = []
     for number in range(turns):
@@ -93,7 +123,7 @@ async def _talk(
                 await read(events.append, session)
         except asyncio.CancelledError:
             refused["cancelled"] += 1
-        except REFUSALS as error:
+        except tolerated as error:
             refused[type(error).__name__] += 1
     return events
 
@@ -109,16 +139,25 @@ class Outcome:
     log: Report
 
 
-async def _storm(behind: Behind, turns: int, seed: int = 1) -> Outcome:
+async def _storm(
+    behind: Behind,
+    turns: int,
+    seed: int = 1,
+    rate: float = 0.05,
+    kinds: Sequence[Kind] = KINDS,
+    tolerated: tuple[type[Exception], ...] = REFUSALS,
+    limits: Limits = LIMITS,
+) -> Outcome:
     users = [f"{name}-{number}" for number in range(4) for name in ("ana", "ben")] * 4
     keyring, refused, chance = Keyring.generate(), Counter[str](), random.Random(seed)
-    async with opened(behind.faulty, keyring=keyring) as house:
+    witness = Witness()
+    async with opened(behind.faulty, keyring=keyring, provider=witness, limits=limits) as house:
         sessions = [await house.cloister.user(user).start() for user in users]
         for proxy in behind.proxies:
-            proxy.faults = Faults(0.05, KINDS, seed)
+            proxy.faults = Faults(rate, kinds, seed)
         seen = await asyncio.gather(
             *(
-                _talk(house, session, user, turns // len(users) + 1, refused, chance)
+                _talk(house, session, user, turns // len(users) + 1, refused, chance, tolerated)
                 for session, user in zip(sessions, users, strict=True)
             )
         )
@@ -127,8 +166,8 @@ async def _storm(behind: Behind, turns: int, seed: int = 1) -> Outcome:
         await house.cloister.vault.settle()
         heads = house.cloister.store.heads()
     injected = sum((proxy.injected for proxy in behind.proxies), Counter[str]())
-    assert set(injected) >= set(KINDS), injected
-    assert sum(injected.values()) > turns * 0.05, injected
+    assert set(injected) >= set(kinds), injected
+    assert sum(injected.values()) > turns * rate, injected
     events = [event for history in seen for event in history]
     async with opened(behind.direct, keyring=keyring) as house:
         stored = {
@@ -138,7 +177,7 @@ async def _storm(behind: Behind, turns: int, seed: int = 1) -> Outcome:
         entries = await house.entries()
         log = verify(entries, {**heads, **house.cloister.store.heads()})
     answered = sum(event.what == "answered" for event in events)
-    return Outcome(problems(events, stored), refused, answered, entries, log)
+    return Outcome(problems(events, stored) + witness.crossed, refused, answered, entries, log)
 
 
 async def _withstands(behind: Behind, turns: int, seed: int = 1) -> None:
@@ -165,3 +204,39 @@ async def test_a_cluster_with_faults(behind_cluster: Behind) -> None:
 async def test_twenty_thousand_turns_with_faults(behind: Behind) -> None:
     """Nor of twenty thousand."""
     await _withstands(behind, 20_000, seed=2)
+
+
+class _Careless:
+    """Finds that any two nonces are the same."""
+
+    @staticmethod
+    def compare_digest(one: bytes, other: bytes) -> bool:
+        return True
+
+
+class _Trusting(Vault):
+    """Takes a row to be whose it says it is, instead of whose it was asked to be."""
+
+    async def _present(self, owner: Owner, session_id: str, loaded: Loaded) -> SealedSession:
+        return loaded.session or await self.refuse(owner, session_id)
+
+    async def _unseal(self, row: SealedSession, owner: Owner, session_id: str) -> Opened:
+        return await super()._unseal(row, row.owner, row.id)
+
+
+@pytest.mark.parametrize(
+    ("turns", "rate", "kinds"), [(200, 0.3, ("swap",)), pytest.param(1_000, 0.05, KINDS, marks=pytest.mark.soak)]
+)
+async def test_the_storm_finds_a_leak(
+    behind: Behind, turns: int, rate: float, kinds: Sequence[Kind], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same storm names what crosses, once nonces are not compared and rows are taken at their word."""
+    for module in ("stores.redis", "stores.postgres", "vault"):
+        monkeypatch.setattr(f"cloister.{module}.hmac", _Careless)
+    monkeypatch.setattr("cloister.client.Vault", _Trusting)
+    monkeypatch.setitem(Pool.__init__.__kwdefaults__ or {}, "deadline", timedelta(seconds=1))
+    for seed in range(10):
+        outcome = await _storm(behind, turns, seed, rate, kinds, tolerated=(Exception,), limits=NOT_WAITING)
+        if "seen" in {found.partition(":")[0] for found in outcome.problems}:
+            return
+    pytest.fail("ten storms without a leak")
