@@ -15,7 +15,7 @@ check: ## format, lint, types, layers, snippets of the documents
 
 soak: ## the long tests, and many more examples for the others
 	@scripts/setup dev
-	@HYPOTHESIS_PROFILE=soak .venv/bin/pytest -m "soak or not soak" $(ARGS)
+	@HYPOTHESIS_PROFILE=soak .venv/bin/pytest -m "soak or not soak" -o faulthandler_timeout=1800 $(ARGS)
 
 bench: ## the tables of docs/performance.md that need no server
 	@scripts/setup dev

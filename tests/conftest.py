@@ -67,14 +67,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Name a fresh store of each kind."""
+    """Name a fresh store of each kind; a test may ask for ``cluster`` and ``pooler`` too."""
+    prefix = f"prefix={secrets.token_hex(4)}:"
     match request.param:
         case "memory":
             return "memory://"
         case "sqlite":
             return f"sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
         case "redis":
-            return f"redis://{request.getfixturevalue('redis')}/0?prefix={secrets.token_hex(4)}:"
+            return f"redis://{request.getfixturevalue('redis')}/0?{prefix}"
         case "token":
             return f"token://?ledger=sqlite:///{tmp_path / 'x.db'}?synchronous=normal"
+        case "cluster":
+            return f"redis+cluster://{request.getfixturevalue('redis_cluster')}?{prefix}"
+        case "pooler":
+            port = request.getfixturevalue("pgbouncer")
+            return str(request.getfixturevalue("database").url(port=port)) + "?pooler=1"
     return str(request.getfixturevalue("database").url())

@@ -1,4 +1,4 @@
-"""Processes that are killed at every statement they send to the database, and processes that share one file."""
+"""Processes that are killed at every statement they send to the database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import textwrap
 from datetime import timedelta
 from pathlib import Path
 
@@ -194,81 +193,3 @@ def test_destruction_killed_anywhere_is_whole_or_absent(tmp_path: Path, action: 
     outcomes = [asyncio.run(check(file)) for file in killed(tmp_path, action)]
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
-
-
-# --- two processes on one file ----------------------------------------------------------------------------------------
-
-_WORKER = """
-import asyncio, sys
-from cloister.errors import SessionBusy
-from tests.fakes import opened
-
-url, name, turns, workers, *ids = sys.argv[1:]
-turns, workers = int(turns), int(workers)
-
-async def work(house, worker):
-    sessions = [await house.ana.resume(known) for known in ids]
-    for number in range(worker, turns, workers):
-        session = sessions[number % len(sessions)]
-        for attempt in range(20):
-            try:
-                reply = await session.send(f"{name} {number:04}")
-                break
-            except SessionBusy:
-                assert attempt < 19, "starved"
-        assert reply.text == f"You said: {name} {number:04}", reply.text
-
-async def main():
-    async with opened(url) as house:
-        await asyncio.gather(*(work(house, worker) for worker in range(workers)))
-
-asyncio.run(main())
-"""
-
-TURNS, WORKERS, SHARED = 500, 5, 3
-
-
-def test_two_processes_lose_and_cross_nothing(tmp_path: Path) -> None:
-    """A thousand turns of two processes in three shared sessions: each there once, its answer behind it, in order."""
-    file = tmp_path / "x.db"
-    url = f"sqlite:///{file}?synchronous=normal"
-
-    async def prepare() -> list[str]:
-        async with opened(url) as house:
-            return [(await house.ana.start()).id for _ in range(SHARED)]
-
-    ids = asyncio.run(prepare())
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_WORKER), url, name, str(TURNS), str(WORKERS), *ids],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(),
-        )
-        for name in ("one", "two")
-    ]
-    for child in children:
-        _, errors = child.communicate(timeout=100)
-        assert child.returncode == 0, errors
-
-    async def check() -> None:
-        async with opened(url) as house:
-            asked: list[str] = []
-            for known in ids:
-                session = await house.ana.resume(known)
-                said: list[str] = []
-                after = None
-                while page := await session.history(limit=1_000, after=after):
-                    said += [item.text for item in page]
-                    after = page[-1].id
-                assert all(said[n + 1] == f"You said: {said[n]}" for n in range(0, len(said), 2))
-                asked += said[::2]
-                for name in ("one", "two"):
-                    for worker in range(WORKERS):
-                        mine = [text for text in said[::2] if text.startswith(name)]
-                        mine = [text for text in mine if int(text.split()[1]) % WORKERS == worker]
-                        assert mine == sorted(mine), "a worker's turns are out of order"
-            assert sorted(asked) == [f"{name} {number:04}" for name in ("one", "two") for number in range(TURNS)]
-            assert (await verified(house, file)).count("turn.committed") == 2 * TURNS
-
-    asyncio.run(check())

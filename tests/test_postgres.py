@@ -142,6 +142,34 @@ async def test_a_pooler_must_be_named(database: Database, pgbouncer: int, monkey
         await store.close()
 
 
+async def test_types_are_looked_up_without_a_trace(
+    database: Database, pgbouncer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver asks for types in a transaction that is undone, so that nothing is left set behind a pooler, and no
+    request waits for it."""
+    real, looked_up = asyncpg.Connection._introspect_types, []
+
+    async def noticed(self: Any, *args: Any) -> Any:
+        looked_up.append(self.is_in_transaction())
+        return await real(self, *args)
+
+    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", noticed)
+    for url in (database.url(), database.url(port=pgbouncer) + "?pooler=1"):
+        async with opened(url) as house:
+            session = await house.ana.start(title="hers", system="Be kind.")
+            await session.send("hello", idempotency_key="k")
+            await session.history()
+            await house.ana.sessions()
+            await house.audited()
+            await house.ana.erase()
+            await house.cloister.sweep()
+        assert looked_up
+        assert all(looked_up)
+        looked_up.clear()
+    async with database.connected("cloister_app", pgbouncer) as driver:
+        assert await driver.fetch("SELECT name FROM pg_settings WHERE source = 'session' AND name = 'jit'") == []
+
+
 async def test_an_old_server_is_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server without the updates that row-level security needs is refused unless that is said to be wanted."""
     monkeypatch.setattr(postgres_schema, "_SAFE", {major: major * 10_000 + 9_999 for major in range(15, 30)})
@@ -309,6 +337,24 @@ async def test_a_turn_reads_as_much_of_a_long_history_as_of_a_short_one(database
         touched[count] = json.loads(plan)[0]["Plan"]["Shared Hit Blocks"]
     await store.close()
     assert touched[5_000] <= 1.2 * touched[100], touched
+
+
+async def test_the_first_turn_comes_in_between(database: Database, house: House) -> None:
+    """A read of an empty session comes to an end, also if the first items are stored in the middle of it."""
+    session = await house.ana.start()
+    moved = "UPDATE cloister.sessions SET item_count = 1, token_count = 5"
+    stored = f"INSERT INTO cloister.items VALUES ('', 'ana', '{session.id}', 0, 'user', 5, 'sealed')"
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with database.connected("cloister_app") as reader, database.connected() as writer:
+        await writer.execute("BEGIN; LOCK TABLE cloister.items")
+        load = "SELECT positions FROM cloister.load('n', '', 'ana', $1, 0, NULL, 8, NULL)"
+        reading = asyncio.create_task(reader.fetchval(load, session.id, timeout=5))
+        for _ in range(1_000):  # it has seen that there are none, and goes for them
+            if await writer.fetchval(asleep):
+                break
+            await asyncio.sleep(0.005)
+        await writer.execute(f"{moved}; {stored}; COMMIT")
+        assert await reading == [0]
 
 
 async def test_a_statement_names_its_owner_before_it_reads(database: Database, house: House) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 from tests.fakes import House, opened, told
-from tests.servers import Cluster, running_cluster, running_redis, talk, until
+from tests.servers import running_redis, talk
 
 from cloister import Keyring, stores
 from cloister.errors import (
-    CloisterError,
     ConfigurationError,
     IntegrityError,
     SessionNotFound,
@@ -295,85 +294,3 @@ async def test_a_server_that_goes_and_comes() -> None:
             await asyncio.to_thread(server.start)
             await session.send("after")
             assert await told(session) == ["before", "You said: before", "after", "You said: after"]
-
-
-# --- failover ---
-
-
-@pytest.fixture(scope="module")
-def own_cluster() -> Iterator[Cluster]:
-    """A cluster of which a test may kill a node."""
-    with running_cluster() as cluster:
-        yield cluster
-
-
-async def test_a_failover_loses_nothing_that_was_acknowledged(own_cluster: Cluster) -> None:
-    """A primary is killed under load: errors say that the store is unavailable, it goes on, and nothing told is lost.
-
-    With wait=1, what was answered lies on a replica. What was not may be there or not, but once, and in order.
-    """
-    url = f"redis+cluster://{own_cluster.hosts}?wait=1"
-    async with opened(url, keyring=Keyring.generate()) as house:
-        chats = [await house.cloister.user(f"user {n}").start() for n in range(12)]
-        answered: list[list[str]] = [[] for _ in chats]
-        refused: list[CloisterError] = []
-        killed, over = asyncio.Event(), asyncio.Event()
-
-        async def talk_on(n: int) -> None:
-            for turn in range(2_000):
-                if over.is_set():
-                    return
-                text = f"{n}:{turn}"
-                try:
-                    await chats[n].send(text)
-                    answered[n].append(text)
-                except CloisterError as error:
-                    refused.append(error)
-                    await asyncio.sleep(0.05)
-
-        async def all_have(counts: list[int]) -> None:
-            for _ in range(3_000):
-                if all(len(texts) >= count for texts, count in zip(answered, counts, strict=True)):
-                    return
-                await asyncio.sleep(0.01)
-            raise TimeoutError(f"the cluster did not come back: {[len(texts) for texts in answered]}, {refused[-1:]}")
-
-        async def fail() -> None:
-            await all_have([3] * len(chats))
-            victim = own_cluster.primary_of(own_cluster_slot(chats[0].id))
-            slot = own_cluster_slot(chats[0].id)
-            await asyncio.to_thread(victim.kill)
-            killed.set()
-
-            def promoted() -> bool:
-                with contextlib.suppress(LookupError):
-                    return own_cluster.primary_of(slot) is not victim
-                return False
-
-            await asyncio.to_thread(until, promoted, "a new primary")
-            await asyncio.to_thread(victim.start)  # as a replica, without which wait=1 accepts nothing
-            await all_have([len(texts) + 3 for texts in answered])
-            over.set()
-
-        try:
-            await asyncio.gather(fail(), *(talk_on(n) for n in range(len(chats))))
-        finally:
-            over.set()
-        assert killed.is_set()
-        assert refused, "nothing was ever refused: no primary was killed"
-        assert {type(error) for error in refused} == {StoreUnavailable}
-        for n, chat in enumerate(chats):
-            kept = await told(chat)
-            said = kept[::2]
-            assert kept[1::2] == [f"You said: {text}" for text in said]
-            assert len(set(said)) == len(said), "a turn was stored twice"
-            assert [text for text in said if text in answered[n]] == answered[n], "a turn that was answered is lost"
-            assert said == sorted(said, key=lambda text: int(text.partition(":")[2]))
-        assert (await house.audited()).faults == []
-
-
-def own_cluster_slot(session_id: str) -> int:
-    """The slot in which a session lies."""
-    from redis.crc import key_slot
-
-    return int(key_slot(f"{{{place_of(session_id):02x}}}".encode()))

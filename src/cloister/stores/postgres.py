@@ -12,7 +12,7 @@ import hmac
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -56,6 +56,7 @@ _PAGE = 1_000
 _ROUNDS = 5
 """How often a request is made anew because somebody else's came in between, before that is an error."""
 _OURS = ("connections", "allow_old", "pooler")
+_TYPES = "cloister.sessions", "cloister.sessions[]", "cloister.audit[]", "bigint[]", "bytea[]", "text[]"
 _PORT = re.compile(r"\d{0,5}")
 _json = msgspec.json.Encoder().encode
 
@@ -185,7 +186,25 @@ async def connect(url: str, *, pooler: bool = False) -> Wire:
         ) from error
     except _BROKEN as error:
         raise ours(error, public(url)) from error
+    try:
+        with store_errors(public(url)):
+            await _learn(driver)
+    except BaseException:
+        driver.terminate()
+        raise
     return Wire(driver, public(url))
+
+
+async def _learn(driver: Any) -> None:
+    """Let the driver look up the types that requests have, if the schema is there, before the first of them.
+
+    The server would compile the driver's query, which can take longer than a request may. The driver switches that off
+    around it, but behind a pooler on whichever connection comes by: hence a transaction, of which nothing is left.
+    """
+    await driver.execute("BEGIN; SET LOCAL jit = off")
+    with suppress(asyncpg.UndefinedObjectError, asyncpg.InvalidSchemaNameError, asyncpg.InsufficientPrivilegeError):
+        await driver.fetchrow("SELECT " + ", ".join(f"NULL::{name}" for name in _TYPES))
+    await driver.execute("ROLLBACK")
 
 
 def ours(error: Exception, url: str) -> CloisterError:

@@ -286,8 +286,9 @@ BEGIN
         END IF;
     END IF;
     -- Session and items in one statement, so that both are of one moment. As many items as the budget is likely to
-    -- hold; if it holds more, once more with twice as many.
-    SELECT least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 5 / 4 + 8) INTO many
+    -- hold; if it holds more, once more with twice as many. Never none: the first may come in between, and twice none
+    -- is none for ever.
+    SELECT greatest(least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 5 / 4 + 8), 1) INTO many
     FROM cloister.sessions s WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
     LOOP
         SELECT s AS session, s.item_count, o.audit_id, i.*, k.holder, k.sealed AS kept, k.expires_at AS kept_until,

@@ -1,0 +1,327 @@
+"""Processes killed at every request they send to a server, and servers killed under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.databases import made_database
+from tests.fakes import House, opened, told
+from tests.histories import Event, ask, problems
+from tests.servers import Server, running_postgres, running_redis, talk
+
+from cloister import Keyring
+from cloister.errors import (
+    CloisterError,
+    IntegrityError,
+    SessionBusy,
+    SessionConflict,
+    SessionExpired,
+    SessionNotFound,
+    StoreUnavailable,
+)
+from cloister.model import Limits
+from cloister.sessions import digest
+from cloister.stores.postgres_schema import migrate
+from cloister.user import Session
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+
+NOT_WAITING = Limits(turn_wait=timedelta(0))
+MOST_REQUESTS = 60
+
+# Every write to a socket of the child is counted, and the process is killed before number N, or right after it, when
+# the server has the request and nobody is there for its answer. A fresh fork of one prepared process for each.
+_KILLED = """
+import asyncio, os, signal, socket, sys
+from pathlib import Path
+import asyncpg, redis.asyncio.connection
+import cloister.stores.postgres, cloister.stores.redis
+from cloister import Keyring
+from tests.fakes import opened
+
+url, folder, action, most = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+left = None
+
+class Counting(socket.socket):
+    def send(self, data, *flags):
+        global left
+        if left is None or self.family != socket.AF_INET:
+            return super().send(data, *flags)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sent = super().send(data, *flags)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sent
+
+socket.socket = Counting
+
+async def run(number):
+    global left
+    async with opened(url, keyring=Keyring.from_file(folder / "keys")) as house:
+        user = house.cloister.user(f"ana {number}")
+        session = await user.start(system="Be kind.")
+        await session.send("before")
+        (folder / f"{number}.id").write_text(session.id)
+        left = number
+        if action == "send":
+            await session.send("question", idempotency_key="k")
+        elif action == "renew":
+            house.clock.move(hours=1)
+            await session.send("question")
+        elif action == "end":
+            await session.end()
+        elif action == "erase":
+            await user.erase()
+        left = None
+
+for number in range(1, most):
+    child = os.fork()
+    if not child:
+        asyncio.run(run(number))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != -signal.SIGKILL:
+        print(number, status)
+        break
+"""
+
+
+def killed(url: str, folder: Path, action: str) -> dict[int, str]:
+    """Give the sessions of processes that were killed at their first, second … request; the last one lived."""
+    root = Path(__file__).parent.parent
+    paths = os.pathsep.join([str(root / "src"), str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, url, str(folder), action, str(MOST_REQUESTS)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.stdout.split()[1:] == ["0"], done.stderr
+    count = int(done.stdout.split()[0])
+    assert count >= 3, "whatever it did took no request"
+    return {number: (folder / f"{number}.id").read_text() for number in range(1, count + 1)}
+
+
+async def forget_leases(house: House, url: str) -> None:
+    """Make every lease as old as one is that nobody has renewed for its whole life."""
+    if url.startswith("redis"):
+        store: Any = house.cloister.store
+        (address,) = await store._nodes.primaries()
+        for key in await store._plain(address, "KEYS", f"{store._prefix}*l:*"):
+            await store._plain(address, "DEL", key)
+        return
+    driver = await asyncpg.connect(url.replace("cloister_app@", "owner@"))
+    await driver.execute("DELETE FROM cloister.leases")
+    await driver.close()
+
+
+async def at_last(house: House, url: str, work: Callable[[], Awaitable[Any]]) -> Any:
+    """Do *work* as soon as nobody holds it up: what a dead process had sent may still be at work in the server."""
+    for _ in range(200):
+        try:
+            return await work()
+        except SessionBusy:
+            await asyncio.sleep(0.01)
+            await forget_leases(house, url)
+    raise TimeoutError("somebody still is at work")
+
+
+async def events_of(house: House, session_id: str) -> list[str]:
+    return [entry.event for entry in await house.entries() if entry.session == digest(session_id)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Keyring.create_file(tmp_path / "keys")
+    return tmp_path
+
+
+_SERVERS = pytest.mark.parametrize("url", ["redis", "postgres"], indirect=True)
+
+
+@_SERVERS
+def test_a_turn_killed_anywhere_is_whole_or_absent(url: str, folder: Path) -> None:
+    """Question, answer, record of the key and audit entry are there together or not at all (row 33)."""
+
+    async def check() -> list[bool]:
+        outcomes = []
+        for number, known in killed_sessions.items():
+            async with opened(url, keyring=Keyring.from_file(folder / "keys"), limits=NOT_WAITING) as house:
+                session = await house.cloister.user(f"ana {number}").resume(known)
+
+                async def send(session: Session = session) -> None:
+                    await session.send("question", idempotency_key="k")
+
+                said = await told(session)
+                assert said[:3] == ["Be kind.", "before", "You said: before"]
+                assert said[3:] in ([], ["question", "You said: question"]), f"half a turn at request {number}"
+                await at_last(house, url, send)
+                assert (await told(session))[3:] == ["question", "You said: question"]
+                assert (await events_of(house, known)).count("turn.committed") == 2
+                outcomes.append(not house.provider.requests)
+                await session.send("next")
+                assert (await house.audited()).faults == []
+        return outcomes
+
+    killed_sessions = killed(url, folder, "send")
+    outcomes = asyncio.run(check())
+    assert outcomes == sorted(outcomes), "stored first and then not"
+    assert set(outcomes) == {False, True}
+
+
+@_SERVERS
+def test_a_renewal_killed_anywhere_is_whole_or_absent(url: str, folder: Path) -> None:
+    """The new session is there with its first turn or not at all; the old one's content never is beside it."""
+
+    async def check() -> list[bool]:
+        outcomes = []
+        for number, known in killed_sessions.items():
+            async with opened(url, keyring=Keyring.from_file(folder / "keys"), limits=NOT_WAITING) as house:
+                house.clock.move(hours=1)
+                user = house.cloister.user(f"ana {number}")
+                listed = [await told(session) for session in await user.sessions()]
+                assert listed in ([], [["Be kind.", "question", "You said: question"]]), f"at request {number}"
+                old = await user.resume(known)
+                assert (await at_last(house, url, lambda old=old: old.send("next"))).renewed  # type: ignore[misc]
+                assert house.provider.requests[0].messages[0]["content"] == "Be kind."
+                with pytest.raises(SessionExpired):
+                    await old.history()
+                assert (await house.audited()).faults == []
+                outcomes.append(bool(listed))
+        return outcomes
+
+    killed_sessions = killed(url, folder, "renew")
+    outcomes = asyncio.run(check())
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {False, True}
+
+
+@_SERVERS
+@pytest.mark.parametrize("action", ["end", "erase"])
+def test_destruction_killed_anywhere_is_whole_or_to_be_repeated(url: str, folder: Path, action: str) -> None:
+    """A session is there as it was, or it is gone, whether or not its owner was told; done again, it is gone."""
+
+    async def check() -> list[bool]:
+        outcomes = []
+        for number, known in killed_sessions.items():
+            async with opened(url, keyring=Keyring.from_file(folder / "keys"), limits=NOT_WAITING) as house:
+                user = house.cloister.user(f"ana {number}")
+                gone = SessionExpired if action == "end" else SessionNotFound
+                try:
+                    session = await user.resume(known)
+                    await at_last(house, url, lambda session=session: session.send("all is well"))  # type: ignore[misc]
+                    assert (await told(session))[-1] == "You said: all is well"
+                    outcomes.append(False)
+                except gone:
+                    outcomes.append(True)
+                    assert await user.sessions() == []
+                await (user.end_all() if action == "end" else user.erase())
+                with pytest.raises(gone):
+                    await user.resume(known)
+                assert (await house.audited()).faults == []
+        return outcomes
+
+    killed_sessions = killed(url, folder, action)
+    outcomes = asyncio.run(check())
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {False, True}
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+async def _killed_under_load(server: Server, url: str, how: signal.Signals) -> None:
+    """Let six people talk while the server is killed twice; nothing that any of them was told may be lost."""
+    events: list[Event] = []
+    async with opened(url, keyring=Keyring.generate()) as house:
+        chats = [await house.cloister.user(f"{name} {n}").start() for n in range(3) for name in ("ana", "ben")]
+        over = asyncio.Event()
+        refused: list[CloisterError] = []
+
+        async def talk_on(chat: Session, n: int) -> None:
+            for turn in range(100_000):
+                if over.is_set():
+                    return
+                try:
+                    await ask(events.append, chat, f"{n}: {turn}")
+                except CloisterError as error:
+                    refused.append(error)
+                    await asyncio.sleep(0.05)
+
+        async def all_go_on() -> None:
+            before = len(events)
+            for _ in range(3_000):
+                answered = {event.session for event in events[before:] if event.what == "answered"}
+                if len(answered) == len(chats):
+                    return
+                await asyncio.sleep(0.01)
+            raise TimeoutError(f"the server did not come back: {refused[-1:]}")
+
+        async def fail() -> None:
+            try:
+                for _ in range(2):
+                    await all_go_on()
+                    await asyncio.to_thread(server.stop, how)
+                    await asyncio.to_thread(server.start)
+                    if not url.startswith("postgresql"):  # whose leases end with it
+                        await forget_leases(house, url)
+                await all_go_on()
+            finally:
+                over.set()
+
+        await asyncio.gather(fail(), *(talk_on(chat, n) for n, chat in enumerate(chats)))
+        assert refused, "nothing was ever refused: no server was killed"
+        # Leases of PostgreSQL end with a crash, and those of Redis were forgotten here: who had one is told.
+        assert {type(error) for error in refused} <= {StoreUnavailable, SessionConflict, SessionBusy}
+        assert problems(events, {chat.id: await told(chat) for chat in chats}) == []
+        assert (await house.audited()).faults == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT])
+async def test_a_postgresql_killed_under_load_loses_nothing(how: signal.Signals) -> None:
+    """After a crash and recovery all that was answered is there, once and in order, and the same cloister goes on."""
+    with running_postgres() as server:
+        made = await made_database(f"postgresql://owner@127.0.0.1:{server.port}", "t_" + secrets.token_hex(6))
+        async with made.connected() as driver:
+            await migrate(driver, "cloister_app")
+        await _killed_under_load(server, made.url(), how)
+
+
+async def test_a_redis_killed_under_load_loses_nothing() -> None:
+    """The same of a Redis that keeps an append-only file and waits for it."""
+    with running_redis("--appendonly", "yes", "--appendfsync", "always") as server:
+        await _killed_under_load(server, f"redis://127.0.0.1:{server.port}", signal.SIGKILL)
+
+
+async def test_a_server_that_comes_back_older_is_refused() -> None:
+    """A Redis that lost its last turns and comes back as it was before is refused by whoever has seen them."""
+    with running_redis() as server:
+        url = f"redis://127.0.0.1:{server.port}"
+        async with opened(url) as house:
+            session, other = await house.ana.start(), await house.ben.start()
+            await session.send("kept")
+            await asyncio.to_thread(talk, server.port, "SAVE")
+            await session.send("lost")
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            for attempt in (session.send("again"), session.history(), house.ana.sessions()):
+                with pytest.raises(IntegrityError):
+                    await attempt
+            await other.send("nothing of mine was lost")
+            assert "integrity.failed" in await house.events()
