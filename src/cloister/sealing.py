@@ -1,12 +1,12 @@
 """Who can open what: session keys, and the sealed form of items, heads and what outlives a session.
 
 Everything stored is AES-256-GCM under random 96-bit nonces. A session has a random 256-bit secret, wrapped by a master
-key; item key, head key and commitment are derived from it at once, by HKDF-SHA-256 (RFC 5869), and whatever is seldom
-wanted by itself, one label per purpose. Associated data is a
-sequence of fields, each behind its length or of a fixed one, and names format, owner, session, position, role and the
-tag of the item before, so that a missing, moved, repeated or substituted item does not open. GCM does not commit to its key; heads therefore carry
-a commitment derived from the session secret (Albertini et al., "How to Abuse and Fix Authenticated Encryption Without
-Key Commitment", USENIX Security 2022).
+key; its item key, head key and commitment are derived from it at once, by HKDF-SHA-256 (RFC 5869), and whatever is
+seldom wanted by itself, one label per purpose. Associated data is a sequence of fields, each behind its length or of a
+fixed one, and names format, owner, session, position, role and the tag of the item before, so that a missing, moved,
+repeated or substituted item does not open. GCM does not commit to its key; heads therefore carry a commitment derived
+from the session secret (Albertini et al., "How to Abuse and Fix Authenticated Encryption Without Key Commitment",
+USENIX Security 2022).
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class SessionKeys:
 
         Raises `IntegrityError` for any that is missing, moved, repeated, changed or somebody else's.
         """
-        # Forty times a turn, hence written out: this is `unseal`. No variable holds the text, but for an item that hides
-        # it: what reports errors may send variables along.
+        # Forty times a turn, hence written out: this is `unseal`. Text is held by items alone, which hide it: what
+        # reports errors may send variables along.
         decrypt, link, at = self._item.decrypt, _LINK.pack_into, len(self._context)
         context = bytearray(self._context + bytes(_LINK.size))
         items = []
