@@ -83,7 +83,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """Be one entry of a session, in the shapes of the OpenAI chat format.
 
     ``content`` is text, or a list of parts, or None beside ``tool_calls``. ``extra`` keeps whatever else a client sent,

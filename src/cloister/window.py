@@ -426,6 +426,6 @@ def fit(
             "shorten them, or set context_tokens if the model takes more"
         )
     items = [*history[start:], *new]
-    if any(item.role == "tool" or item.tool_calls for item in items):
+    if [item for item in items if item.tool_calls or item.role == "tool"]:
         items = _pair(items)
     return [system, *items] if system else items
