@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 import unicodedata
-from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
@@ -188,7 +187,7 @@ class TestOwner:
     def test_is_a_value(self) -> None:
         """An owner cannot be changed, and its copies are equal to it."""
         owner = Owner("acme", "ana")
-        with pytest.raises(FrozenInstanceError):
+        with pytest.raises(AttributeError):
             owner.user = "ben"  # type: ignore[misc] # the attack
         assert pickle.loads(pickle.dumps(owner)) == copy.deepcopy(owner) == owner
         assert len({owner, Owner("acme", "ana"), Owner(None, "ana")}) == 2

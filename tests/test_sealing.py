@@ -35,6 +35,7 @@ ANA, BEN = Owner(None, "ana"), Owner(None, "ben")
 ID = "cs_" + "A" * 43
 OTHER_ID = "cs_" + "B" * 43
 KEYS = SessionKeys(SECRET, ANA, ID)
+ITEM_KEY, HEAD_KEY = (subkey(SECRET, "item head commitment", 3)[place : place + 32] for place in (0, 32))
 
 COUNTS = st.integers(0, 2**40)
 JSON = st.dictionaries(
@@ -230,12 +231,12 @@ class TestDamage:
     def test_a_form_that_nobody_reads_is_an_integrity_error(self) -> None:
         """What opens but does not decode, from a later version or a damaged encoder, is refused as well."""
         context = fields(b"\x01") + owner_fields(ANA) + fields(ID)
-        body = seal(AESGCM(subkey(SECRET, "head")), b"\xc1", fields("head") + context)
+        body = seal(AESGCM(HEAD_KEY), b"\xc1", fields("head") + context)
         with pytest.raises(IntegrityError, match="does not read"):
             KEYS.open_head(KEYS.seal_head(head())[:32] + body)
-        place = context + bytes(8) + fields("user", b"")
+        place = context + bytes(8) + bytes([ROLES.index("user"), 0]) + bytes(16)
         with pytest.raises(IntegrityError, match="does not read"):
-            open_one(KEYS, SealedItem(0, "user", 0, seal(AESGCM(subkey(SECRET, "item")), b"\xc1", place)), b"")
+            open_one(KEYS, SealedItem(0, "user", 0, seal(AESGCM(ITEM_KEY), b"\xc1", place)), b"")
 
     @pytest.mark.parametrize(
         ("column", "value"),
@@ -434,7 +435,7 @@ class TestCommitment:
         """A forged ciphertext that GCM accepts under two secrets is refused under all but the one it commits to."""
         secrets = SECRET, b"x" * 32
         context = fields("head") + fields(b"\x01") + owner_fields(ANA) + fields(ID)
-        keys = [subkey(secret, "head") for secret in secrets]
+        keys = [subkey(secret, "item head commitment", 3)[32:64] for secret in secrets]
         nonce = b"n" * 12
         forged = two_key_ciphertext(keys[0], keys[1], nonce, context)
         plain = [AESGCM(key).decrypt(nonce, forged, context) for key in keys]
@@ -453,7 +454,7 @@ class TestCommitment:
         commitments = {KEYS.seal_head(head(version=version))[:32] for version in range(3)}
         assert len(commitments) == 1
         assert commitments != {SessionKeys(b"x" * 32, ANA, ID).seal_head(head())[:32]}
-        assert not commitments & {SECRET, subkey(SECRET, "item"), subkey(SECRET, "head"), subkey(SECRET, "wrap")}
+        assert not commitments & {SECRET, ITEM_KEY, HEAD_KEY, subkey(SECRET, "wrap")}
 
 
 class TestSecrecy:
@@ -487,8 +488,12 @@ class TestSecrecy:
 
     def test_every_purpose_has_its_own_key(self) -> None:
         """No two labels, and no two secrets, give the same key."""
-        labels = ["item", "head", "commitment", "wrap", "tenant/x", "tenant/"]
-        assert len({subkey(secret, label) for secret in (SECRET, b"x" * 32) for label in labels}) == 2 * len(labels)
+        labels = ["record", "wrap", "tenant/x", "tenant/"]
+        keys = [subkey(secret, label) for secret in (SECRET, b"x" * 32) for label in labels]
+        for secret in (SECRET, b"x" * 32):
+            together = subkey(secret, "item head commitment", 3)
+            keys += [together[:32], together[32:64], together[64:]]
+        assert len(set(keys)) == 2 * (len(labels) + 3)
 
     async def test_tenants_have_their_own_keys(self) -> None:
         """Keys that outlive sessions differ between tenants, purposes and master keys."""

@@ -54,6 +54,7 @@ EVENTS: Mapping[str, str] = {
 
 
 _json = msgspec.json.Encoder(order="deterministic").encode
+_ascii = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -123,8 +124,7 @@ def _digest(entry: Entry) -> bytes:
 
 def _detail(detail: Mapping[str, str | int | bool | None]) -> str:
     """Give *detail* as one line of printable ASCII, whatever is in it."""
-    text = json.dumps(detail, sort_keys=True, separators=(",", ":"))
-    return text.replace("\x7f", "\\u007f")
+    return _ascii(detail).replace("\x7f", "\\u007f")
 
 
 @dataclass(frozen=True, slots=True)

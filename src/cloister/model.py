@@ -40,8 +40,7 @@ def _check_name(what: str, name: object) -> None:
         raise ValueError(f"{what} must be in Unicode normal form C; pass unicodedata.normalize('NFC', …)")
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
     """Name whom a session belongs to: a user, of a tenant where the store holds several.
 
     Both are NFC text of 1 to 256 visible characters; anything else is a `ValueError`, never repaired.
@@ -84,7 +83,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """Be one entry of a session, in the shapes of the OpenAI chat format.
 
     ``content`` is text, or a list of parts, or None beside ``tool_calls``. ``extra`` keeps whatever else a client sent,
@@ -268,8 +267,9 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     @property
     def expires_at(self) -> int | None:
         """When the session ends unless something is said, or None for never."""
-        limits = (self.active_at, self.idle), (self.created_at, self.absolute)
-        return min((start + length for start, length in limits if length is not None), default=None)
+        idle = None if self.idle is None else self.active_at + self.idle
+        absolute = None if self.absolute is None else self.created_at + self.absolute
+        return idle if absolute is None else absolute if idle is None else min(idle, absolute)
 
 
 @dataclass(frozen=True, slots=True)

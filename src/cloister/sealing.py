@@ -1,11 +1,12 @@
 """Who can open what: session keys, and the sealed form of items, heads and what outlives a session.
 
 Everything stored is AES-256-GCM under random 96-bit nonces. A session has a random 256-bit secret, wrapped by a master
-key; item and head keys are derived from it by HKDF-SHA-256 (RFC 5869), one label per purpose. Associated data is a
-sequence of length-prefixed fields and names format, owner, session, position, role and the tag of the item before, so
-that a missing, moved, repeated or substituted item does not open. GCM does not commit to its key; heads therefore carry
-a commitment derived from the session secret (Albertini et al., "How to Abuse and Fix Authenticated Encryption Without
-Key Commitment", USENIX Security 2022).
+key; its item key, head key and commitment are derived from it at once, by HKDF-SHA-256 (RFC 5869), and whatever is
+seldom wanted by itself, one label per purpose. Associated data is a sequence of fields, each behind its length or of a
+fixed one, and names format, owner, session, position, role and the tag of the item before, so that a missing, moved,
+repeated or substituted item does not open. GCM does not commit to its key; heads therefore carry a commitment derived
+from the session secret (Albertini et al., "How to Abuse and Fix Authenticated Encryption Without Key Commitment",
+USENIX Security 2022).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -47,10 +49,9 @@ def fields(*parts: str | bytes) -> bytes:
     return bytes(joined)
 
 
-# What stands between position and predecessor in the context of an item: role, and the length of a tag or of none.
-_BEHIND: dict[str, bytes] = {role: fields(role) + _TAG_BYTES.to_bytes(4, "big") for role in ROLES}
-_FIRST: dict[str, bytes] = {role: fields(role, b"") for role in ROLES}
-
+# What stands behind the owner and session of an item: position, role, length of the tag of the item before, that tag.
+_LINK = struct.Struct(f">QBB{_TAG_BYTES}s")
+_ROLE: dict[str, int] = {role: number for number, role in enumerate(ROLES)}
 
 _ITEM, _HEAD, _WRAP = fields(_FORMAT), fields("head"), fields("wrap", _FORMAT)
 
@@ -65,9 +66,9 @@ def tag(sealed: bytes) -> bytes:
     return sealed[-_TAG_BYTES:]
 
 
-def subkey(secret: bytes, label: str) -> bytes:
-    """Derive the key for one purpose, which *label* names."""
-    return HKDFExpand(_SHA256, KEY_BYTES, b"cloister/1/" + label.encode()).derive(secret)
+def subkey(secret: bytes, label: str, keys: int = 1) -> bytes:
+    """Derive the key for one purpose, which *label* names, or several *keys* at once for as many purposes."""
+    return HKDFExpand(_SHA256, KEY_BYTES * keys, b"cloister/1/" + label.encode()).derive(secret)
 
 
 def seal(key: AESGCM, plain: bytes, context: bytes) -> bytes:
@@ -101,22 +102,26 @@ class SessionKeys:
     def __init__(self, secret: bytes, owner: Owner, session_id: str) -> None:
         self._context = _ITEM + owner_fields(owner) + fields(session_id)
         self._secret = secret
-        self._item = AESGCM(subkey(secret, "item"))
-        self._head = AESGCM(subkey(secret, "head"))
-        self._commitment = subkey(secret, "commitment")
+        keys = subkey(secret, "item head commitment", 3)
+        self._item = AESGCM(keys[:KEY_BYTES])
+        self._head = AESGCM(keys[KEY_BYTES : 2 * KEY_BYTES])
+        self._commitment = keys[2 * KEY_BYTES :]
 
     def seal_item(self, item: Item, position: int, previous: bytes) -> SealedItem:
         """Seal *item* for its *position* behind the item whose tag is *previous* (empty for the first)."""
-        sealed = seal(self._item, _encode(item), self._item_context(position, item.role, previous))
+        context = self._context + _LINK.pack(position, _ROLE[item.role], len(previous), previous)
+        sealed = seal(self._item, _encode(item), context)
         return SealedItem(position, item.role, item.tokens, sealed)
 
-    def open_items(self, rows: Iterable[SealedItem], previous: bytes, last: bytes | None = None) -> list[Item]:
+    def open_items(self, rows: Sequence[SealedItem], previous: bytes, last: bytes | None = None) -> list[Item]:
         """Open consecutive *rows* behind the tag *previous*, the last of which must have the tag *last* where given.
 
         Raises `IntegrityError` for any that is missing, moved, repeated, changed or somebody else's.
         """
-        # Forty times a turn, hence written out: this is `unseal` in the context that `_item_context` gives.
-        decrypt, owned = self._item.decrypt, self._context
+        # Forty times a turn, hence written out: this is `unseal`. Text is held by items alone, which hide it: what
+        # reports errors may send variables along.
+        decrypt, link, at = self._item.decrypt, _LINK.pack_into, len(self._context)
+        context = bytearray(self._context + bytes(_LINK.size))
         items = []
         following = None
         try:
@@ -124,19 +129,17 @@ class SessionKeys:
                 position, sealed = row.position, row.sealed
                 if following is not None and position != following:
                     raise IntegrityError("the store left out or reordered items of a session")
-                if sealed[:1] != _FORMAT:
+                if sealed[0] != _FORMAT[0]:
                     raise InvalidTag
-                link = _BEHIND[row.role] if previous else _FIRST[row.role]
-                context = owned + position.to_bytes(8, "big") + link + previous
-                item = _decode_item(decrypt(sealed[1:13], sealed[13:], context))
-                if item.tokens != row.tokens:
-                    raise IntegrityError("the token count beside an item is not the one that was sealed")
-                items.append(item)
+                link(context, at, position, _ROLE[row.role], len(previous), previous)
+                items.append(_decode_item(decrypt(sealed[1:13], sealed[13:], context)))
                 following, previous = position + 1, sealed[-_TAG_BYTES:]
         except msgspec.MsgspecError:
             raise IntegrityError("an item was sealed in a form that this version of cloister does not read") from None
-        except (InvalidTag, KeyError, ValueError, TypeError, AttributeError, OverflowError):
+        except (InvalidTag, LookupError, ValueError, TypeError, AttributeError, struct.error):
             raise _does_not_open("an item") from None
+        if [item.tokens for item in items] != [row.tokens for row in rows]:
+            raise IntegrityError("the token count beside an item is not the one that was sealed")
         if last is not None and not (type(previous) is bytes and hmac.compare_digest(previous, last)):
             raise IntegrityError("the store left out the newest items of a session")
         return items
@@ -184,10 +187,6 @@ class SessionKeys:
     @property
     def _record(self) -> AESGCM:
         return AESGCM(subkey(self._secret, "record"))  # seldom wanted
-
-    def _item_context(self, position: int, role: str, previous: bytes) -> bytes:
-        link = _BEHIND[role] if previous else _FIRST[role]
-        return self._context + position.to_bytes(8, "big") + link + previous
 
     def __repr__(self) -> str:
         return "SessionKeys(…)"

@@ -119,8 +119,11 @@ class TokenVault(Vault):
 
     @contextlib.asynccontextmanager
     async def _alone(self, session: Handle, stable: _Stable) -> AsyncIterator[Opened | Loaded]:
-        async with self._queue(stable.owner, stable.id):
+        await self._enter(stable.owner, stable.id)
+        try:
             yield await self._inside(await self._read(session.owner, session.id))
+        finally:
+            self._leave(stable.owner, stable.id)
 
     async def _inside(self, held: _Held) -> Opened:
         """Open the row that a token brings along."""

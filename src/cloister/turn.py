@@ -204,7 +204,7 @@ class Turn(Generic[SessionT]):
         self._spent += usage or Usage()
         item = cloister.counted(wire.answer_item(answer), self._model)
         if usage is None:
-            usage = Usage(sum(sent.tokens for sent in self._fit()), item.tokens, estimated=True)
+            usage = Usage(sum([sent.tokens for sent in self._fit()]), item.tokens, estimated=True)
             item = msgspec.structs.replace(item, usage=usage)
             self._spent += usage
         opened = self._opened
@@ -308,16 +308,13 @@ class Turn(Generic[SessionT]):
         if self._fitted is None:
             if self.repeated:
                 self._unfinished()
-            head = self._opened.head
-            first = head.count - len(self._opened.items)
-            history = [
-                item
-                for position, item in enumerate(self._opened.items, first)
-                if position not in head.hidden
-                and item.error is None
-                # The system text comes by itself, from beside the head.
-                and not (position == 0 and head.system is not None)
-            ]
+            head, items = self._opened.head, self._opened.items
+            first = head.count - len(items)
+            # The system text, which is item 0, comes by itself, from beside the head.
+            hidden = head.hidden if head.system is None else (0, *head.hidden)
+            if hidden:
+                items = [item for position, item in enumerate(items, first) if position not in hidden]
+            history = [item for item in items if item.error is None]
             counter = self._cloister.counter(self._model)
             reserve = window.tools_tokens(self._options.get("tools") or (), counter)
             self._fitted = window.fit(

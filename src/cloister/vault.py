@@ -16,7 +16,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
@@ -35,7 +35,18 @@ from cloister.errors import (
     StoreError,
     StoreUnavailable,
 )
-from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession, SystemNote, Usage, to_micros
+from cloister.model import (
+    Head,
+    Item,
+    Limits,
+    Owner,
+    SealedItem,
+    SealedSession,
+    SystemNote,
+    Usage,
+    from_micros,
+    to_micros,
+)
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
 from cloister.stores.base import RENEW_EVERY, Commit, Due, Loaded, Record, Store
 
@@ -171,31 +182,24 @@ class Vault:
             await self.alarm(error, owner, session_id)
             raise
 
-    @contextlib.asynccontextmanager
-    async def _opening(self, owner: Owner, session_id: str) -> AsyncIterator[None]:
-        """Open a session inside the block; one that fails twice running is in quarantine until it opens again.
+    async def _not_opened(self, error: IntegrityError, owner: Owner, session_id: str) -> None:
+        """Take note that a session does not open; one that does not twice running is in quarantine until it does.
 
         The first failure drops the connection that may have brought another's bytes. What fails over a new one as well
         is no crossed answer, but damaged or changed where it lies: somebody has to look at the store.
         """
         key = owner, session_id
         failures = self._failures.get(key, 0)
-        try:
-            yield
-        except IntegrityError as error:
-            await self.alarm(error, owner, session_id)
-            self._failures[key] = failures + 1
-            if failures == 1:
-                noted = event("session.quarantined", self.now(), owner, sessions.digest(session_id))
-                with contextlib.suppress(StoreError):  # the failure itself is what the caller is told
-                    await self.ask(self.store.record, [noted])
-            if failures:
-                error.add_note("over a second connection too: the session is in quarantine, see `session.quarantined`")
-            if len(self._failures) > _FAILURES_AT_MOST:
-                del self._failures[next(iter(self._failures))]
-            raise
+        await self.alarm(error, owner, session_id)
+        self._failures[key] = failures + 1
+        if failures == 1:
+            noted = event("session.quarantined", self.now(), owner, sessions.digest(session_id))
+            with contextlib.suppress(StoreError):  # the failure itself is what the caller is told
+                await self.ask(self.store.record, [noted])
         if failures:
-            self._failures.pop(key, None)
+            error.add_note("over a second connection too: the session is in quarantine, see `session.quarantined`")
+        if len(self._failures) > _FAILURES_AT_MOST:
+            del self._failures[next(iter(self._failures))]
 
     async def note(self, entries: Sequence[Event]) -> None:
         """Put *entries* on record by themselves, to the end even if the caller is cancelled."""
@@ -245,7 +249,8 @@ class Vault:
         ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
         """
         owner, session_id, lease = session.owner, session.id, secrets.token_bytes(16)
-        async with self._queue(owner, session_id) as deadline:
+        deadline = await self._enter(owner, session_id)
+        try:
             since = self.moment
             loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
             try:
@@ -264,31 +269,43 @@ class Vault:
             finally:
                 if lease and loaded.session is not None and not loaded.session.ended:
                     await self._finish(self.ask(self.store.release, owner, session_id, lease))
+        finally:
+            self._leave(owner, session_id)
 
-    @contextlib.asynccontextmanager
-    async def _queue(self, owner: Owner, session_id: str) -> AsyncIterator[float]:
-        """Let one turn of a session through at a time in this process; give the moment at which waiting ends."""
+    async def _enter(self, owner: Owner, session_id: str) -> float:
+        """Wait until no other turn of a session runs in this process; give the moment at which waiting ends.
+
+        `_leave` lets the next one in.
+        """
         key = owner, session_id
         lock, waiting = self._turns.setdefault(key, (asyncio.Lock(), []))
         waiting.append(None)
         deadline = asyncio.get_running_loop().time() + self.limits.turn_wait.total_seconds()
         try:
-            if lock.locked():
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await lock.acquire()
-                except TimeoutError:
-                    raise _busy(self.limits) from None
-            else:
+            if not lock.locked():
                 await lock.acquire()
+                return deadline
             try:
-                yield deadline
-            finally:
-                lock.release()
-        finally:
-            waiting.pop()
-            if not waiting:
-                del self._turns[key]
+                async with asyncio.timeout_at(deadline):
+                    await lock.acquire()
+            except TimeoutError:
+                raise _busy(self.limits) from None
+            return deadline
+        except BaseException:
+            self._forget(key)
+            raise
+
+    def _leave(self, owner: Owner, session_id: str) -> None:
+        key = owner, session_id
+        self._turns[key][0].release()
+        self._forget(key)
+
+    def _forget(self, key: tuple[Owner, str]) -> None:
+        """Keep no lock for a session that nobody waits for."""
+        waiting = self._turns[key][1]
+        waiting.pop()
+        if not waiting:
+            del self._turns[key]
 
     async def _lease(
         self, owner: Owner, session_id: str, lease: bytes, deadline: float, *, budget: int, record: bytes | None
@@ -353,7 +370,7 @@ class Vault:
     async def _open(
         self, row: SealedSession, loaded: Loaded, owner: Owner, session_id: str, *, budget: int, since: int
     ) -> Opened:
-        async with self._opening(owner, session_id):
+        try:
             opened = await self._unseal(row, owner, session_id)
             items = opened.keys.open_items(loaded.items, loaded.before, opened.head.last_tag)
             beyond = sum([item.tokens for item in items]) > budget
@@ -361,15 +378,23 @@ class Vault:
                 raise IntegrityError("the store left out items of a session")
             opened.items = items[1:] if beyond else items
             self._check_age(opened, since)
+        except IntegrityError as error:
+            await self._not_opened(error, owner, session_id)
+            raise
+        self._failures.pop((owner, session_id), None)
         opened.record = loaded.record
         return opened
 
     async def open_row(self, row: SealedSession, owner: Owner, since: int) -> Opened:
         """Open a session that the store listed for *owner*, without its items."""
-        async with self._opening(owner, row.id):
+        try:
             opened = await self._unseal(row, owner, row.id)
             self._check_age(opened, since)
-            return opened
+        except IntegrityError as error:
+            await self._not_opened(error, owner, row.id)
+            raise
+        self._failures.pop((owner, row.id), None)
+        return opened
 
     async def _unseal(self, row: SealedSession, owner: Owner, session_id: str) -> Opened:
         if row.owner != owner or row.id != session_id or row.wrapped is None or row.head is None:
@@ -446,7 +471,7 @@ class Vault:
             await self.refuse(owner, session_id)
         if page.session.ended:
             raise SessionExpired(page.session.ended)
-        async with self._opening(owner, session_id):
+        try:
             opened = await self._unseal(page.session, owner, session_id)
             self._check_age(opened, since)
             if len(page.items) != max(0, min(limit, opened.head.count - first)):
@@ -455,6 +480,10 @@ class Vault:
                 raise IntegrityError("the store returned other items of a session than it was asked for")
             complete = first + len(page.items) == opened.head.count
             items = opened.keys.open_items(page.items, page.before, opened.head.last_tag if complete else None)
+        except IntegrityError as error:
+            await self._not_opened(error, owner, session_id)
+            raise
+        self._failures.pop((owner, session_id), None)
         try:
             sessions.check_alive(opened.head, self.now())
         except SessionExpired:
@@ -531,7 +560,7 @@ class Vault:
         """
         moment = sessions.at(opened.head, self.now())
         turn = secrets.token_bytes(16)
-        stored = _placed(opened, items, moment, self.now())
+        stored = _placed(opened, items, moment)
         rows, last = self._sealed(opened, stored)
         if head is not None or (opened.fresh and not stored):
             grown = sessions.amend(head or opened.head, moment, turn)
@@ -663,8 +692,8 @@ def _row(opened: Opened, head: Head) -> SealedSession:
     )
 
 
-def _placed(opened: Opened, items: Sequence[Item], moment: int, now: datetime) -> list[Item]:
+def _placed(opened: Opened, items: Sequence[Item], moment: int) -> list[Item]:
     """Give *items* with their ids and their time."""
-    time = now + timedelta(microseconds=moment - to_micros(now))
+    time = from_micros(moment)
     places = enumerate(items, opened.head.count)
     return [msgspec.structs.replace(item, id=sessions.new_item_id(position), time=time) for position, item in places]

@@ -203,7 +203,7 @@ def answer_item(answer: Answer) -> Item:
         "assistant",
         answer.text or (None if answer.tool_calls else ""),
         usage=answer.usage,
-        tool_calls=copy.deepcopy(list(answer.tool_calls)) or None,
+        tool_calls=copy.deepcopy(list(answer.tool_calls)) if answer.tool_calls else None,
         extra=copy.deepcopy(answer.extra),
     )
 
