@@ -181,8 +181,8 @@ class TokenVault(Vault):
             if (count, last) != (found.head.count, found.head.last_tag):
                 # Perhaps used by a turn of this very handle, which is stored and has not come back yet: no replay.
                 with contextlib.suppress(SessionBusy):
-                    async with self._queue(found.owner, found.id):
-                        pass
+                    await self._enter(found.owner, found.id)
+                    self._leave(found.owner, found.id)
                 if session.id != held.name:
                     return await self.history(session, first, limit)
         await self._join(found, held)
