@@ -96,14 +96,14 @@ async def test_an_idempotency_key_is_its_sessions(tmp_path: Path) -> None:
             await (await house.ana.resume(token)).send("another", idempotency_key="k")
 
 
-async def test_a_used_token_does_nothing_but_end(tmp_path: Path) -> None:
-    """Whoever has only a used token can still end the session, and nothing else: each attempt is an alert."""
+async def test_a_used_token_does_nothing(tmp_path: Path) -> None:
+    """Whoever has only a used token reads and changes nothing: each attempt is an alert. A handle can still end it."""
     async with opened(over(tmp_path)) as house:
-        session = await house.ana.start(items=[{"role": "user", "content": "my secret"}])
-        token = session.id
+        used = await house.ana.start(items=[{"role": "user", "content": "my secret"}])
+        session = await house.ana.resume(used.id)
         await session.send("one")
-        used = await house.ana.resume(token)
         calls = [
+            house.ana.resume(used.id),
             used.history(),
             used.send("x"),
             used.append({"role": "user", "content": "x"}),
@@ -118,6 +118,22 @@ async def test_a_used_token_does_nothing_but_end(tmp_path: Path) -> None:
         await used.end()
         with pytest.raises(SessionExpired):
             await house.ana.resume(session.id)
+
+
+async def test_a_token_used_with_a_key_does_nothing_but_ask_again(tmp_path: Path) -> None:
+    """What resumes for the sake of a lost reply reads nothing, takes no other turn, and is soon forgotten."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start()
+        await session.send("zero")
+        token = session.id
+        await session.send("one", idempotency_key="k")
+        for call in ((await house.ana.resume(token)).history(), (await house.ana.resume(token)).send("x")):
+            with pytest.raises(TokenInvalid, match="used before"):
+                await call
+        for n in range(4):
+            await session.send(str(n), idempotency_key=f"k{n}")
+        with pytest.raises(TokenInvalid, match="used before"):
+            await house.ana.resume(token)
 
 
 async def test_a_turn_cancelled_anywhere_strands_nobody_with_a_key() -> None:

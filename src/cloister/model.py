@@ -257,6 +257,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     title: str | None = None
     metadata: dict[str, str] = {}
     hidden: tuple[int, ...] = ()
+    retry: tuple[bytes, ...] = ()
+    """Under ``token://``: the tags of tokens that were used with an idempotency key, and may ask again."""
 
     def __repr__(self) -> str:  # without title and metadata, which are people's words
         return f"Head(version={self.version}, count={self.count}, tokens={self.tokens})"

@@ -33,6 +33,7 @@ from cloister.stores.base import Due, Loaded, Store
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
+_RETRIES = 4
 _CONTENT_ELSEWHERE = "the content of this session lies in its token, which its application holds: resume(token)"
 
 
@@ -86,15 +87,17 @@ class TokenVault(Vault):
         return _Held(row.id, str(token), body, row)
 
     async def look(self, owner: Owner, session_id: str, *, named_by_record: bool = False) -> Opened | SealedSession:
-        """Open a session without working on it: a token of its owner's does for that, though it was used before.
+        """Open a session without working on it.
 
-        With such a one a session can be ended, and a client that never got its reply asks again under the same
-        idempotency key. All else is refused when it is tried, and on record.
+        A token that was used before is refused, but for one of the last that were used with an idempotency key: a
+        client that never got its reply asks again under the same one. All else is refused to it when it is tried.
         """
         held = await self._read(owner, session_id)
         found = await self._row(held, owner, named_by_record)
         if isinstance(found, Opened) and held.body is not None:
-            await self._body(found, held.body)
+            count, last, _ = await self._body(found, held.body)
+            if last not in found.head.retry:
+                await self._check_newest(found, count, last)
         return found
 
     async def _row(self, held: _Held, owner: Owner, named_by_record: bool = False) -> Opened | SealedSession:
@@ -144,10 +147,14 @@ class TokenVault(Vault):
         if held.body is None:
             raise TokenInvalid(_CONTENT_ELSEWHERE)
         count, last, items = await self._body(opened, held.body)
+        await self._check_newest(opened, count, last)
+        opened.items = items
+
+    async def _check_newest(self, opened: Opened, count: int, last: bytes) -> None:
+        """Refuse a token of another state than the one in which the session is."""
         if (count, last) != (opened.head.count, opened.head.last_tag):
             error = TokenInvalid("this token was used before: go on with the one that the reply to it came with")
             await self._refuse(opened.owner, sessions.digest(opened.id), "token.replayed", error)
-        opened.items = items
 
     async def _body(self, opened: Opened, body: bytes) -> tuple[int, bytes, list[Item]]:
         """Open the body of a token of *opened*: the state that it belongs to, never a newer one, and its items."""
@@ -236,6 +243,9 @@ class TokenVault(Vault):
     def _sealed(self, opened: Opened, items: Sequence[Item]) -> tuple[list[SealedItem], bytes]:
         """Give no rows; the tag is that of a new token where there are new items, and then the old one is used up."""
         return [], secrets.token_bytes(16) if items else opened.head.last_tag
+
+    def _repeatable(self, opened: Opened, head: Head) -> Head:
+        return msgspec.structs.replace(head, retry=(*opened.head.retry, opened.head.last_tag)[-_RETRIES:])
 
     async def _name(self, opened: Opened, row: SealedSession, head: Head, items: Sequence[Item]) -> str:
         """Mint the token that comes after *items*."""

