@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tests.fakes import Watched, opened, told
 
 from cloister import Cloister, stores
+from cloister.doctor import examine
 from cloister.errors import (
     BudgetExceeded,
     SessionExpired,
@@ -21,6 +23,7 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.keyring import Keyring
+from cloister.settings import Settings
 from cloister.stores.token import Ledger
 from cloister.tokens import Tokens
 
@@ -338,3 +341,24 @@ async def test_a_disk_that_fails_leaves_a_log_that_verifies(
         report = await house.audited()
         assert report.faults == []
         assert "writer.replaced" in await house.events()
+
+
+async def test_a_logger_that_drops_entries_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever leaves logging as it is would have no record of who did what, and learns so."""
+    caplog.set_level(logging.WARNING, logger="cloister.audit")
+    async with opened(ALONE):
+        assert "not on record" in caplog.text
+    caplog.clear()
+    caplog.set_level(logging.INFO, logger="cloister.audit")
+    async with opened(ALONE):
+        assert "not on record" not in caplog.text
+
+
+def test_doctor_looks_through_tokens_at_what_is_behind(tmp_path: Path) -> None:
+    """What is switched off of a ledger, or for want of a file, is reported as for any other store."""
+    ledger = over(tmp_path) + "?synchronous=normal"
+    found = {finding.what for finding in examine(Settings(store=ledger)) if finding.state == "off"}
+    assert "durability" in found
+    for url, said in ((ALONE, True), (f"{ALONE}&audit={tmp_path / 'audit.jsonl'}", False)):
+        found = {finding.what for finding in examine(Settings(store=url)) if finding.state == "off"}
+        assert ("audit log" in found) is said

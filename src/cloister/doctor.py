@@ -152,6 +152,9 @@ def _store(settings: Settings, store: Store) -> Iterator[Finding]:
         yield Finding("ok", "store", store.url)
         said = "without a ledger a token can be used again, and no session can be ended, erased or listed"
         yield Finding("off", "replay protection", said, "name a ledger: token://?ledger=redis://…")
+        if store.in_logging:
+            said = "entries go to standard logging, which drops those below the level of the logger cloister.audit"
+            yield Finding("off", "audit log", said, "name a file in the URL of the store: audit=…")
         return
     if store.path is None:
         yield Finding("ok", "store", store.url)
@@ -170,7 +173,9 @@ def _store(settings: Settings, store: Store) -> Iterator[Finding]:
         path = beside(store, ending)
         if path is not None and path.exists() and _mode(path) & 0o077:
             yield Finding("unsafe", "store", f"{path} can be read or changed by others", f"chmod 600 {path}")
-    if "normal" in parse_qs(urlsplit(settings.store).query).get("synchronous", ()):
+    options = parse_qs(urlsplit(settings.store).query)
+    ledger = parse_qs(urlsplit(options.get("ledger", [""])[0]).query)
+    if "normal" in (*options.get("synchronous", ()), *ledger.get("synchronous", ())):
         said = "synchronous=normal: a power cut can take back the last turns"
         yield Finding("off", "durability", said, "leave ?synchronous=normal out of the store's URL")
 

@@ -128,6 +128,7 @@ class Alone:
     def __init__(self, tokens: Tokens, audit: str | None) -> None:
         self.tokens = tokens
         self.url = "token://?allow_replay=1"
+        self.in_logging = audit is None
         self._log: _File | _Logger = _Logger() if audit is None else _File(Path(audit))
         self._chain = Chain.new()
         self._names: dict[Owner, str] = {}
@@ -135,6 +136,11 @@ class Alone:
         self._after_fault = False
 
     async def open(self) -> None:
+        if self.in_logging and not _log.isEnabledFor(logging.INFO):
+            _log.warning(
+                "who did what is not on record: this logger drops what is below a warning. Set its level to INFO, or "
+                "name a file in the URL of the store, audit=…"
+            )
         self._names = {owner: name for name, owner in (await asyncio.to_thread(self._log.owners)).items()}
 
     async def close(self) -> None:
