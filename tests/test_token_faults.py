@@ -18,6 +18,7 @@ from cloister import Cloister, stores
 from cloister.doctor import examine
 from cloister.errors import (
     BudgetExceeded,
+    SessionConflict,
     SessionExpired,
     StoreUnavailable,
     TokenInvalid,
@@ -362,3 +363,124 @@ def test_doctor_looks_through_tokens_at_what_is_behind(tmp_path: Path) -> None:
     for url, said in ((ALONE, True), (f"{ALONE}&audit={tmp_path / 'audit.jsonl'}", False)):
         found = {finding.what for finding in examine(Settings(store=url)) if finding.state == "off"}
         assert ("audit log" in found) is said
+
+
+# --- a ledger that fails ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "redis", "postgres"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name a ledger that several processes use."""
+    if request.param == "sqlite":
+        return over(tmp_path)
+    if request.param == "redis":
+        server = request.getfixturevalue("redis")
+        return f"token://?ledger=redis://{server}/0?prefix={secrets.token_hex(4)}:"
+    return f"token://?ledger={request.getfixturevalue('database').url()}"
+
+
+async def test_a_token_in_two_processes_is_taken_by_one(shared: str) -> None:
+    """Of turns with one token in two cloisters one is stored, over any ledger; the rest are refused (rows 5, 17)."""
+    async with opened(shared) as one, opened(shared) as two:
+        token = (await one.ana.start()).id
+        handles = [await house.ana.resume(token) for house in (one, two) for _ in range(4)]
+        outcomes = await asyncio.gather(*(s.send(str(n)) for n, s in enumerate(handles)), return_exceptions=True)
+        won = [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+        assert len(won) == 1
+        assert {type(lost) for lost in outcomes if isinstance(lost, BaseException)} == {TokenInvalid}
+        assert len(await told(won[0].session)) == 2
+        assert (await (await two.ana.resume(won[0].session.id)).send("on")).text == "You said: on"
+        assert (await one.audited()).faults == []
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_commit_of_unknown_outcome_strands_nobody_with_a_key(tmp_path: Path, fault: str) -> None:
+    """Whether a ledger that says nothing has stored the turn or not, the same request again is answered, once."""
+    watched = Watched(stores.connect(over(tmp_path)))
+    async with opened(watched.store, keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        token = session.id
+
+        async def silent(real: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            if fault == "after":
+                with contextlib.suppress(SessionConflict):
+                    await real(*args, **options)
+            raise StoreUnavailable("no answer")
+
+        watched.answers["commit"] = silent
+        with pytest.raises(StoreUnavailable):
+            await session.send("one", idempotency_key="k")
+        del watched.answers["commit"]
+        reply = await (await house.ana.resume(token)).send("one", idempotency_key="k")
+        assert reply.text == "You said: one"
+        assert await told(reply.session) == ["one", "You said: one"]
+        assert len(house.provider.requests) == (1 if fault == "after" else 2)
+
+
+@pytest.mark.parametrize("method", ["load", "record", "owner_of"])
+async def test_a_ledger_that_is_down_refuses_foreign_and_damaged_alike(tmp_path: Path, method: str) -> None:
+    """Where the ledger fails, Ben learns no more from how he is refused than where it works (rows 3, 18, 37)."""
+    watched = Watched(stores.connect(over(tmp_path)))
+    async with opened(watched.store, keyring=Keyring.generate()) as house:
+        anas, bens = (await house.ana.start()).id, (await house.ben.start()).id
+        damaged = bens[:60] + ("A" if bens[60] != "A" else "B") + bens[61:]
+        absent = anas[:10] + ("B" if anas[10] != "B" else "C") + anas[11:]
+
+        async def down(real: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            raise StoreUnavailable("down")
+
+        watched.answers[method] = down
+        raised = set()
+        for token in (anas, absent, *([damaged] if method != "load" else ())):
+            with pytest.raises((TokenInvalid, StoreUnavailable)) as caught:
+                await house.ben.resume(token)
+            raised.add((caught.type, str(caught.value)))
+        assert len(raised) == 1
+        await house.cloister.vault.settle()
+
+
+async def test_foreign_and_absent_take_the_same_steps(tmp_path: Path) -> None:
+    """What is asked of the ledger for Ana's token and for one of nobody is the same, call by call (row 4)."""
+    watched = Watched(stores.connect(over(tmp_path)))
+    async with opened(watched.store, keyring=Keyring.generate()) as house:
+        anas = (await house.ana.start()).id
+        absent = anas[:10] + ("B" if anas[10] != "B" else "C") + anas[11:]
+        steps = []
+        for token in (anas, absent):
+            for way in ("resume", "send"):
+                borrowed = await house.ben.start()
+                borrowed.id = token
+                watched.calls.clear()
+                with pytest.raises(TokenInvalid):
+                    await (house.ben.resume(token) if way == "resume" else borrowed.send("x"))
+                await house.cloister.vault.settle()
+                steps.append((way, sorted(watched.names)))
+        assert steps[:2] == steps[2:]
+
+
+async def test_an_erasure_during_a_turn_wins(tmp_path: Path) -> None:
+    """Erased while the model thinks: the turn is refused, and no token of it opens anything (row 54)."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start()
+        house.provider.gate = asyncio.Event()
+        sending = asyncio.ensure_future(session.send("one", idempotency_key="k"))
+        await house.provider.asked.wait()
+        await house.ana.erase()
+        house.provider.gate.set()
+        with pytest.raises(SessionConflict):
+            await sending
+        with pytest.raises(TokenInvalid):
+            await session.send("one", idempotency_key="k")
+        assert await house.ana.sessions() == []
+
+
+async def test_an_audit_file_that_is_rotated_is_whole_after_a_restart(tmp_path: Path) -> None:
+    """Whoever moves the file of entries away and starts again has two logs, and each verifies by itself."""
+    path = tmp_path / "audit.jsonl"
+    for _ in range(2):
+        async with opened(f"{ALONE}&audit={path}") as house:
+            await (await house.ana.start()).send("one")
+            assert len(await house.entries()) == 2
+            assert (await house.audited()).faults == []
+            assert set((await house.cloister.store.audit_owners()).values()) == {house.ana.owner}
+        path.rename(tmp_path / "audit.jsonl.1")
