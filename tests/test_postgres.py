@@ -61,6 +61,66 @@ class TestBehindAPooler(StoreConformance):
         await store.close()
 
 
+_PARTS = """
+DO $$ BEGIN
+    FOR n IN 0..3 LOOP
+        EXECUTE format('CREATE TABLE cloister.items_%s PARTITION OF cloister.items
+                        FOR VALUES WITH (MODULUS 4, REMAINDER %s)', n, n);
+        EXECUTE format('CREATE TABLE cloister.sessions_%s PARTITION OF cloister.sessions
+                        FOR VALUES WITH (MODULUS 4, REMAINDER %s)', n, n);
+    END LOOP;
+END $$;
+"""
+
+
+@pytest.fixture
+async def partitioned(postgres: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Database]:
+    """A database whose sessions and items lie in four parts each, by the hash of their owner."""
+    script = postgres_schema.script()
+    for key, storage in (("session)", " WITH (fillfactor = 80)"), ("session, position)", "")):
+        whole = f'PRIMARY KEY (tenant, "user", {key}\n){storage};'
+        assert whole in script
+        script = script.replace(whole, f'PRIMARY KEY (tenant, "user", {key}\n) PARTITION BY HASH (tenant, "user");')
+    monkeypatch.setattr(postgres_schema, "script", lambda: script)
+    made = await made_database(postgres, "t_" + secrets.token_hex(6))
+    async with made.connected() as driver:
+        await migrate(driver, "cloister_app")
+        await driver.execute(_PARTS)
+    yield made
+    async with Database(postgres, "postgres").connected() as driver:
+        await driver.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
+
+
+@pytest.mark.soak
+class TestPartitioned(StoreConformance):
+    """The same in parts."""
+
+    @pytest.fixture
+    async def store(self, partitioned: Database) -> AsyncIterator[Store]:
+        store = stores.connect(partitioned.url())
+        await store.open()
+        yield store
+        await store.close()
+
+
+async def test_parts_are_closed(partitioned: Database) -> None:
+    """Where tables are partitioned by owner, people talk as before, and no part can be read past the policies."""
+    async with opened(partitioned.url()) as house:
+        users = [house.cloister.user(f"user {n}") for n in range(8)]
+        for user in users:
+            session = await user.start()
+            await session.send("hello")
+            assert await told(await user.resume(session.id)) == ["hello", "You said: hello"]
+        assert (await house.audited()).faults == []
+    rows = await partitioned.run("SELECT DISTINCT tableoid FROM cloister.items")
+    assert len(rows) > 1
+    async with partitioned.connected("cloister_app") as driver:
+        assert await driver.fetch("SELECT * FROM cloister.items") == []
+        for part in ("items_0", "sessions_3"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await driver.fetch(f"SELECT * FROM cloister.{part}")
+
+
 # --- who is let in ---
 
 
@@ -704,6 +764,32 @@ def own_server() -> Iterator[Any]:
     """A server that a test may stop."""
     with running_postgres() as server:
         yield server
+
+
+async def test_several_hosts(database: Database) -> None:
+    """Of several hosts the first that is there serves, and one that takes writes if that is asked for."""
+    host = database.server.rpartition("@")[2]
+    several = database.url().replace(host, f"127.0.0.1:1,{host}")
+    for url in (several, several + "?target_session_attrs=read-write"):
+        async with opened(url) as house:
+            session = await house.ana.start()
+            await session.send("hello")
+            assert await told(session) == ["hello", "You said: hello"]
+    await database.run(f"ALTER DATABASE {database.name} SET default_transaction_read_only = on")
+    with pytest.raises(StoreUnavailable):
+        async with opened(several + "?target_session_attrs=read-write"):
+            pass
+
+
+async def test_a_log_that_hangs(database: Database, house: House) -> None:
+    """Reading the log gives up too where the database does not answer in time."""
+    await house.ana.start()
+    store: Any = house.cloister.store
+    store._pool._deadline = 0.2
+    async with database.connected() as blocker:
+        await blocker.execute("BEGIN; LOCK TABLE cloister.audit IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreUnavailable, match="within"):
+            await house.entries()
 
 
 async def test_a_server_that_goes_and_comes(own_server: Any) -> None:

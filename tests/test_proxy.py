@@ -267,6 +267,18 @@ async def test_no_server() -> None:
         client.writer.close()
 
 
+@pytest.mark.parametrize("length", [0, 7, 10_001, 1 << 31])
+async def test_no_start_up_is_longer_than_the_servers_own(postgres: str, length: int) -> None:
+    """Whoever announces a start-up that PostgreSQL would not take is cut off, before any of it is kept."""
+    host, _, port = postgres.rpartition("@")[2].rpartition(":")
+    async with Proxy(host, int(port), "postgres") as proxy:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(length.to_bytes(4, "big"))
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert proxy.injected == {"unframed": 1}
+        writer.close()
+
+
 async def test_postgres_answers_are_crossed(postgres: str) -> None:
     """Two clients of PostgreSQL get each other's rows; start-up, copies and errors pass."""
     host, _, port = postgres.rpartition("@")[2].rpartition(":")

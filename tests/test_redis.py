@@ -20,6 +20,7 @@ from cloister.errors import (
     StoreUnavailable,
 )
 from cloister.sessions import place_of
+from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Store
 from cloister.stores.redis import RedisStore
 from cloister.testing import StoreConformance
@@ -148,6 +149,43 @@ async def test_a_swept_tombstone_leaves_no_key(house: House) -> None:
     await house.cloister.sweep()
     left = {key.rpartition(b":")[2] for key in set(await _keys(house)) - before}
     assert left <= {b"log", b"name", b"{tenancy}"}
+
+
+async def test_a_collected_session_leaves_the_owners_list(house: House) -> None:
+    """What Redis collected whole before anybody swept is taken out of its owner's list by the next listing."""
+    kept = [await house.ana.start() for _ in range(2)]
+    before = set(await _keys(house))
+    await house.ana.start()
+    for key in set(await _keys(house)) - before:
+        if not key.endswith((b":log", b":ends", b":all", b":due")):
+            await _ask(house, "DEL", key)
+    (index,) = [key for key in await _keys(house) if key.endswith(b":sessions")]
+    assert len(await _ask(house, "ZRANGE", index, 0, -1)) == 3
+    for _ in range(2):
+        assert {session.id for session in await house.ana.sessions()} == {session.id for session in kept}
+        assert len(await _ask(house, "ZRANGE", index, 0, -1)) == 2
+
+
+@pytest.mark.parametrize("overtaken_by", ["erase", "sessions"])
+async def test_a_start_that_is_overtaken_is_in_the_list(
+    house: House, monkeypatch: pytest.MonkeyPatch, overtaken_by: str
+) -> None:
+    """A session that comes to be while its owner's are erased or listed is listed after, and erased by the next."""
+    store = _store(house)
+    real = store._write
+
+    async def overtaken(script: str, *args: Any) -> bytes:
+        if script == scripts.CREATE:
+            monkeypatch.undo()
+            await (house.ana.erase() if overtaken_by == "erase" else house.ana.sessions())
+        return await real(script, *args)
+
+    monkeypatch.setattr(store, "_write", overtaken)
+    session = await house.ana.start()
+    assert [listed.id for listed in await house.ana.sessions()] == [session.id]
+    assert (await house.ana.erase()).sessions == 1
+    with pytest.raises(SessionNotFound):
+        await house.ana.resume(session.id)
 
 
 # --- replies that nobody asked for ---

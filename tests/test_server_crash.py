@@ -13,9 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
-from tests.databases import made_database
+from tests.databases import forget_leases, made_database
 from tests.fakes import House, opened, told
 from tests.histories import Event, ask, problems
 from tests.servers import Server, running_postgres, running_redis, talk
@@ -116,19 +115,6 @@ def killed(url: str, folder: Path, action: str) -> dict[int, str]:
     count = int(done.stdout.split()[0])
     assert count >= 3, "whatever it did took no request"
     return {number: (folder / f"{number}.id").read_text() for number in range(1, count + 1)}
-
-
-async def forget_leases(house: House, url: str) -> None:
-    """Make every lease as old as one is that nobody has renewed for its whole life."""
-    if url.startswith("redis"):
-        store: Any = house.cloister.store
-        (address,) = await store._nodes.primaries()
-        for key in await store._plain(address, "KEYS", f"{store._prefix}*l:*"):
-            await store._plain(address, "DEL", key)
-        return
-    driver = await asyncpg.connect(url.replace("cloister_app@", "owner@"))
-    await driver.execute("DELETE FROM cloister.leases")
-    await driver.close()
 
 
 async def at_last(house: House, url: str, work: Callable[[], Awaitable[Any]]) -> Any:

@@ -28,6 +28,7 @@ ALL: tuple[Kind, ...] = ("swap", "repeat", "stale", "drop", "hang", "delay", "tr
 
 _CHUNK = 65_536
 _HEAD = 256  # of a request, this much is shown to whoever chooses the fault
+_START_UP_AT_MOST = 10_000  # bytes: the server takes no more either
 _SSL, _GSS, _CANCEL = 80_877_103, 80_877_104, 80_877_102
 _STREAMS = {b"PSYNC", b"SYNC", b"MONITOR", b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"}
 
@@ -218,6 +219,8 @@ class Proxy:
         link.flowing = True  # until it is ready, all is handed on
         while True:
             length = await link.from_client.readexactly(4)
+            if not 8 <= int.from_bytes(length, "big") <= _START_UP_AT_MOST:
+                raise ValueError("this is not PostgreSQL's protocol")
             body = await link.from_client.readexactly(int.from_bytes(length, "big") - 4)
             code = int.from_bytes(body[:4], "big")
             if code in (_SSL, _GSS):

@@ -9,6 +9,7 @@ that it is one.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -100,13 +101,10 @@ class Pool(Generic[C]):
         try:
             lent = await self._take()
             try:
-                async with asyncio.timeout(self._deadline):
-                    outcome = await work(lent)
-            except BaseException as error:
+                outcome = await self.within(work(lent))
+            except BaseException:
                 self._lost += 1
                 lent.connection.abort()
-                if isinstance(error, TimeoutError):
-                    raise StoreUnavailable(f"{self._url} did not answer within {self._deadline:g} s") from None
                 raise
             if lent.generation == self._generation and not self._closed:
                 self._idle.append(lent)
@@ -115,6 +113,14 @@ class Pool(Generic[C]):
             return outcome
         finally:
             self._free.release()
+
+    async def within(self, work: Awaitable[T]) -> T:
+        """Wait for *work* as long as for an answer; then `StoreUnavailable`."""
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await work
+        except TimeoutError:
+            raise StoreUnavailable(f"{self._url} did not answer within {self._deadline:g} s") from None
 
     def confirm(self, lent: Lent[C], chain: Chain) -> None:
         """Take note that the store has the entries up to *chain*."""
@@ -167,6 +173,13 @@ class Pool(Generic[C]):
             raise StoreUnavailable(f"{self._url} did not accept a connection within {self._deadline:g} s") from None
         replaces, self._lost = self._lost > 0, max(self._lost - 1, 0)
         return Lent(connection, generation, replaces)
+
+
+def untrusted(error: BaseException | None) -> bool:
+    """Say whether *error* came about because a server's certificate is not one to be trusted."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def named(events: Sequence[Event]) -> list[tuple[Owner, bool]]:

@@ -45,7 +45,7 @@ from cloister.stores.base import (
     options_of,
     side_by_side,
 )
-from cloister.stores.pool import Lent, Pool
+from cloister.stores.pool import Lent, Pool, untrusted
 from cloister.stores.postgres_schema import check, migrate
 
 T = TypeVar("T")
@@ -74,6 +74,21 @@ _BROKEN = (
     TypeError,
     AttributeError,
 )
+
+
+# What keeps a server from its work, and what to do about it.
+_MEND: dict[type[Exception], str] = {
+    asyncpg.DiskFullError: "has no room on its disk: make some",
+    asyncpg.OutOfMemoryError: "is out of memory: give it more",
+    asyncpg.TooManyConnectionsError: "has no connection left: raise its max_connections, or lower ?connections=",
+    asyncpg.ReadOnlySQLTransactionError: (
+        "takes no writes, as a replica does: name the primary, or all of them and target_session_attrs=read-write"
+    ),
+    asyncpg.PostgresSystemError: "cannot read or write its disk: see its log",
+    asyncpg.DataCorruptedError: "has damaged data: see its log, restore it",
+    asyncpg.IndexCorruptedError: "has a damaged index: see its log, REINDEX",
+    asyncpg.CannotConnectNowError: "starts up or shuts down: wait a moment",
+}
 
 
 class _Count:
@@ -181,6 +196,8 @@ async def connect(url: str, *, pooler: bool = False) -> Wire:
     try:
         driver = await asyncpg.connect(url, server_settings={"application_name": "cloister"}, **cache)
     except (asyncpg.ClientConfigurationError, ValueError) as error:
+        if untrusted(error):
+            raise ours(error, public(url)) from error
         raise ConfigurationError(
             f"{public(url)} is not a URL that the driver understands ({type(error).__name__})"
         ) from error
@@ -210,6 +227,14 @@ async def _learn(driver: Any) -> None:
 def ours(error: Exception, url: str) -> CloisterError:
     """Say in our words what driver or server said. Never with the statement or its values."""
     name = type(error).__name__
+    if untrusted(error):
+        return ConfigurationError(
+            f"the certificate of {url} is not trusted: name who signed it with sslrootcert=FILE, and the host as it "
+            "stands in the certificate"
+        )
+    for kind, what in _MEND.items():
+        if isinstance(error, kind):
+            return StoreUnavailable(f"{url} {what}, then try again ({name})")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError | asyncpg.InvalidCatalogNameError):
         return ConfigurationError(f"{url} does not let us in ({name}); check user, password, database")
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
@@ -220,8 +245,6 @@ def ours(error: Exception, url: str) -> CloisterError:
         return ConfigurationError(f"{url} lacks the schema of this version: run `cloister migrate --store …` first")
     if isinstance(error, asyncpg.DuplicatePreparedStatementError | asyncpg.InvalidSQLStatementNameError):
         return ConfigurationError(f"{url} is behind a pooler that knows no prepared statements: say ?pooler=1")
-    if isinstance(error, asyncpg.DiskFullError | asyncpg.ReadOnlySQLTransactionError):
-        return StoreUnavailable(f"{url} cannot be written to ({name}); nothing was stored")
     refused = isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError)
     if refused or isinstance(error, ValueError):  # by the server, or by the driver before it
         return StoreError(f"{url} refused a value ({name}); nothing was stored")
@@ -519,12 +542,13 @@ class PostgresStore:
 
     async def audit(self) -> AsyncIterator[Entry]:
         # On a connection of its own, in one snapshot: entries that are written meanwhile cannot leave gaps in it.
-        wire = await self.wire()
+        within = self._pool.within
+        wire = await within(self.wire())
         try:
             with store_errors(self.url):
-                await wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                await within(wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             last = 0
-            while rows := await self._entries(wire, last, _PAGE, newest=False):
+            while rows := await within(self._entries(wire, last, _PAGE, newest=False)):
                 for number, entry in rows:
                     last = number
                     yield entry

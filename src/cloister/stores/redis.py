@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import hmac
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -25,9 +26,11 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     AuthorizationError,
+    BusyLoadingError,
     ClusterDownError,
     MasterDownError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -65,7 +68,7 @@ from cloister.stores.base import (
     options_of,
     side_by_side,
 )
-from cloister.stores.pool import Lent, Pool, named
+from cloister.stores.pool import Lent, Pool, named, untrusted
 
 T = TypeVar("T")
 
@@ -335,21 +338,45 @@ class Nodes:
         raise StoreUnavailable(f"no node of {self._url} can be reached, or says who serves what; try again")
 
 
+# What keeps a server from its work, and what to do about it.
+_MEND = {
+    "OOM": "has no memory left: raise its maxmemory",
+    "MISCONF": "cannot save to its disk, and takes no writes: mend that, as its log says",
+    "NOREPLICAS": "has fewer replicas than its min-replicas-to-write: bring them back",
+    "READONLY": "is a replica, or has just become one: name the primary, or wait until there is one",
+    "MASTERDOWN": "is a replica whose primary is down: wait until there is one",
+    "CLUSTERDOWN": "has slots that no node serves: wait until they have a primary",
+    "LOADING": "is still reading its data: wait a moment",
+}
+_CODES: dict[type[Exception], str] = {
+    OutOfMemoryError: "OOM",
+    ReadOnlyError: "READONLY",
+    MasterDownError: "MASTERDOWN",  # which is a kind of the next one
+    ClusterDownError: "CLUSTERDOWN",
+    BusyLoadingError: "LOADING",
+}
+
+
 def ours(error: BaseException, url: str) -> CloisterError:
     """Say in our words what driver or server said. Never with keys or values."""
     name = type(error).__name__
+    if untrusted(error):
+        return ConfigurationError(
+            f"the certificate of {url} is not trusted: name who signed it with tls_ca=FILE, and the host as it stands "
+            "in the certificate"
+        )
     if isinstance(error, AuthenticationError | AuthorizationError):
         return ConfigurationError(f"{url} does not let us in ({name}); check user and password")
-    if isinstance(error, OutOfMemoryError):
-        return StoreUnavailable(f"the memory of {url} is full: give it more, then try again")
-    if isinstance(error, ReadOnlyError | MasterDownError | ClusterDownError):
-        return StoreUnavailable(f"{url} takes no writes at the moment ({name}); try again")
+    if isinstance(error, NoPermissionError):
+        return ConfigurationError(f"{url} does not let this user do that: grant it EVAL, EVALSHA, INFO and its keys")
+    # An error carries no nonce, so it may be another request's: what became of this one is unknown.
+    code = next((known for kind, known in _CODES.items() if isinstance(error, kind)), None)
+    if code is None and isinstance(error, ResponseError):  # older servers name the script first
+        code = next((known for known in _MEND if re.search(rf"\b{known}\b", str(error))), None)
+    if code is not None:
+        return StoreUnavailable(f"{url} {_MEND[code]}, then try again ({code})")
     if isinstance(error, ResponseError):
-        code = str(error).partition(" ")[0]
-        if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
-            return ConfigurationError(f"{url} does not let this user do that ({code}): grant it EVAL and its keys")
-        # A refusal carries no nonce, so it may be another request's: what became of this one is unknown.
-        return StoreUnavailable(f"{url} refused a request, this one or another ({code[:40]}); try again")
+        return StoreUnavailable(f"{url} refused a request, this one or another ({name}); see its log, try again")
     return StoreUnavailable(f"{url} cannot be reached, or broke off ({name}); try again")
 
 
@@ -541,8 +568,12 @@ class RedisStore:
             lives, longer, kept, *rest = before
             return [lives, longer, kept, len(packed), len(items), *rest, *plain, *live, *packed, *map(_packed, items)]
 
-        outcome = await self._write(scripts.CREATE, [*keys.all, instead, filed], args, entries, fingerprints)
-        return _receipt(outcome, nonce)
+        receipt = _receipt(
+            await self._write(scripts.CREATE, [*keys.all, instead, filed], args, entries, fingerprints), nonce
+        )
+        # And after it: an erasure, or a listing that tidies up, may have taken the entry for one that leads nowhere.
+        await self._script(scripts.READ, [index], ["ZADD", session.created_at, session.id])
+        return receipt
 
     async def load(
         self,
@@ -625,6 +656,10 @@ class RedisStore:
             wanted = [session_id for created, session_id in listed if before is None or (created, session_id) < before]
             rows = await asyncio.gather(*(self._peek(owner, session_id) for session_id in wanted))
             found += [row for row in rows if row is not None and row.ended is None]
+            gone = [session_id for session_id, row in zip(wanted, rows, strict=True) if row is None]
+            if gone:  # collected by Redis before anybody swept
+                offset -= len(gone)
+                await self._script(scripts.READ, [index], ["ZREM", *gone])
             if len(listed) < limit:
                 break
         return Listing(nonce, found[:limit])
