@@ -29,6 +29,7 @@ from cloister.errors import (
     StoreUnavailable,
 )
 from cloister.model import Owner, SealedItem, SealedSession
+from cloister.sealing import tag
 from cloister.stores.base import (
     LEASE,
     MOST_CLAIMS,
@@ -320,6 +321,15 @@ def _items(row: Any) -> list[SealedItem]:
         raise IntegrityError("an item's row in the store was changed; see the audit log") from None
 
 
+def _tail(rows: list[SealedItem], budget: int) -> tuple[list[SealedItem], bytes]:
+    """Give those of *rows*, newest first, up to the one that exceeds *budget*, oldest first, and the tag before."""
+    for count, item in enumerate(rows):
+        if budget < 0:
+            return rows[:count][::-1], tag(item.sealed)
+        budget -= item.tokens
+    return rows[::-1], b""
+
+
 def _unzipped(items: Sequence[SealedItem]) -> tuple[list[int], list[str], list[int], list[bytes]]:
     return (
         [item.position for item in items],
@@ -432,7 +442,7 @@ class PostgresStore:
             kept = Record(session_id, row["holder"], record, row["kept"], row["kept_until"])
         if session is None or session.ended:
             return Loaded(nonce, session, record=kept)
-        return Loaded(nonce, session, _items(row)[::-1], row["before"] or b"", kept)
+        return Loaded(nonce, session, *_tail(_items(row), budget), kept)
 
     async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
         row = await self._call("renew", *_names(owner), session_id, lease, LEASE.total_seconds())

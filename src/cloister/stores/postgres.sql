@@ -258,7 +258,7 @@ CREATE FUNCTION cloister.load(
     nonce bytea, p_tenant text, p_user text, p_session text, p_budget bigint, p_lease bytea, p_seconds double precision,
     p_record bytea,
     OUT echo bytea, OUT busy boolean, OUT name text, OUT session cloister.sessions,
-    OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[], OUT before bytea,
+    OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[],
     OUT holder text, OUT kept bytea, OUT kept_until bigint
 )
 LANGUAGE plpgsql AS $$
@@ -270,64 +270,48 @@ BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
     busy := false;
-    IF p_lease IS NOT NULL THEN
+    -- As many items as the budget is likely to hold, and one more; if it holds them all, once more with twice as many.
+    SELECT greatest(least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 9 / 8 + 4), 1)
+    INTO many
+    FROM cloister.sessions s
+    WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session AND s.ended IS NULL;
+    IF p_lease IS NOT NULL AND FOUND THEN
         INSERT INTO cloister.leases AS l
-        SELECT p_tenant, p_user, p_session, p_lease, clock_timestamp() + make_interval(secs => p_seconds)
-        FROM cloister.sessions s
-        WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session AND s.ended IS NULL
+        VALUES (p_tenant, p_user, p_session, p_lease, clock_timestamp() + make_interval(secs => p_seconds))
         ON CONFLICT (tenant, "user", session) DO UPDATE SET lease = excluded.lease, until = excluded.until
         WHERE l.lease = excluded.lease OR l.until <= clock_timestamp();
-        IF NOT FOUND AND EXISTS (
-            SELECT FROM cloister.sessions s
-            WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session AND s.ended IS NULL
-        ) THEN
+        IF NOT FOUND THEN
             busy := true;
             RETURN;
         END IF;
     END IF;
-    -- Session and items in one statement, so that both are of one moment. As many items as the budget is likely to
-    -- hold; if it holds more, once more with twice as many. Never none: the first may come in between, and twice none
-    -- is none for ever.
-    SELECT greatest(least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 5 / 4 + 8), 1) INTO many
-    FROM cloister.sessions s WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
+    SELECT o.audit_id INTO name FROM cloister.audit_owners o WHERE o.tenant = p_tenant AND o."user" = p_user;
+    IF p_record IS NOT NULL THEN
+        SELECT k.holder, k.sealed, k.expires_at INTO holder, kept, kept_until FROM cloister.records k
+        WHERE k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_record;
+    END IF;
     LOOP
-        SELECT s AS session, s.item_count, o.audit_id, i.*, k.holder, k.sealed AS kept, k.expires_at AS kept_until,
-            ( -- the tag of the one before them: no join, for which all of the history would be read
-                SELECT substring(x.sealed FROM length(x.sealed) - 15) FROM cloister.items x
-                WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
-                  AND x.position = i.positions[i.lines] - 1
-            ) AS before
-        INTO r
-        FROM (SELECT) one
-        LEFT JOIN cloister.sessions s ON s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session
-        LEFT JOIN cloister.audit_owners o ON o.tenant = p_tenant AND o."user" = p_user
-        LEFT JOIN cloister.records k
-            ON k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_record
-        LEFT JOIN LATERAL (
-            SELECT array_agg(w.position) AS positions, array_agg(w.role) AS roles, array_agg(w.token_count) AS counts,
-                   array_agg(w.sealed) AS seals, count(*) AS lines
+        -- Session and items in one statement, so that both are of one moment.
+        SELECT s AS session, i.* INTO r
+        FROM cloister.sessions s, LATERAL (
+            SELECT array_agg(t.position) AS positions, array_agg(t.role) AS roles, array_agg(t.token_count) AS counts,
+                   array_agg(t.sealed) AS seals, sum(t.token_count) AS total, count(*) AS lines
             FROM (
-                SELECT t.*, sum(t.token_count) OVER (ORDER BY t.position DESC) - t.token_count AS newer
-                FROM (
-                    SELECT x.position, x.role, x.token_count, x.sealed FROM cloister.items x
-                    WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
-                    ORDER BY x.position DESC LIMIT many
-                ) t
-            ) w WHERE w.newer <= p_budget -- newest first, as they come
-        ) i ON true;
-        EXIT WHEN many IS NULL OR r.lines < many OR r.lines >= r.item_count;
+                SELECT x.position, x.role, x.token_count, x.sealed FROM cloister.items x
+                WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session
+                ORDER BY x.position DESC LIMIT many -- newest first
+            ) t
+        ) i
+        WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session;
+        EXIT WHEN many IS NULL OR r.lines < many OR r.positions[many] = 0 OR r.total - r.counts[many] > p_budget
+            OR NOT FOUND;
         many := many * 2;
     END LOOP;
     session := r.session;
-    name := r.audit_id;
     positions := r.positions;
     roles := r.roles;
     counts := r.counts;
     seals := r.seals;
-    holder := r.holder;
-    kept := r.kept;
-    kept_until := r.kept_until;
-    before := r.before;
 END $$;
 
 CREATE FUNCTION cloister.page(
