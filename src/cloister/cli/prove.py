@@ -28,7 +28,7 @@ _STYLES = {"pass": "green", "fail": "bold red", "beyond rights": "yellow", "not 
 @click.command()
 @store_option
 @click.option("--turns", default=200, show_default=True, type=click.IntRange(50, 100_000), help="Taken over faults.")
-@click.option("--out", metavar="FOLDER", help="Where the report goes. [default: here]")
+@click.option("--out", metavar="FOLDER", help="Where the report goes; made if it is not there. [default: here]")
 @click.option("--json", "json_file", metavar="FILE", help="Write the signed report here.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write the report for people to read here.")
 @click.option("--key", "key_file", metavar="FILE", help="Sign with this key. [default: the audit key, if there is one]")
@@ -126,8 +126,7 @@ def _files(name: str, out: str | None, json_file: str | None, markdown_file: str
     """Give where the report goes, before anything is tried; a report that is there is never written over."""
     if out is not None or (json_file is None and markdown_file is None):
         folder = Path(out or ".")
-        if not folder.is_dir():
-            raise ConfigurationError(f"the folder {folder} does not exist; create it, or name another with --out")
+        folder.mkdir(exist_ok=True)
         json_file, markdown_file = (
             json_file or str(folder / f"{name}.json"),
             markdown_file or str(folder / f"{name}.md"),
