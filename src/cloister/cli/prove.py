@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,9 +80,9 @@ async def _prove(
     outcomes = await _outcomes(attack)
     made = await prove.report_of(attack, outcomes, began, signer)
     signed = report.sign(made, key)
-    rows = [(one.verdict, one.check, one.said) for one in outcomes]
+    rows = [_row(list(alike)) for _, alike in itertools.groupby(outcomes, _reason)]
     columns = ["verdict", "check", "what was seen, or why not"]
-    terminal.table(columns, rows, [_STYLES[one.verdict] for one in outcomes], wrap=True)
+    terminal.table(columns, rows, [_STYLES[verdict] for verdict, _, _ in rows], wrap=True)
     for one in outcomes:
         if one.verdict == "fail":
             terminal.say(terminal.line(f"does NOT hold: {one.promise}: {one.said}"), "bold red")
@@ -93,6 +94,16 @@ async def _prove(
             terminal.say(f"written: {path}")
     terminal.say(f"signed with {report.SIGNERS[signer]}; the public key is {signed.key}")
     return made.verdict == "pass"
+
+
+def _reason(outcome: Outcome) -> object:
+    """Give what one line says for several checks: why they were not run, if that is the same."""
+    return outcome.said if outcome.verdict == "not run" else outcome
+
+
+def _row(alike: Sequence[Outcome]) -> tuple[str, str, str]:
+    names = alike[0].check if len(alike) == 1 else f"{alike[0].check} to {alike[-1].check} ({len(alike)})"
+    return alike[0].verdict, names, alike[0].said
 
 
 async def _outcomes(attack: Attack) -> list[Outcome]:
