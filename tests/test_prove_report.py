@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,46 +175,73 @@ def users(store: Path) -> set[str]:
         return {user for table in ("sessions", "audit_owners") for (user,) in db.execute(f"SELECT user FROM {table}")}
 
 
-def test_writes_a_report_that_verifies(store: Path, folder: Path) -> None:
-    """A sound store passes: exit 0, a signed report in two forms here, and nobody but Ana in the store."""
-    done = run("prove")
+@dataclass
+class Proved:
+    """A store that was attacked, without its master keys, and what was printed."""
+
+    store: Path
+    printed: str
+    written: Path
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory: pytest.TempPathFactory) -> Proved:
+    folder = tmp_path_factory.mktemp("proved")
+    store, keys = folder / "cloister.db", folder / "cloister.db.keys"
+    url = f"sqlite:///{store}"
+    assert CliRunner().invoke(main, ["chat", "--user", "ana", "--store", url], input="My name is Ana.\n").exit_code == 0
+    keys.rename(folder / "elsewhere")
+    done = run("prove", "--store", url, "--out", str(folder / "evidence"))
     assert done.exit_code == 0, done.output
-    (written,) = folder.glob("cloister-prove-*.json")
-    values = json.loads(written.read_text())["report"]
-    assert values["verdict"] == "pass"
-    assert values["store"].startswith("sqlite:///")
-    assert values["signer"] == "audit"
-    assert len(values["audit_ids"]) == 2
-    assert [one["check"] for one in values["outcomes"]] == [*(check.name for check in prove.CHECKS), "cleaned up"]
-    public = json.loads(written.read_text())["key"]
-    for arguments in (["--verify", str(written)], ["--verify", str(written), "--public-key", public]):
-        checked = run("prove", *arguments)
+    assert not keys.exists()
+    (folder / "elsewhere").rename(keys)
+    (written,) = (folder / "evidence").glob("cloister-prove-*.json")
+    return Proved(store, done.output, written)
+
+
+def test_writes_a_report_that_verifies(proved: Proved) -> None:
+    """A sound store passes, and the report on it holds under its audit key, which `doctor` shows."""
+    signed = report.read(proved.written.read_bytes())
+    assert (signed.report.verdict, signed.report.signer) == ("pass", "audit")
+    assert signed.report.store == f"sqlite:///{proved.store}"
+    assert len(signed.report.audit_ids) == 2
+    assert [one.check for one in signed.report.outcomes] == [*(check.name for check in prove.CHECKS), "cleaned up"]
+    for arguments in ([], ["--public-key", signed.key]):
+        checked = run("prove", "--verify", str(proved.written), *arguments)
         assert checked.exit_code == 0, checked.output
         assert "as it was signed" in checked.output
-    assert run("audit", "verify").exit_code == 0
-    assert public in run("doctor").output
-    assert users(store) == {"ana"}
-    assert (
-        "My name is Ana." in CliRunner().invoke(main, ["sessions", "export", "--user", "ana", "--reason", "x"]).output
-    )
+    assert signed.key in run("doctor", "--store", f"sqlite:///{proved.store}").output
 
 
-def test_needs_no_master_key(store: Path, folder: Path) -> None:
-    """Whoever attacks the store needs no key that opens what is in it."""
-    (folder / "cloister.db.keys").rename(folder / "elsewhere")
-    assert run("prove", "--json", "r.json").exit_code == 0
-    assert not (folder / "cloister.db.keys").exists()
+def test_leaves_the_store_as_it_was(proved: Proved) -> None:
+    """Nobody but Ana is in the store, with what she said, and its log is whole."""
+    store = ("--store", f"sqlite:///{proved.store}")
+    assert users(proved.store) == {"ana"}
+    assert "My name is Ana." in run("sessions", "export", "--user", "ana", "--reason", "x", *store).output
+    assert run("audit", "verify", *store).exit_code == 0
 
 
-def test_is_on_record_as_an_operators(store: Path) -> None:
+def test_holds_nothing_of_anybodys(proved: Proved) -> None:
+    """Neither form of the report holds a session id, a key of the deployment, or a word that was said."""
+    kept = [*proved.written.parent.iterdir()]
+    assert len(kept) == 2
+    keys = (proved.store.parent / "cloister.db.keys").read_text().split()
+    secret = (proved.store.parent / "cloister.db.audit-key").read_text().strip()
+    for text in [file.read_text() for file in kept]:
+        assert not re.search(r"cs_[\w-]{40}|planted-|Ana", text)
+        assert secret not in text
+        assert not any(key in text for key in keys if len(key) > 20)
+
+
+def test_is_on_record_as_an_operators(proved: Proved) -> None:
     """The log says before the first alarm that what follows is an attack by the operator's own hand."""
-    assert run("prove", "--json", "r.json").exit_code == 0
-    lines = [json.loads(line) for line in run("audit", "tail", "-n", "1000", "--json").stdout.splitlines()]
+    tail = run("audit", "tail", "-n", "2000", "--json", "--store", f"sqlite:///{proved.store}").stdout
+    lines = [json.loads(line) for line in tail.splitlines()]
     kinds = [line["event"] for line in lines]
     assert kinds.index("operator.access") < kinds.index("access.foreign")
-    announced = [line for line in lines if line["event"] == "operator.access"]
-    assert all("cloister prove, run" in line["detail"] for line in announced)
-    assert len(announced) == 2
+    announced = [line for line in lines if "cloister prove, run" in line["detail"]]
+    named = report.read(proved.written.read_bytes()).report.audit_ids
+    assert {line["owner"]["audit_id"] for line in announced} == set(named)
 
 
 def test_a_leaky_store_exits_1(store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,12 +274,12 @@ def test_a_changed_report_exits_1(folder: Path) -> None:
         assert run("prove", "--verify", name).exit_code == 1
 
 
-def test_signs_with_a_given_key(store: Path, folder: Path) -> None:
+def test_signs_with_a_given_key(folder: Path) -> None:
     """A key of the auditor's own can sign, and the report says that it was given."""
     seed = bytes(range(32))
     (folder / "mine").write_text(base64.b64encode(seed).decode())
     (folder / "mine").chmod(0o600)
-    done = run("prove", "--json", "r.json", "--key", "mine")
+    done = run("prove", "--store", "memory://", "--json", "r.json", "--key", "mine")
     assert done.exit_code == 0, done.output
     signed = report.read((folder / "r.json").read_bytes())
     assert signed.report.signer == "given"
@@ -313,7 +341,7 @@ def test_interrupted_it_erases_both(store: Path, folder: Path, how: signal.Signa
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_shows_what_is_printed(store: Path) -> None:
+def test_the_page_shows_what_is_printed(proved: Proved) -> None:
     """The sample output on the page is what a store prints, but for names, numbers and sizes."""
     page = (ROOT / "docs" / "prove.md").read_text("utf-8")
     (sample,) = re.findall(r"```text\n(pass.*?)```", page, re.DOTALL)
@@ -321,9 +349,10 @@ def test_the_page_shows_what_is_printed(store: Path) -> None:
     def shape(text: str) -> list[str]:
         return [re.sub(r"[\d,]+", "0", " ".join(line.split())) for line in text.splitlines()]
 
-    printed = run("prove", "--json", "r.json").output
+    printed = proved.printed
     rows = [line for line in printed.splitlines() if line.startswith(("pass\t", "fail\t", "not run\t"))]
-    assert shape(sample) == shape("\n".join([*rows, *[line for line in printed.splitlines() if " passed, " in line]]))
+    rows += [line for line in printed.splitlines() if " passed, " in line]
+    assert shape(sample) == shape("\n".join(rows))
 
 
 def test_the_page_names_every_check() -> None:
