@@ -96,6 +96,17 @@ async def test_a_sound_cluster_passes(redis_cluster: str) -> None:
     assert [one.check for one in outcomes if one.verdict == "beyond rights"] == ["crossed replies"]
 
 
+async def test_an_empty_store_is_empty_again(url: str) -> None:
+    """A store that was attacked before anybody used it settles nothing: users with tenants may come, or without."""
+    store = MemoryStore() if url == "memory://" else None
+    attack = Attack((lambda: store) if store else (lambda: stores.connect(url)), url, turns=TURNS)
+    async with attack.opened() as house:
+        await house.planted(house.a)
+    await prove.erase(attack)
+    async with opened(store or url, tenancy="required", keyring=Keyring.generate()) as there:
+        await there.cloister.user("ana", tenant="acme").start()
+
+
 async def test_tokens_without_a_ledger_pass(tmp_path: Any) -> None:
     """Where nothing is kept, the tokens themselves and the log are attacked, and the rest is said not to concern it."""
     outcomes = await outcomes_of(Settings(store=f"token://?allow_replay=1&audit={tmp_path}/log"))

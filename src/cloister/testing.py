@@ -434,7 +434,8 @@ class StoreConformance:
             with pytest.raises(ConfigurationError):
                 await _started(store, second)
             assert not (await store.sessions(second, nonce=nonce(), limit=9, before=None)).sessions
-            await store.erase(first, nonce=nonce())  # from here on it is nobody's
+            await store.erase(first, nonce=nonce())
+            assert await store.tenanted() is None  # from here on it is nobody's
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ _STYLES = {"pass": "green", "fail": "bold red", "beyond rights": "yellow", "not 
 @click.command()
 @store_option
 @click.option("--turns", default=200, show_default=True, type=click.IntRange(50, 100_000), help="Taken over faults.")
-@click.option("--out", metavar="FOLDER", help="Where the report goes. [default: here]")
+@click.option("--out", metavar="FOLDER", help="Where the report goes; made if it is not there. [default: here]")
 @click.option("--json", "json_file", metavar="FILE", help="Write the signed report here.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write the report for people to read here.")
 @click.option("--key", "key_file", metavar="FILE", help="Sign with this key. [default: the audit key, if there is one]")
@@ -79,9 +80,9 @@ async def _prove(
     outcomes = await _outcomes(attack)
     made = await prove.report_of(attack, outcomes, began, signer)
     signed = report.sign(made, key)
-    rows = [(one.verdict, one.check, one.said) for one in outcomes]
+    rows = [_row(list(alike)) for _, alike in itertools.groupby(outcomes, _reason)]
     columns = ["verdict", "check", "what was seen, or why not"]
-    terminal.table(columns, rows, [_STYLES[one.verdict] for one in outcomes], wrap=True)
+    terminal.table(columns, rows, [_STYLES[verdict] for verdict, _, _ in rows], wrap=True)
     for one in outcomes:
         if one.verdict == "fail":
             terminal.say(terminal.line(f"does NOT hold: {one.promise}: {one.said}"), "bold red")
@@ -93,6 +94,16 @@ async def _prove(
             terminal.say(f"written: {path}")
     terminal.say(f"signed with {report.SIGNERS[signer]}; the public key is {signed.key}")
     return made.verdict == "pass"
+
+
+def _reason(outcome: Outcome) -> object:
+    """Give what one line says for several checks: why they were not run, if that is the same."""
+    return outcome.said if outcome.verdict == "not run" else outcome
+
+
+def _row(alike: Sequence[Outcome]) -> tuple[str, str, str]:
+    names = alike[0].check if len(alike) == 1 else f"{alike[0].check} to {alike[-1].check} ({len(alike)})"
+    return alike[0].verdict, names, alike[0].said
 
 
 async def _outcomes(attack: Attack) -> list[Outcome]:
@@ -126,8 +137,7 @@ def _files(name: str, out: str | None, json_file: str | None, markdown_file: str
     """Give where the report goes, before anything is tried; a report that is there is never written over."""
     if out is not None or (json_file is None and markdown_file is None):
         folder = Path(out or ".")
-        if not folder.is_dir():
-            raise ConfigurationError(f"the folder {folder} does not exist; create it, or name another with --out")
+        folder.mkdir(exist_ok=True)
         json_file, markdown_file = (
             json_file or str(folder / f"{name}.json"),
             markdown_file or str(folder / f"{name}.md"),

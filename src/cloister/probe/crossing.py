@@ -46,7 +46,7 @@ class _History:
 
 
 async def crossed(attack: Attack) -> str:
-    """Answers that the network swaps, repeats or delays reach nobody else, and no turn is lost or stored twice"""
+    """Answers that the network swaps, repeats or brings late reach nobody else, and no turn is lost or stored twice"""
     refused: Counter[str] = Counter()
     async with _between(attack) as (proxy, url), attack.opened(connect=lambda: stores.connect(url)) as house:
         users = [user for _ in range(_SESSIONS // 2) for user in (house.a, house.b)]

@@ -78,7 +78,7 @@ async def policies(attack: Attack) -> str:
                 await _must_deny(driver, f"the role may {statement.split()[0]} on cloister.audit", statement)
             await driver.execute("SET LOCAL row_security = off")
             await _must_deny(driver, "row_security = off shows rows", "SELECT count(*) FROM cloister.sessions")
-        return f"{len(_OWNED)} tables read under no name and another's; 8 writes and reads that are denied"
+        return f"{len(_OWNED)} tables read under no name and another's; 9 writes and reads that are denied"
 
 
 async def _writes(driver: Any, attack: Attack, his: str) -> None:

@@ -34,13 +34,17 @@ async def changed(attack: Attack) -> str:
 
 
 async def used(attack: Attack) -> str:
-    """A token is good for one turn: one that was used before is refused, and of two turns with it one is stored"""
+    """With a used token nothing is read or said, each attempt an alert; of two turns with one, one is stored"""
     async with attack.opened() as house:
         hers = await house.planted(house.a)
         old = await house.a.resume(hers.id)
         first = await house.talk(hers)
-        await must_refuse(house.talk(old), TokenInvalid, "a token that was used before took another turn")
-        await must_refuse(house.a.resume(old.id), TokenInvalid, "a token that was used before was resumed")
+        alerts = attack.witness.events["token.replayed"]
+        await must_refuse(house.talk(old), TokenInvalid, "another turn was taken with a token that was used before")
+        await must_refuse(house.told(old), TokenInvalid, "a history was read with a token that was used before")
+        await house.cloister.vault.settle()
+        if attack.witness.events["token.replayed"] != alerts + 2:
+            raise Leak("that a token was used again is not on record each time")
         twins = [await house.a.resume(hers.id) for _ in range(2)]
         done = await asyncio.gather(*map(house.talk, twins), return_exceptions=True)
         won = [(twin, said) for twin, said in zip(twins, done, strict=True) if isinstance(said, str)]
@@ -50,7 +54,7 @@ async def used(attack: Attack) -> str:
         told = await house.told(twin)
         if told.count(first) != 1 or told[-2] != said:
             raise Leak("the conversation does not go on from the turn that was stored")
-        return "one used before, to a turn and to whoever resumes; one used twice at once"
+        return "one used before, to a turn and to a reader; one used twice at once"
 
 
 async def _read(house: House, session: Session) -> None:

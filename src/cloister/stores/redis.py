@@ -781,7 +781,8 @@ class RedisStore:
 
     async def tenanted(self) -> bool | None:
         (mark,) = await self._script(scripts.READ, [self._mark], ["GET"])
-        return None if mark is None else mark == b"named"
+        # The mark outlives the last session: by itself it says nothing of who is there.
+        return mark == b"named" if mark is not None and await self._has_sessions() else None
 
     async def all(self, *, after: bytes, limit: int) -> Batch:
         place, last = msgspec.msgpack.decode(after, type=tuple[int, str]) if after else (0, "")
@@ -964,13 +965,18 @@ class RedisStore:
         (mark,) = await self._script(scripts.SETTLE, [self._mark], [wanted, ""])
         if mark == wanted:
             return
-        for place in range(PLACES):
-            (there,) = await self._script(scripts.READ, [place_prefix(self._prefix, place) + b"all"], ["ZCARD"])
-            if there:
-                raise side_by_side(owner)
+        if await self._has_sessions():
+            raise side_by_side(owner)
         (mark,) = await self._script(scripts.SETTLE, [self._mark], [wanted, other])
         if mark != wanted:
             raise side_by_side(owner)
+
+    async def _has_sessions(self) -> bool:
+        for place in range(PLACES):
+            (there,) = await self._script(scripts.READ, [place_prefix(self._prefix, place) + b"all"], ["ZCARD"])
+            if there:
+                return True
+        return False
 
     async def _claim(self, one: Fingerprint) -> list[bytes]:
         """Put a fingerprint down; give what of it is new."""
