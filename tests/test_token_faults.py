@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.fakes import Watched, files_in, opened, put_back, told
 
-from cloister import Cloister, stores, upkeep
+from cloister import Cloister, current, stores, upkeep
 from cloister.doctor import examine
 from cloister.errors import (
     BudgetExceeded,
@@ -550,3 +550,12 @@ async def test_a_cancelled_turn_without_a_ledger_leaves_one_good_token(tmp_path:
             assert (await house.audited()).faults == []
             ends.add(len(said))
     assert ends == {0, 2}
+
+
+async def test_a_scope_names_the_session_and_carries_no_token(tmp_path: Path) -> None:
+    """Tools below a turn see an id that stays, and never the conversation itself, sealed as it is."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start()
+        with session.scope():
+            await session.send("one")
+            assert current().session_id == session.stable_id != session.id
