@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.fakes import Watched, files_in, opened, put_back, told
 
-from cloister import Cloister, current, stores, upkeep
+from cloister import Cloister, current, stores, tokens, upkeep
 from cloister.doctor import examine
 from cloister.errors import (
     BudgetExceeded,
@@ -26,6 +26,8 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.keyring import Keyring
+from cloister.model import Owner, SealedSession
+from cloister.sealing import after_name
 from cloister.settings import Settings
 from cloister.stores.token import Ledger
 from cloister.tokens import Tokens
@@ -267,6 +269,36 @@ async def test_a_ledger_behind_something_else_is_still_one(tmp_path: Path) -> No
         await session.send("one")
         with pytest.raises(TokenInvalid, match="used before"):
             await (await house.ana.resume(token)).send("two")
+
+
+def test_each_token_is_under_a_key_of_its_own() -> None:
+    """Two tokens of the same state commit to different keys, so that no count of turns wears out a nonce (11.3.4)."""
+    row = SealedSession(Owner(None, "ana"), "cs_" + "A" * 43, b"w", b"h", 1, 0, 0, 1, 1, None, b"t" * 16, b"c")
+    made = [tokens.under_deployment({"k1": bytes(32)}, Tokens(), row, b"body") for _ in range(64)]
+    behind_name = [after_name(tokens.decoded(token, Tokens())[1:]) for token in made]
+    assert len({blob[:16] for blob in behind_name}) == len({blob[16:48] for blob in behind_name}) == 64
+
+
+async def test_the_master_key_wraps_once_and_not_with_every_turn(tmp_path: Path) -> None:
+    """A secret is wrapped when its session starts and when there is a newer key: with a KMS, each time is a call."""
+    keyring = Keyring.create_file(tmp_path / "keys")
+    wraps = []
+    real = keyring.wrap
+
+    async def wrap(secret: bytes, context: bytes) -> bytes:
+        wraps.append(context)
+        return await real(secret, context)
+
+    keyring.wrap = wrap  # type: ignore[method-assign]
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}", keyring=keyring) as house:
+        session = await house.ana.start(system="Be kind.")
+        await session.send("one")
+        await session.send("two")
+        assert len(wraps) == 1
+        keyring.add()
+        await session.send("three")
+        await session.send("four")
+        assert len(wraps) == 2
 
 
 # --- limits ---------------------------------------------------------------------------------------------------------
