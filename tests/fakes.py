@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 from cloister.audit import Entry, Report, verify
@@ -189,3 +190,17 @@ async def pieces(*given: Any) -> AsyncGenerator[Any, None]:
     for piece in given:
         await asyncio.sleep(0)
         yield piece
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Copy what lies in *folder*, as a backup would."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def put_back(folder: Path, before: dict[str, bytes]) -> None:
+    """Restore such a copy, and nothing else."""
+    for path in list(folder.iterdir()):
+        path.unlink()
+    for name, data in before.items():
+        (folder / name).write_bytes(data)
+        (folder / name).chmod(0o600)

@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes import Watched, opened, told
+from tests.fakes import Watched, files_in, opened, put_back, told
 
-from cloister import Cloister, stores
+from cloister import Cloister, current, stores, tokens, upkeep
 from cloister.doctor import examine
 from cloister.errors import (
     BudgetExceeded,
+    ConfigurationError,
+    IntegrityError,
     SessionConflict,
     SessionExpired,
     StoreUnavailable,
     TokenInvalid,
 )
 from cloister.keyring import Keyring
+from cloister.model import Owner, SealedSession
+from cloister.sealing import after_name
 from cloister.settings import Settings
 from cloister.stores.token import Ledger
 from cloister.tokens import Tokens
@@ -267,6 +271,36 @@ async def test_a_ledger_behind_something_else_is_still_one(tmp_path: Path) -> No
             await (await house.ana.resume(token)).send("two")
 
 
+def test_each_token_is_under_a_key_of_its_own() -> None:
+    """Two tokens of the same state commit to different keys, so that no count of turns wears out a nonce (11.3.4)."""
+    row = SealedSession(Owner(None, "ana"), "cs_" + "A" * 43, b"w", b"h", 1, 0, 0, 1, 1, None, b"t" * 16, b"c")
+    made = [tokens.under_deployment({"k1": bytes(32)}, Tokens(), row, b"body") for _ in range(64)]
+    behind_name = [after_name(tokens.decoded(token, Tokens())[1:]) for token in made]
+    assert len({blob[:16] for blob in behind_name}) == len({blob[16:48] for blob in behind_name}) == 64
+
+
+async def test_the_master_key_wraps_once_and_not_with_every_turn(tmp_path: Path) -> None:
+    """A secret is wrapped when its session starts and when there is a newer key: with a KMS, each time is a call."""
+    keyring = Keyring.create_file(tmp_path / "keys")
+    wraps = []
+    real = keyring.wrap
+
+    async def wrap(secret: bytes, context: bytes) -> bytes:
+        wraps.append(context)
+        return await real(secret, context)
+
+    keyring.wrap = wrap  # type: ignore[method-assign]
+    async with opened(f"{ALONE}&audit={tmp_path / 'audit.jsonl'}", keyring=keyring) as house:
+        session = await house.ana.start(system="Be kind.")
+        await session.send("one")
+        await session.send("two")
+        assert len(wraps) == 1
+        keyring.add()
+        await session.send("three")
+        await session.send("four")
+        assert len(wraps) == 2
+
+
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -484,3 +518,76 @@ async def test_an_audit_file_that_is_rotated_is_whole_after_a_restart(tmp_path: 
             assert (await house.audited()).faults == []
             assert set((await house.cloister.store.audit_owners()).values()) == {house.ana.owner}
         path.rename(tmp_path / "audit.jsonl.1")
+
+
+async def test_a_restored_ledger_forks_for_nobody_who_is_ahead(tmp_path: Path) -> None:
+    """Put back to an older state, it takes the token of that state, and refuses what it gave out in between."""
+    keyring = Keyring.generate()
+    async with opened(over(tmp_path), keyring=keyring) as house:
+        session = await house.ana.start()
+        old = session.id
+    before = files_in(tmp_path)
+    async with opened(over(tmp_path), keyring=keyring) as house:
+        newest = (await (await house.ana.resume(old)).send("one")).session.id
+    put_back(tmp_path, before)
+    async with opened(over(tmp_path), keyring=keyring) as house:
+        with pytest.raises(IntegrityError, match="older state"):
+            await house.ana.resume(newest)
+        again = await house.ana.resume(old)
+        await again.send("other")
+        with pytest.raises(TokenInvalid, match="used before"):
+            await (await house.ana.resume(newest)).history()
+        assert await told(again) == ["other", "You said: other"]
+
+
+async def test_an_old_copy_of_the_ledger_opens_no_token_once_its_key_is_retired(tmp_path: Path) -> None:
+    """Erased, and then the ledger is put back: its tokens open while the key lives, and never after (row 81)."""
+    keyring = Keyring.create_file(tmp_path / "keys")
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    (old,) = keyring.names
+    async with opened(over(folder), keyring=keyring) as house:
+        token = (await (await house.ana.start()).send("my secret")).session.id
+        kept = await house.ben.start()
+    before = files_in(folder)
+    async with opened(over(folder), keyring=keyring) as house:
+        await house.ana.erase()
+        keyring.add()
+        await upkeep.rewrap_all(house.cloister.vault, lambda _: None)
+        assert await told(await house.ben.resume(kept.id)) == []
+    put_back(folder, before)
+    async with opened(over(folder), keyring=keyring) as house:
+        assert "my secret" in await told(await house.ana.resume(token))
+        keyring.remove(old)
+        with pytest.raises(ConfigurationError, match="does not hold"):
+            await house.ana.resume(token)
+
+
+async def test_a_cancelled_turn_without_a_ledger_leaves_one_good_token(tmp_path: Path) -> None:
+    """Wherever it is cancelled, the handle holds a token that is read, and the log says what that token holds."""
+    ends = set()
+    for steps in range(0, 36, 2):
+        path = tmp_path / f"{steps}.jsonl"
+        async with opened(f"{ALONE}&audit={path}", keyring=Keyring.generate()) as house:
+            session = await house.ana.start()
+            sending = asyncio.ensure_future(session.send("one"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+            said = await told(await house.ana.resume(session.id))
+            assert said in ([], ["one", "You said: one"])
+            assert (await house.events()).count("turn.committed") == len(said) // 2
+            assert (await house.audited()).faults == []
+            ends.add(len(said))
+    assert ends == {0, 2}
+
+
+async def test_a_scope_names_the_session_and_carries_no_token(tmp_path: Path) -> None:
+    """Tools below a turn see an id that stays, and never the conversation itself, sealed as it is."""
+    async with opened(over(tmp_path)) as house:
+        session = await house.ana.start()
+        with session.scope():
+            await session.send("one")
+            assert current().session_id == session.stable_id != session.id

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes import Clock, House, Watched, opened, told
+from tests.fakes import Clock, House, Watched, files_in, opened, put_back, told
 
 from cloister import stores, tokens, upkeep
 from cloister.audit import Entry, verify
@@ -173,18 +173,6 @@ def test_an_oversized_token_is_refused_before_it_is_read(padding: str) -> None:
     """What is longer than any token of ours costs no decoding and no key (row 19)."""
     with pytest.raises(TokenInvalid, match=r"65536|opens no session"):
         tokens.decoded("ct_" + padding * 70_000, Tokens())
-
-
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def put_back(folder: Path, before: dict[str, bytes]) -> None:
-    for path in list(folder.iterdir()):
-        path.unlink()
-    for name, data in before.items():
-        (folder / name).write_bytes(data)
-        (folder / name).chmod(0o600)
 
 
 # --- through the library ----------------------------------------------------------------------------------------------

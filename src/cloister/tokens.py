@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,7 +34,8 @@ SHORTEST_LIMIT, LONGEST_LIMIT = 1 << 12, 1 << 22
 _SHORTEST = 1 << 10  # bytes before sealing: what is shorter is padded to this
 _RATIO = 8  # what is opened may be this many times as long as a token may be
 _ID_BYTES = 32
-_COMMITMENT_BYTES = 32
+_SALT_BYTES = 16
+_SEALED_FROM = _SALT_BYTES + 32  # behind salt and commitment
 _OVERHEAD = 512  # bytes, at most: what sealing adds, the name of a key included
 _FRAME = 64  # bytes, at most: what stands around the items
 _PLAIN, _DEFLATED = b"\x00", b"\x01"
@@ -116,9 +118,19 @@ def read_under_session(data: bytes) -> tuple[str, bytes]:
 def under_deployment(derived: Mapping[str, bytes], tokens: Tokens, row: SealedSession, body: bytes) -> str:
     """Give a token that holds *row* and *body*, sealed under the newest of the *derived* keys."""
     name, key = list(derived.items())[-1]
+    salt = secrets.token_bytes(_SALT_BYTES)
+    own, commitment = _own_key(key, salt)
     plain = padded(_encode(Alone(row.owner.tenant, row.owner.user, _values(row), body)))
-    sealed = seal(AESGCM(subkey(key, "token")), plain, _context(tokens, name))
-    return _text(_UNDER_DEPLOYMENT + named(name, subkey(key, "commitment") + sealed))
+    return _text(_UNDER_DEPLOYMENT + named(name, salt + commitment + seal(own, plain, _context(tokens, name))))
+
+
+def _own_key(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
+    """Give a token's own key, and what commits to it.
+
+    Random nonces are good for 2^32 messages under one key, and all tokens of a deployment soon are as many.
+    """
+    own = subkey(key, "token/" + salt.hex())
+    return AESGCM(subkey(own, "seal")), subkey(own, "commitment")
 
 
 def _values(row: SealedSession) -> tuple[Any, ...]:
@@ -135,10 +147,10 @@ def read_under_deployment(derived: Mapping[str, bytes], tokens: Tokens, data: by
         raise TokenInvalid
     try:
         name, blob = key_of(data[1:]), after_name(data[1:])
-        key = derived[name]
-        if not hmac.compare_digest(blob[:_COMMITMENT_BYTES], subkey(key, "commitment")):
+        own, commitment = _own_key(derived[name], blob[:_SALT_BYTES])
+        if not hmac.compare_digest(blob[_SALT_BYTES:_SEALED_FROM], commitment):
             raise TokenInvalid
-        plain = unseal(AESGCM(subkey(key, "token")), blob[_COMMITMENT_BYTES:], _context(tokens, name), "a token")
+        plain = unseal(own, blob[_SEALED_FROM:], _context(tokens, name), "a token")
         held = _decode_alone(unpadded(plain))
         return SealedSession(Owner(held.tenant, held.user), *held.row), held.body
     except (IntegrityError, KeyError, TypeError, ValueError, msgspec.MsgspecError):

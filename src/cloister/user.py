@@ -452,7 +452,7 @@ class Session:
 
     def scope(self) -> contextlib.AbstractContextManager[scope.Scope]:
         """Make this the session of everything started inside the block: `cloister.current` gives it there."""
-        return scope.open_scope(scope.Scope(self.owner, self.id))
+        return scope.open_scope(scope.Scope(self.owner, self.stable_id))
 
     def described(self) -> dict[str, Any]:
         """Give what can be said of the session without its items."""
