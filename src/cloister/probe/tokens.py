@@ -34,7 +34,7 @@ async def changed(attack: Attack) -> str:
 
 
 async def used(attack: Attack) -> str:
-    """With a used token nothing is read or said, each attempt an alert; of two turns with one, one is stored"""
+    """A token that was used is refused, each attempt an alert; of two turns with one token, one is stored"""
     async with attack.opened() as house:
         hers = await house.planted(house.a)
         old = await house.a.resume(hers.id)
@@ -42,8 +42,9 @@ async def used(attack: Attack) -> str:
         alerts = attack.witness.events["token.replayed"]
         await must_refuse(house.talk(old), TokenInvalid, "another turn was taken with a token that was used before")
         await must_refuse(house.told(old), TokenInvalid, "a history was read with a token that was used before")
+        await must_refuse(house.a.resume(old.id), TokenInvalid, "a token that was used before was resumed")
         await house.cloister.vault.settle()
-        if attack.witness.events["token.replayed"] != alerts + 2:
+        if attack.witness.events["token.replayed"] != alerts + 3:
             raise Leak("that a token was used again is not on record each time")
         twins = [await house.a.resume(hers.id) for _ in range(2)]
         done = await asyncio.gather(*map(house.talk, twins), return_exceptions=True)
@@ -54,7 +55,7 @@ async def used(attack: Attack) -> str:
         told = await house.told(twin)
         if told.count(first) != 1 or told[-2] != said:
             raise Leak("the conversation does not go on from the turn that was stored")
-        return "one used before, to a turn and to a reader; one used twice at once"
+        return "one used before, to a turn, a reader and to resume; one used twice at once"
 
 
 async def _read(house: House, session: Session) -> None:
