@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +15,16 @@ from tests.servers import running_redis, talk
 
 from cloister import Keyring, stores
 from cloister.errors import (
+    CloisterError,
     ConfigurationError,
     IntegrityError,
     SessionNotFound,
     StoreUnavailable,
 )
-from cloister.sessions import place_of
+from cloister.sessions import new_id, place_of
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Store
-from cloister.stores.redis import RedisStore
+from cloister.stores.redis import _GRANT, RedisStore
 from cloister.testing import StoreConformance
 
 
@@ -332,3 +334,101 @@ async def test_a_server_that_goes_and_comes() -> None:
             await asyncio.to_thread(server.start)
             await session.send("after")
             assert await told(session) == ["before", "You said: before", "after", "You said: after"]
+
+
+# --- what a server says against it ---
+
+
+@contextlib.asynccontextmanager
+async def _saying(answer: bytes) -> AsyncIterator[int]:
+    """A server that gives one *answer* to everything; its port."""
+    served: list[asyncio.Task[Any]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        served.append(task)
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                if line.startswith(b"*"):
+                    writer.write(answer + b"\r\n")
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*served)  # their clients have gone
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "named"),
+    [
+        (b"-NOAUTH Authentication required.", ConfigurationError, "check user and password"),
+        (b"-WRONGPASS invalid username-password pair or user is disabled.", ConfigurationError, "check user and"),
+        (b"-NOPERM this user has no permissions to run the 'eval' command", ConfigurationError, "ACL SETUSER"),
+        (b"-ERR ACL failure in script: User app has no permissions to run 'xadd'", ConfigurationError, "ACL SETUSER"),
+        (b"-DENIED Redis is running in protected mode because", ConfigurationError, "requirepass"),
+        (b"-ERR DB index is out of range", ConfigurationError, "name another behind the /"),
+        (b"-ERR unknown command 'EVALSHA', with args beginning with:", ConfigurationError, "6.2 or later"),
+        (b"-MOVED 866 127.0.0.1:1", ConfigurationError, r"redis\+cluster://"),
+        (b"-ERR max number of clients reached", StoreUnavailable, "maxclients"),
+        (b"-LOADING Redis is loading the dataset in memory", StoreUnavailable, "still reading"),
+        (b"-BUSY Redis is busy running a script.", StoreUnavailable, "SCRIPT KILL"),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.", StoreUnavailable, "raise its maxmemory"),
+        (b"-READONLY You can't write against a read only replica.", StoreUnavailable, "name the primary"),
+        (b"-MASTERDOWN Link with MASTER is down", StoreUnavailable, "primary is down"),
+        (b"-CLUSTERDOWN The cluster is down", StoreUnavailable, "no node serves"),
+        (b"-MISCONF Redis is configured to save RDB snapshots", StoreUnavailable, "cannot save"),
+        (b"-NOREPLICAS Not enough good replicas to write.", StoreUnavailable, "bring them back"),
+        (b"-WRONGTYPE Operation against a key holding the wrong kind of value", StoreUnavailable, "prefix="),
+        (b"-NOSCRIPT No matching script.", StoreUnavailable, "refused a request"),
+        (b"-ERR whatever else", StoreUnavailable, "refused a request"),
+    ],
+)
+async def test_what_a_server_says_against_it_is_an_error_of_ours(
+    answer: bytes, error: type[CloisterError], named: str
+) -> None:
+    """Whatever a server refuses with, at the start or later, is an error of ours that says what to do."""
+    async with _saying(answer) as port:
+        with pytest.raises(error, match=named):
+            await stores.connect(f"redis://127.0.0.1:{port}").open()
+        store = stores.connect(f"redis://127.0.0.1:{port}")
+        with pytest.raises(error, match=named):
+            await store.owner_of(new_id())
+        await store.close()
+
+
+async def test_the_other_kind_of_server_is_named(redis: str, redis_cluster: str) -> None:
+    """A URL of one server that names a node of a cluster says so, and the other way round; so does a wrong password."""
+    for url, named in (
+        (f"redis://{redis_cluster.partition(',')[0]}", r"begin its URL with redis\+cluster://"),
+        (f"redis+cluster://{redis}", "is one server and no cluster"),
+        (f"redis+cluster://:wrong@{redis_cluster}", "check user and password"),
+    ):
+        with pytest.raises(ConfigurationError, match=named):
+            async with opened(url, keyring=Keyring.generate()):
+                pass
+
+
+async def test_an_old_server_is_refused() -> None:
+    """A server that lacks commands which are needed later does not open."""
+    said = b"redis_version:6.0.16\r\nmaxmemory_policy:noeviction"
+    async with _saying(b"$%d\r\n%b" % (len(said), said)) as port:
+        with pytest.raises(ConfigurationError, match=r"6\.2 or later"):
+            await stores.connect(f"redis://127.0.0.1:{port}").open()
+
+
+async def test_the_rights_that_are_named_suffice(own_redis: Any) -> None:
+    """A user with the rights that the error and the documents name can do all that the library does."""
+    grant = _GRANT.partition("name ")[2].partition(", with")[0].replace("PREFIX", "cloister:").split()
+    said = await asyncio.to_thread(talk, own_redis.port, "ACL", "SETUSER", "app", "on", ">word", *grant)
+    assert said == "+OK\r\n"
+    assert " ".join(grant) in (Path(__file__).parent.parent / "docs/stores.md").read_text(encoding="utf-8")
+    async with opened(f"redis://app:word@127.0.0.1:{own_redis.port}", keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        await session.send("hello")
+        assert len(await house.ana.sessions()) == 1
+        assert (await house.audited()).faults == []
+        await house.cloister.sweep()
+        await house.ana.erase()

@@ -163,7 +163,7 @@ async def test_a_user_who_may_not(server: Server) -> None:
     """Redis: a user without the right to run scripts is told which rights it needs, and one that is unknown so too."""
     port = server.port
     await asyncio.to_thread(talk, port, "ACL", "SETUSER", "limited", "on", ">pw", "~*", "+ping", "+info", "+client")
-    for password, named in (("pw", "EVALSHA"), ("wrong", "check user and password")):
+    for password, named in (("pw", "ACL SETUSER"), ("wrong", "check user and password")):
         with pytest.raises(ConfigurationError, match=named):
             async with opened(f"redis://limited:{password}@127.0.0.1:{port}"):
                 pass

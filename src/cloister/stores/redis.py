@@ -221,7 +221,7 @@ class Nodes:
     ) -> None:
         self._url = url
         self._seeds = list(seeds)
-        self._clustered = clustered
+        self.clustered = clustered
         self._class = SSLConnection if secure else Driver
         self._driver = driver
         self._size = size
@@ -266,7 +266,7 @@ class Nodes:
 
     async def primaries(self) -> list[_Address]:
         """Name the nodes that hold slots."""
-        if not self._clustered:
+        if not self.clustered:
             return self._seeds[:1]
         if not self._slots:
             await self._refresh()
@@ -298,6 +298,8 @@ class Nodes:
             except StoreUnavailable:
                 self._slots = []
                 raise
+            if isinstance(outcome, MovedError | AskError) and not self.clustered:
+                raise ours(outcome, self._url)
             if isinstance(outcome, MovedError):
                 self._slots = []
             elif isinstance(outcome, AskError):
@@ -309,7 +311,7 @@ class Nodes:
         raise StoreUnavailable(f"{self._url} keeps moving what was asked for; try again")
 
     async def _serving(self, key: bytes) -> _Address:
-        if not self._clustered:
+        if not self.clustered:
             return self._seeds[0]
         if not self._slots:
             await self._refresh()
@@ -325,16 +327,22 @@ class Nodes:
         async with self._refreshing:
             if self._slots:
                 return
+            wrong: CloisterError | None = None
             for address in dict.fromkeys([*self._pools, *self._seeds]):
                 try:
                     said = await self.pool(address).run(lambda lent: lent.connection.command("CLUSTER", "SLOTS"))
                     self._slots = [
                         (first, last, (node[0].decode() or address[0], node[1])) for first, last, node, *_ in said
                     ]
-                except (OSError, RedisError, StoreUnavailable, TypeError, ValueError, _Stale):
+                except (OSError, RedisError) as error:
+                    found = ours(error, self._url)
+                    wrong = found if isinstance(found, ConfigurationError) else wrong
+                except (StoreUnavailable, TypeError, ValueError, _Stale):
                     continue
                 if self._slots:
                     return
+        if wrong is not None:  # trying again would not help
+            raise wrong
         raise StoreUnavailable(f"no node of {self._url} can be reached, or says who serves what; try again")
 
 
@@ -347,13 +355,31 @@ _MEND = {
     "MASTERDOWN": "is a replica whose primary is down: wait until there is one",
     "CLUSTERDOWN": "has slots that no node serves: wait until they have a primary",
     "LOADING": "is still reading its data: wait a moment",
+    "BUSY": "is held up by somebody's script: wait, or end that with SCRIPT KILL",
+    "WRONGTYPE": "has something of another kind under a key of ours: give every application a ?prefix= of its own",
+    "max number of clients": "has no connection left: raise its maxclients, or lower ?connections=",
 }
+_GRANT = (
+    "does not let this user do what is needed: ACL SETUSER name ~PREFIX* +@all -@admin -@dangerous +info, with the "
+    "prefix of the keys"
+)
+_NODE = "is a node of a cluster: begin its URL with redis+cluster://"
 _CODES: dict[type[Exception], str] = {
     OutOfMemoryError: "OOM",
     ReadOnlyError: "READONLY",
     MasterDownError: "MASTERDOWN",  # which is a kind of the next one
     ClusterDownError: "CLUSTERDOWN",
     BusyLoadingError: "LOADING",
+}
+
+
+# What is set up wrongly, by what an older or a newer server says of it, and how it is meant to be.
+_WRONG = {
+    "ACL failure in script|can't run this command|can't access at least one of the keys": _GRANT,
+    "protected mode": "lets nobody in from elsewhere without a password: set one (requirepass), and put it in the URL",
+    "DB index is out of range": "has no database of that number: name another behind the /",
+    "cluster support disabled": "is one server and no cluster: begin its URL with redis://, or rediss:// for TLS",
+    "unknown command": "does not know a command that cloister needs: use Redis 6.2 or later, and rename none",
 }
 
 
@@ -368,10 +394,16 @@ def ours(error: BaseException, url: str) -> CloisterError:
     if isinstance(error, AuthenticationError | AuthorizationError):
         return ConfigurationError(f"{url} does not let us in ({name}); check user and password")
     if isinstance(error, NoPermissionError):
-        return ConfigurationError(f"{url} does not let this user do that: grant it EVAL, EVALSHA, INFO and its keys")
+        return ConfigurationError(f"{url} {_GRANT}")
+    if isinstance(error, MovedError | AskError):
+        return ConfigurationError(f"{url} {_NODE}")
+    if isinstance(error, ResponseError):
+        for said, what in _WRONG.items():
+            if re.search(said, str(error)):
+                return ConfigurationError(f"{url} {what}")
     # An error carries no nonce, so it may be another request's: what became of this one is unknown.
     code = next((known for kind, known in _CODES.items() if isinstance(error, kind)), None)
-    if code is None and isinstance(error, ResponseError):  # older servers name the script first
+    if code is None and isinstance(error, RedisError):  # older servers name the script first
         code = next((known for known in _MEND if re.search(rf"\b{known}\b", str(error))), None)
     if code is not None:
         return StoreUnavailable(f"{url} {_MEND[code]}, then try again ({code})")
@@ -503,15 +535,16 @@ class RedisStore:
             raise
 
     async def _check(self) -> None:
-        """Refuse a server that throws away what it was given to keep."""
+        """Refuse a server that throws away what it was given to keep, is too old, or is one of several unbeknown."""
         for address in await self._nodes.primaries():
-            try:
-                said = await self._nodes.pool(address).run(lambda lent: lent.connection.command("INFO", "memory"))
-            except (OSError, RedisError) as error:
-                raise ours(error, self.url) from error
-            policy = next(
-                (line[17:] for line in said.decode().splitlines() if line.startswith("maxmemory_policy:")), ""
-            )
+            said = (await self._plain(address, "INFO")).decode()
+            known = dict(line.partition(":")[::2] for line in said.splitlines())
+            version = known.get("redis_version", "")
+            if re.match(r"[0-5]\.|6\.[01]\.", version):
+                raise ConfigurationError(f"{self.url} is Redis {version}: use 6.2 or later")
+            if known.get("cluster_enabled") == "1" and not self._nodes.clustered:
+                raise ConfigurationError(f"{self.url} {_NODE}")
+            policy = known.get("maxmemory_policy", "")
             if policy != _EVICTING and not self._allow_eviction:
                 raise ConfigurationError(
                     f"{self.url} throws data away when its memory is full (maxmemory-policy {policy or 'unknown'}): "
