@@ -252,6 +252,14 @@ def test_a_wrong_option_is_refused(url: str, named: str) -> None:
         stores.connect(url)
 
 
+@pytest.mark.parametrize("option", ["frob=1", "work_mem=much", "max_connections=9"])
+async def test_an_unknown_option_is_refused(database: Database, pgbouncer: int, option: str) -> None:
+    """An option that server or pooler does not know is a wrong set-up, named with those that there are."""
+    await _refused(f"{database.url()}?{option}", "connections, allow_old, pooler")
+    if option == "frob=1":
+        await _refused(f"{database.url(port=pgbouncer)}?pooler=1&{option}", "connections, allow_old, pooler")
+
+
 def test_no_password_is_shown() -> None:
     """What is shown of a URL has neither password nor options, whatever hosts it names."""
     shown = public("postgresql://ana:s3cret@one:5432,two:5433/chats?sslpassword=s3cret")

@@ -77,6 +77,9 @@ _BROKEN = (
 )
 
 
+# What a server says of a setting in the URL that it does not know.
+_UNKNOWN = asyncpg.UndefinedObjectError, asyncpg.CantChangeRuntimeParamError, asyncpg.InvalidParameterValueError
+
 # What keeps a server from its work, and what to do about it.
 _MEND: dict[type[Exception], str] = {
     asyncpg.DiskFullError: "has no room on its disk: make some",
@@ -203,6 +206,12 @@ async def connect(url: str, *, pooler: bool = False) -> Wire:
             f"{public(url)} is not a URL that the driver understands ({type(error).__name__})"
         ) from error
     except _BROKEN as error:
+        # A pooler has one code for all that it refuses.
+        if isinstance(error, _UNKNOWN) or "unsupported startup parameter" in str(error):
+            raise ConfigurationError(
+                f"{public(url)} refuses an option of the URL, or its value ({type(error).__name__}); those of cloister "
+                f"are {', '.join(_OURS)}, and every other one is the driver's or a setting of the server"
+            ) from error
         raise ours(error, public(url)) from error
     try:
         with store_errors(public(url)):
