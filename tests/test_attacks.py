@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from tests.fakes import Parrot, opened, told
+from tests.fakes import Parrot, Watched, opened, told
 
 from cloister import (
     AsyncCloister,
@@ -19,11 +21,13 @@ from cloister import (
     ConfigurationError,
     IntegrityError,
     Keyring,
+    Limits,
     ProviderError,
     SessionConflict,
     SessionExpired,
     SessionNotFound,
     StoreUnavailable,
+    stores,
     upkeep,
 )
 from cloister.sinks import HeadFile
@@ -274,3 +278,39 @@ async def test_a_refused_answer_is_booked() -> None:
         assert (usage.input_tokens, usage.output_tokens) == (11, 7)
         (failed,) = [entry for entry in await house.entries() if entry.event == "turn.failed"]
         assert '"input_tokens":11' in failed.detail
+
+
+# --- what is switched off ---
+
+
+@pytest.mark.parametrize(
+    ("options", "limits", "off"),
+    [
+        ("", Limits.strict(), []),
+        ("", Limits.keep(days=30), []),
+        ("?synchronous=normal", Limits.strict(), ["durability"]),
+        ("?synchronous=normal", Limits(None, None), ["durability", "limits"]),
+    ],
+)
+async def test_what_is_switched_off_is_on_record(tmp_path: Path, options: str, limits: Limits, off: list[str]) -> None:
+    """Whoever opens a store without one of its protections is on record with it, before anything is said there."""
+    async with opened(f"sqlite:///{tmp_path}/chats.db{options}", limits=limits) as house:
+        await house.ana.start()
+        entries = await house.entries()
+    noted = [entry for entry in entries if entry.event == "protection.off"]
+    assert [json.loads(entry.detail)["what"] for entry in noted] == off
+    assert entries[: len(off)] == noted
+    assert {entry.severity for entry in noted} <= {"warning"}
+
+
+async def test_no_record_no_opening(tmp_path: Path) -> None:
+    """A store in which it cannot be put on record that a protection is off does not open."""
+    store = Watched(stores.connect(f"sqlite:///{tmp_path}/chats.db?synchronous=normal"))
+
+    async def full(*_: Any) -> Any:
+        raise StoreUnavailable("the disk is full")
+
+    store.answers["record"] = full
+    with pytest.raises(StoreUnavailable):
+        async with opened(store.store):
+            pass

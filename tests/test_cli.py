@@ -19,8 +19,10 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister import terminal
+from cloister import stores, terminal
 from cloister.cli import main
+from cloister.doctor import examine
+from cloister.settings import Settings
 
 Run = Callable[..., Result]
 ANA = ("--user", "ana", "--reason", "ticket 4711")
@@ -567,6 +569,37 @@ def test_doctor_reports_what_is_off(run: Run) -> None:
     result = run("doctor", CLOISTER_PROVIDER="vllm", CLOISTER_BASE_URL="http://models.example/v1")
     assert result.exit_code == 1
     assert "in clear" in result.stdout
+
+
+def test_doctor_asks_a_server(run: Run, postgres: str, redis: str) -> None:
+    """A server that does not let cloister open it, and why, is what the doctor says; one that is down is missing."""
+    superuser = run("doctor", "--store", f"{postgres}/postgres")
+    assert superuser.exit_code == 1
+    assert "unsafe  store: the role 'owner' is a superuser" in superuser.stdout
+    assert "answers" in run("doctor", "--store", f"redis://{redis}").stdout
+    assert "missing store" in run("doctor", "--store", "redis://127.0.0.1:1").stdout
+    assert "unsafe  store" in run("doctor", "--store", f"redis+cluster://{redis}").stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("postgresql://app@h/d?allow_old=1", "updates"),
+        ("redis://h?allow_eviction=1", "durability"),
+        ("rediss://h?tls_verify=0", "certificates"),
+        ("sqlite:///x.db?synchronous=normal", "durability"),
+        ("token://?ledger=sqlite:///x.db?synchronous=normal", "durability"),
+        ("token://?allow_replay=1", "replay protection"),
+    ],
+)
+def test_doctor_reports_every_option_that_weakens(url: str, what: str) -> None:
+    """What an option of the store's URL switches off is reported with the option, and nothing without it."""
+    found = [finding for finding in examine(Settings(store=url)) if finding.state == "off" and finding.what == what]
+    assert len(found) == 1
+    assert url.rpartition("?")[2] in found[0].mend
+    assert [one.option for one in getattr(stores.connect(url), "off", ())] == [url.rpartition("?")[2]]
+    if "token" not in url:
+        assert getattr(stores.connect(url.rpartition("?")[0]), "off", ()) == ()
 
 
 def test_doctor_finds_writable_configuration(run: Run, folder: Path) -> None:

@@ -514,7 +514,7 @@ async def test_an_audit_file_that_is_rotated_is_whole_after_a_restart(tmp_path: 
     for _ in range(2):
         async with opened(f"{ALONE}&audit={path}") as house:
             await (await house.ana.start()).send("one")
-            assert len(await house.entries()) == 2
+            assert (await house.events())[1:] == ["session.started", "turn.committed"]
             assert (await house.audited()).faults == []
             assert set((await house.cloister.store.audit_owners()).values()) == {house.ana.owner}
         path.rename(tmp_path / "audit.jsonl.1")

@@ -50,6 +50,7 @@ EVENTS: Mapping[str, str] = {
     "key.rotated": "notice",
     "key.retired": "notice",
     "writer.replaced": "warning",
+    "protection.off": "warning",
 }
 
 

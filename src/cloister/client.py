@@ -122,6 +122,7 @@ class AsyncCloister:
         try:
             self._vault = self._over(keyring)
             await self._check_tenancy()
+            await self._note_off()
             self.sign_heads()
         except BaseException:
             await self._close()
@@ -151,6 +152,15 @@ class AsyncCloister:
             )
         if tenanted:
             self.tenancy = "required"
+
+    async def _note_off(self) -> None:
+        """Put on record which protections are switched off: whoever opens a store without one cannot do so unseen."""
+        options = [(off.what, off.option) for off in getattr(self.store, "off", ())]
+        if self.limits.idle_timeout is None and self.limits.absolute_timeout is None:
+            options.append(("limits", "idle_timeout=None, absolute_timeout=None"))
+        noted = [event("protection.off", self.vault.now(), what=what, option=option) for what, option in options]
+        if noted:
+            await self.vault.ask(self.store.record, noted)
 
     async def __aexit__(self, *_: object) -> None:
         if self._housekeeping is not None:

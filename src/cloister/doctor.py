@@ -1,22 +1,23 @@
 """What is set up, what is missing, what is switched off or unsafe, and whether the audit log is whole.
 
-`examine` looks and touches nothing: it opens no store and makes no file. `verify` reads the whole audit log.
+`examine` looks and touches nothing: it opens no store and makes no file. `reach` asks a server whether it would let us
+open it. `verify` reads the whole audit log.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from cloister import client, files
 from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
-from cloister.errors import CloisterError, ConfigurationError
+from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
 from cloister.keyring import Keyring
 from cloister.settings import Settings
 from cloister.stores.base import Store
@@ -118,15 +119,35 @@ async def verify(store: Store, signed: Signed) -> tuple[Report, list[str]]:
 # --- the set-up -------------------------------------------------------------------------------------------------------
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at everything that is set up, without making or changing anything."""
+async def reach(settings: Settings) -> Sequence[Finding]:
+    """Try to open a store that is on a server, which makes and changes nothing there; nothing for any other store."""
+    try:
+        store = settings.connect()
+    except ConfigurationError:  # which `examine` reports
+        return ()
+    if store.volatile or store.path is not None or isinstance(store, Alone):
+        return ()
+    try:
+        await store.open()
+    except StoreUnavailable as error:
+        return (Finding("missing", "store", str(error)),)
+    except CloisterError as error:
+        return (Finding("unsafe", "store", str(error)),)
+    finally:
+        await store.close()
+    return (Finding("ok", "store", f"{store.url} answers, and nothing speaks against opening it"),)
+
+
+def examine(settings: Settings, reached: Sequence[Finding] = ()) -> Iterator[Finding]:
+    """Look at everything that is set up, without making or changing anything; *reached* is what `reach` found."""
     yield from _configuration(settings)
     try:
         store = settings.connect()
     except ConfigurationError as error:
         yield Finding("unsafe", "store", str(error), "set CLOISTER_STORE, or pass --store")
     else:
-        yield from _store(settings, store)
+        yield from reached or _store(store)
+        yield from _given_up(store)
         yield from _keys(settings, store)
         yield from _audit(settings, store)
     yield from _provider(settings)
@@ -144,14 +165,18 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
         yield Finding("unsafe", "configuration", f"{settings.config} can be changed by other users", mend)
 
 
-def _store(settings: Settings, store: Store) -> Iterator[Finding]:
+def _given_up(store: Store) -> Iterator[Finding]:
+    for off in getattr(store, "off", ()):
+        mend = f"leave {off.option} out of the store's URL"
+        yield Finding("off", off.what, off.said, f"{mend}, and name a ledger" if isinstance(store, Alone) else mend)
+
+
+def _store(store: Store) -> Iterator[Finding]:
     if store.volatile:
         yield Finding("note", "store", f"{store.url}: everything is gone when the process ends")
         return
     if isinstance(store, Alone):
         yield Finding("ok", "store", store.url)
-        said = "without a ledger a token can be used again, and no session can be ended, erased or listed"
-        yield Finding("off", "replay protection", said, "name a ledger: token://?ledger=redis://…")
         if store.in_logging:
             said = "entries go to standard logging, which drops those below the level of the logger cloister.audit"
             yield Finding("off", "audit log", said, "name a file in the URL of the store: audit=…")
@@ -173,11 +198,6 @@ def _store(settings: Settings, store: Store) -> Iterator[Finding]:
         path = beside(store, ending)
         if path is not None and path.exists() and _mode(path) & 0o077:
             yield Finding("unsafe", "store", f"{path} can be read or changed by others", f"chmod 600 {path}")
-    options = parse_qs(urlsplit(settings.store).query)
-    ledger = parse_qs(urlsplit(options.get("ledger", [""])[0]).query)
-    if "normal" in (*options.get("synchronous", ()), *ledger.get("synchronous", ())):
-        said = "synchronous=normal: a power cut can take back the last turns"
-        yield Finding("off", "durability", said, "leave ?synchronous=normal out of the store's URL")
 
 
 def _keys(settings: Settings, store: Store) -> Iterator[Finding]:

@@ -148,7 +148,8 @@ def examine(read: Callable[..., Settings], listed: bool) -> None:
         return
     styles = {"ok": "green", "note": None, "missing": "yellow", "off": "yellow", "unsafe": "bold red"}
     unsafe = 0
-    for finding in doctor.examine(read()):
+    chosen = read()
+    for finding in doctor.examine(chosen, asyncio.run(doctor.reach(chosen))):
         unsafe += finding.state == "unsafe"
         terminal.say(terminal.line(f"{finding.state:8}{finding.what}: {finding.said}"), styles[finding.state])
         if finding.mend:

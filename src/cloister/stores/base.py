@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -23,6 +23,17 @@ LEASE = timedelta(seconds=8)
 RENEW_EVERY = timedelta(seconds=2)
 MOST_CLAIMS = 3
 """How many owners a fingerprint remembers; from one more on it is common knowledge."""
+
+
+class Off(NamedTuple):
+    """Name a protection that an option of a store's URL switches off, and what is given up with it.
+
+    A store that has such options lists those that were chosen as its ``off``: they are reported and put on record.
+    """
+
+    what: str
+    option: str
+    said: str
 
 
 class Fingerprint(msgspec.Struct, frozen=True):

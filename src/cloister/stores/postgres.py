@@ -40,6 +40,7 @@ from cloister.stores.base import (
     Fingerprint,
     Listing,
     Loaded,
+    Off,
     Page,
     Receipt,
     Record,
@@ -362,6 +363,10 @@ class PostgresStore:
         self._allow_old = allow_old
         self._pooler = pooler
         self._size = connections
+        updates = Off(
+            "updates", "allow_old=1", "the server may lack those without which row-level security can be passed by"
+        )
+        self.off = (updates,) if allow_old else ()
         self._named: dict[Owner, str] = {}
 
     async def open(self) -> None:

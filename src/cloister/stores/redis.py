@@ -62,6 +62,7 @@ from cloister.stores.base import (
     Listing,
     Loaded,
     Number,
+    Off,
     Page,
     Receipt,
     Record,
@@ -525,6 +526,10 @@ class RedisStore:
         self._prefix = prefix
         self._wait = wait
         self._allow_eviction = allow_eviction
+        eviction = Off("durability", "allow_eviction=1", "the server may throw sessions away when its memory is full")
+        unchecked = Off("certificates", "tls_verify=0", "whoever is in between can take the server's place")
+        given_up = {eviction: allow_eviction, unchecked: (driver or {}).get("ssl_cert_reqs") == "none"}
+        self.off = tuple(off for off, chosen in given_up.items() if chosen)
         self._known: dict[Owner, tuple[str, float]] = {}
 
     async def open(self) -> None:

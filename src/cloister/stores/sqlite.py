@@ -32,6 +32,7 @@ from cloister.stores.base import (
     Fingerprint,
     Listing,
     Loaded,
+    Off,
     Page,
     Receipt,
     Record,
@@ -111,6 +112,8 @@ class SqliteStore:
         self.path = Path(path)
         self.url = f"sqlite:///{self.path}"
         self._synchronous = synchronous
+        weaker = Off("durability", "synchronous=normal", "a power cut can take back the last turns")
+        self.off = (weaker,) if synchronous == "NORMAL" else ()
         self._granted: dict[tuple[str, str, str, bytes], float] = {}
 
     async def open(self) -> None:

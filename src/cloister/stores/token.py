@@ -24,7 +24,7 @@ import msgspec
 from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
-from cloister.stores.base import Batch, Commit, Due, Fingerprint, Number, Receipt, Record, Store, options_of
+from cloister.stores.base import Batch, Commit, Due, Fingerprint, Number, Off, Receipt, Record, Store, options_of
 from cloister.tokens import LIMIT, LONGEST_LIMIT, SHORTEST_LIMIT, Tokens
 
 T = TypeVar("T")
@@ -129,6 +129,8 @@ class Alone:
         self.tokens = tokens
         self.url = "token://?allow_replay=1"
         self.in_logging = audit is None
+        said = "without a ledger a token can be used again, and no session can be ended, erased or listed"
+        self.off = (Off("replay protection", "allow_replay=1", said),)
         self._log: _File | _Logger = _Logger() if audit is None else _File(Path(audit))
         self._chain = Chain.new()
         self._names: dict[Owner, str] = {}
