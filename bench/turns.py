@@ -47,7 +47,7 @@ def history(count: int) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[n % 2], "content": (QUESTION, REPLY)[n % 2]} for n in range(count)]
 
 
-COMMIT_S = float(sys.argv[2]) / 1e3 if len(sys.argv) > 2 else 0.0
+COMMIT_S = float(sys.argv[2]) / 1e3 if __name__ == "__main__" and len(sys.argv) > 2 else 0.0
 
 
 class SlowDisk(sqlite3.Connection):
