@@ -5,10 +5,11 @@
     python -m bench.many redis host:port [SESSIONS [SECONDS]]
 
 Some sessions in each store are ours and can be opened; they lie between as many others as there are to be, each with
-one turn of a question and a reply, as in `bench.turns`. Those are put there by ``Store.create``, as copies of one
-sealed row for other owners: a store opens nothing, so it cannot tell. Loading stops after SECONDS, and it is said how
-many there were. Both stores are asked in turn, A B A B …, each time for the sessions that were left alone longest; each
-figure is a median, a ratio the median of the pairs' ratios. On Redis they are two databases of one server.
+one turn of a question and a reply, as in `bench.turns`. Those are copies of one sealed row for other owners, which a
+store cannot tell, for it opens nothing: put there by ``Store.create``, on PostgreSQL by COPY. Loading stops after
+SECONDS, and it is said how many there were. Both stores are asked in turn, A B A B …, each time for the sessions that
+were left alone longest; each figure is a median, a ratio the median of the pairs' ratios. On Redis they are two
+databases of one server.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,16 @@ ROUNDS, OPENED = 11, 32
 AT_ONCE = 64
 
 Size = Callable[[], Awaitable[int]]
+Put = Callable[[Sequence[SealedSession], Sequence[SealedItem]], Awaitable[None]]
 
 
 class Populated:
-    """One store with *count* sessions, of which `KNOWN` can be opened."""
+    """One store with *count* sessions, of which some hundreds can be opened."""
 
-    def __init__(self, ours: Ours, size: Size, count: int) -> None:
+    def __init__(self, ours: Ours, size: Size, put: Put | None, count: int) -> None:
         self.ours = ours
         self.size = size
+        self.put = put or self._create
         self.count = count
 
     async def fill(self, seconds: float) -> None:
@@ -59,7 +62,13 @@ class Populated:
             name = f"user-{made:08}"
             session = await self.ours.cloister.user(name).start(items=history(2))
             self.known.append((name, session.id))
-            await asyncio.gather(*(self._copies(row, items, made + 1 + n, made + each) for n in range(AT_ONCE)))
+            copies = [
+                msgspec.structs.replace(
+                    row, owner=Owner(None, f"user-{n:08}"), id=sessions.new_id(), turn=secrets.token_bytes(16)
+                )
+                for n in range(made + 1, made + each)
+            ]
+            await self.put(copies, items)
             made += each
         self.count = made
         self.took = time.monotonic() - began
@@ -72,12 +81,12 @@ class Populated:
         assert page.session is not None
         return page.session, list(page.items)
 
-    async def _copies(self, row: SealedSession, items: list[SealedItem], first: int, last: int) -> None:
-        for number in range(first, last, AT_ONCE):
-            copy = msgspec.structs.replace(
-                row, owner=Owner(None, f"user-{number:08}"), id=sessions.new_id(), turn=secrets.token_bytes(16)
-            )
-            await self.ours.cloister.store.create(copy, items, nonce=secrets.token_bytes(16))
+    async def _create(self, copies: Sequence[SealedSession], items: Sequence[SealedItem]) -> None:
+        async def some(part: Sequence[SealedSession]) -> None:
+            for copy in part:
+                await self.ours.cloister.store.create(copy, items, nonce=secrets.token_bytes(16))
+
+        await asyncio.gather(*(some(copies[n::AT_ONCE]) for n in range(AT_ONCE)))
 
     async def ask(self) -> tuple[float, float]:
         """Open some sessions, those that were left alone longest, and take a turn in each; give seconds of both."""
@@ -94,7 +103,7 @@ class Populated:
 
 
 @contextlib.asynccontextmanager
-async def on_sqlite(place: str) -> AsyncIterator[list[tuple[Ours, Size]]]:
+async def on_sqlite(place: str) -> AsyncIterator[list[tuple[Ours, Size, Put | None]]]:
     with tempfile.TemporaryDirectory(dir=place) as folder:
 
         def sized(path: Path) -> Size:
@@ -104,11 +113,11 @@ async def on_sqlite(place: str) -> AsyncIterator[list[tuple[Ours, Size]]]:
             return size
 
         paths = [Path(folder) / "few.db", Path(folder) / "many.db"]
-        yield [(Ours(path), sized(path)) for path in paths]
+        yield [(Ours(path), sized(path), None) for path in paths]
 
 
 @contextlib.asynccontextmanager
-async def on_postgres(url: str) -> AsyncIterator[list[tuple[Ours, Size]]]:
+async def on_postgres(url: str) -> AsyncIterator[list[tuple[Ours, Size, Put | None]]]:
     turns = importlib.import_module("bench.postgres_turns")
     async with turns.fresh_database(url) as (few, few_url), turns.fresh_database(url) as (many, many_url):
 
@@ -119,11 +128,31 @@ async def on_postgres(url: str) -> AsyncIterator[list[tuple[Ours, Size]]]:
 
             return size
 
-        yield [(turns.OursOnPostgres(few_url), sized(few)), (turns.OursOnPostgres(many_url), sized(many))]
+        def copying(owner: Any) -> Put:
+            async def put(copies: Sequence[SealedSession], items: Sequence[SealedItem]) -> None:
+                keys = [("", copy.owner.user, copy.id) for copy in copies]
+                rows = [
+                    (
+                        *key,
+                        *(copy.version, copy.count, copy.tokens, copy.created_at, copy.updated_at, copy.expires_at),
+                        *(copy.turn, copy.wrapped, copy.head, copy.carry, None, None),
+                    )
+                    for key, copy in zip(keys, copies, strict=True)
+                ]
+                await owner.copy_records_to_table("sessions", schema_name="cloister", records=rows)
+                theirs = [(*key, item.position, item.role, item.tokens, item.sealed) for key in keys for item in items]
+                await owner.copy_records_to_table("items", schema_name="cloister", records=theirs)
+
+            return put
+
+        yield [
+            (turns.OursOnPostgres(url), sized(owner), copying(owner))
+            for owner, url in ((few, few_url), (many, many_url))
+        ]
 
 
 @contextlib.asynccontextmanager
-async def on_redis(address: str) -> AsyncIterator[list[tuple[Ours, Size]]]:
+async def on_redis(address: str) -> AsyncIterator[list[tuple[Ours, Size, Put | None]]]:
     redis = importlib.import_module("redis.asyncio")
     turns = importlib.import_module("bench.redis_turns")
     prefix = f"bench-{secrets.token_hex(4)}:"
@@ -135,7 +164,7 @@ async def on_redis(address: str) -> AsyncIterator[list[tuple[Ours, Size]]]:
         return int((await clients[0].info("memory"))["used_memory"])
 
     try:
-        yield [(turns.OursOnRedis(f"redis://{address}/{number}?prefix={prefix}"), size) for number in range(2)]
+        yield [(turns.OursOnRedis(f"redis://{address}/{number}?prefix={prefix}"), size, None) for number in range(2)]
     finally:
         for client in clients:
             async for key in client.scan_iter(match=f"{prefix}*", count=1_000):

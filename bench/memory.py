@@ -1,15 +1,18 @@
-"""What a process has in memory after 32,000 messages: ours against raw, each in a process of its own.
+"""What a process has in memory: after 32,000 messages, ours against raw, and for each session that lies idle.
 
-    python -m bench.memory [FOLDER]
+   python -m bench.memory [FOLDER]
 
-32 sessions on SQLite, each with 500 turns of a question and a reply, as in `bench.turns`. What is compared is the peak
-of the resident memory, the interpreter, the drivers and what they import included; and what it grew by since the store
-was opened.
+On SQLite, with turns as in `bench.turns`, each side in a process of its own. First 32 sessions with 500 turns each:
+what is compared is the peak of the resident memory, the interpreter, the drivers and what they import included, and
+what it grew by since the store was opened. Then 100,000 sessions, each of another user, that are started with one turn:
+what the resident memory grows by for each, if the application lets go of it, and if it keeps it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import resource
 import statistics
 import subprocess
@@ -18,9 +21,10 @@ import tempfile
 from pathlib import Path
 
 import uvloop
-from bench.turns import Ours, Raw, timed
+from bench.turns import Ours, Raw, history, timed
 
 SESSIONS, TURNS = 32, 500
+IDLE, STEP = 100_000, 20_000
 ROUNDS = 3
 
 
@@ -29,32 +33,74 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-async def _run(name: str, folder: Path) -> None:
-    side: Raw | Ours = {"raw": Raw, "ours": Ours}[name](folder / "m.db")
-    await side.open()
+def _resident() -> int:
+    """Give this process' resident memory now, in bytes."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+async def _busy(side: Raw | Ours) -> None:
     began = _peak()
     sessions = [await side.start(0) for _ in range(SESSIONS)]
     await asyncio.gather(*(timed(side.turn, session, TURNS) for session in sessions))
     print(_peak(), _peak() - began)
+
+
+async def _idle(side: Ours, *, keep: bool) -> None:
+    kept: list[object] = []
+
+    async def one(number: int) -> None:
+        kept.append(await side.cloister.user(f"user-{number}").start(items=history(2)))
+
+    grown = []
+    before = 0
+    for first in range(0, IDLE, STEP):
+        for number in range(first, first + STEP, 50):
+            await asyncio.gather(*(one(number + k) for k in range(50)))
+            if not keep:
+                kept.clear()
+        now = _resident()
+        grown.append((now - before) / STEP)
+        before = now
+    print(*grown[1:])
+
+
+async def _run(name: str, folder: Path) -> None:
+    side: Raw | Ours = Raw(folder / "m.db") if name == "raw" else Ours(folder / "m.db")
+    await side.open()
+    if isinstance(side, Raw) or name == "ours":
+        await _busy(side)
+    else:
+        await _idle(side, keep=name == "kept")
     await side.close()
+
+
+def _measure(name: str) -> list[float]:
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+        command = [sys.executable, "-m", "bench.memory", "--side", name, folder]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [float(part) for part in said.split()]
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--side"]:
         uvloop.run(_run(sys.argv[2], Path(sys.argv[3])))
         return
-    found: dict[str, list[tuple[float, ...]]] = {"raw": [], "ours": []}
+    found: dict[str, list[list[float]]] = {"raw": [], "ours": []}
     for _ in range(ROUNDS):
         for name, peaks in found.items():
-            with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
-                command = [sys.executable, "-m", "bench.memory", "--side", name, folder]
-                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                peaks.append(tuple(float(part) for part in said.split()))
+            peaks.append(_measure(name))
     for name, peaks in found.items():
         peak, growth = (statistics.median(values) for values in zip(*peaks, strict=True))
         print(f"{name:>5}: {peak:6.1f} MiB, of which {growth:5.1f} MiB since the store was opened")
-    ratio = statistics.median(b[0] / a[0] for a, b in zip(found["raw"], found["ours"], strict=True))
-    print(f"ours / raw: {ratio:.2f}")
+    for part, what in enumerate(("in all", "since the store was opened")):
+        ratio = statistics.median(b[part] / a[part] for a, b in zip(found["raw"], found["ours"], strict=True))
+        print(f"ours / raw {what}: {ratio:.2f}")
+    for name, how in (("left", "let go of"), ("kept", "kept")):
+        print(
+            f"idle sessions, {how}, bytes each of the second, third … {STEP:,}:",
+            *(f"{each:,.0f}" for each in _measure(name)),
+        )
 
 
 if __name__ == "__main__":
