@@ -29,7 +29,8 @@ from typing import Any
 
 import msgspec
 import uvloop
-from bench.turns import QUESTION, REPLY, Ours, history
+from bench.raw import QUESTION, REPLY, history
+from bench.turns import Ours
 
 from cloister import Owner, sessions
 from cloister.model import SealedItem, SealedSession

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import resource
 import statistics
@@ -19,9 +20,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
-from bench.turns import Ours, Raw, history, timed
+from bench.raw import Raw, history, timed
+
+if TYPE_CHECKING:
+    from bench.turns import Ours
 
 SESSIONS, TURNS = 32, 500
 IDLE, STEP = 100_000, 20_000
@@ -40,10 +45,8 @@ def _resident() -> int:
 
 
 async def _busy(side: Raw | Ours) -> None:
-    began = _peak()
     sessions = [await side.start(0) for _ in range(SESSIONS)]
     await asyncio.gather(*(timed(side.turn, session, TURNS) for session in sessions))
-    print(_peak(), _peak() - began)
 
 
 async def _idle(side: Ours, *, keep: bool) -> None:
@@ -65,11 +68,18 @@ async def _idle(side: Ours, *, keep: bool) -> None:
     print(*grown[1:])
 
 
-async def _run(name: str, folder: Path) -> None:
-    side: Raw | Ours = Raw(folder / "m.db") if name == "raw" else Ours(folder / "m.db")
+def _ours(path: Path) -> Ours:
+    """Import cloister only now: raw does without it."""
+    return importlib.import_module("bench.turns").Ours(path)  # type: ignore[no-any-return]
+
+
+async def _run(name: str, path: Path) -> None:
+    side = Raw(path) if name == "raw" else _ours(path)
     await side.open()
     if isinstance(side, Raw) or name == "ours":
+        began = _peak()
         await _busy(side)
+        print(_peak(), _peak() - began)
     else:
         await _idle(side, keep=name == "kept")
     await side.close()
@@ -84,7 +94,7 @@ def _measure(name: str) -> list[float]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--side"]:
-        uvloop.run(_run(sys.argv[2], Path(sys.argv[3])))
+        uvloop.run(_run(sys.argv[2], Path(sys.argv[3]) / "m.db"))
         return
     found: dict[str, list[list[float]]] = {"raw": [], "ours": []}
     for _ in range(ROUNDS):

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
-from bench.turns import QUESTION, REPLY, TAIL, Ours, history, timed
+from bench.raw import QUESTION, REPLY, TAIL, history, timed
+from bench.turns import Ours
 
 LENGTHS = (100, 10_000)
 ROUNDS = 5

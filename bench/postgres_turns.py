@@ -23,7 +23,8 @@ from typing import Any
 import asyncpg
 import msgspec
 import uvloop
-from bench.turns import QUESTION, REPLY, TAIL, Ours, history, timed
+from bench.raw import QUESTION, REPLY, TAIL, history, timed
+from bench.turns import Ours
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cloister import AsyncCloister, Keyring, Limits, Session

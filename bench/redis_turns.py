@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 import uvloop
 from bench.postgres_turns import SESSIONS, STORED, measure
-from bench.turns import QUESTION, REPLY, TAIL, Ours, history
+from bench.raw import QUESTION, REPLY, TAIL, history
+from bench.turns import Ours
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.asyncio import BlockingConnectionPool, Redis
 
