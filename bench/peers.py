@@ -1,16 +1,18 @@
-"""What a turn costs beside what others offer: openai-agents' sessions and LangGraph's checkpointers.
+"""What a turn costs beside what others offer: sessions of openai-agents, savers of LangGraph, histories of LangChain.
 
     python -m venv PEERS
     PEERS/bin/pip install . "openai-agents[sqlalchemy,redis,encrypt]" asyncpg aiosqlite redis hiredis uvloop \\
-        langgraph langgraph-checkpoint-sqlite langgraph-checkpoint-postgres "psycopg[binary]"
+        langgraph langgraph-checkpoint-sqlite langgraph-checkpoint-postgres "psycopg[binary]" \\
+        langchain-community langchain-postgres
     PEERS/bin/python -m bench.peers sqlite FOLDER
-    PEERS/bin/python -m bench.peers postgresql://owner@host/postgres
+    PEERS/bin/python -m bench.peers postgresql://owner@host:port/postgres
     PEERS/bin/python -m bench.peers redis host:port
 
-Peers come from their published packages, with default settings but for `limit=40` where it says so; what is not
-installed is left out. None of them asks whose a session is. A turn reads the newest 40 messages (all of them, where a
-peer's default is that) and adds a question and a reply, as in `bench.turns`. Sides run in turn, A B A B …; a figure is
-a median, a ratio the median of the rounds' ratios. On PostgreSQL ours is behind row-level security.
+Peers come from their published packages, with default settings but for `limit=40` where it says so; which of them are
+not installed is said. None of them asks whose a session is, and only EncryptedSession seals. A turn reads the newest 40
+messages (all of them, where a peer's default is that) and adds a question and a reply, in one call where there is one.
+Sides run in turn, A B A B …; a figure is a median, a ratio the median of the rounds' ratios. On PostgreSQL ours is
+behind row-level security.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import secrets
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +51,7 @@ class Agents:
 
     async def turn(self, session: Any) -> None:
         await session.get_items(limit=self.limit)
-        await session.add_items([{"role": "user", "content": QUESTION}])
-        await session.add_items([{"role": "assistant", "content": REPLY}])
+        await session.add_items(history(2))
 
 
 class LangGraph:
@@ -76,6 +79,35 @@ class LangGraph:
         await self.graph.ainvoke({"messages": [("user", QUESTION)]}, session)
 
 
+class LangChain:
+    """A chat history of LangChain; *make* gives it for an id."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+        messages = importlib.import_module("langchain_core.messages")
+        self.roles = {"user": messages.HumanMessage, "assistant": messages.AIMessage}
+
+    def messages(self, count: int) -> list[Any]:
+        return [self.roles[message["role"]](message["content"]) for message in history(count)]
+
+    async def start(self, count: int) -> Any:
+        session = self.make(str(uuid.uuid4()))
+        await session.aadd_messages(self.messages(count))
+        return session
+
+    async def turn(self, session: Any) -> None:
+        await session.aget_messages()
+        await session.aadd_messages(self.messages(2))
+
+
+@contextlib.contextmanager
+def _if_installed(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        print(f"left out: {name} ({error})")
+
+
 def _agents(make: Any, sides: dict[str, Any]) -> None:
     """Add the sessions that *make* gives, as they are, bounded, and sealed by the peer's own wrapper."""
     memory = importlib.import_module("agents.extensions.memory")
@@ -84,7 +116,7 @@ def _agents(make: Any, sides: dict[str, Any]) -> None:
         return memory.EncryptedSession(session_id, make(session_id), encryption_key="a key of the benchmark's")
 
     sides["agents, limit=40"] = Agents(make, TAIL)
-    sides["agents, default"] = Agents(make, None)
+    sides["agents, all"] = Agents(make, None)
     sides["EncryptedSession"] = Agents(sealed, None)
 
 
@@ -94,13 +126,22 @@ async def on_sqlite(place: str) -> AsyncIterator[dict[str, Any]]:
         folder = Path(name)
         sides: dict[str, Any] = {"ours": Ours(folder / "ours.db")}
         async with contextlib.AsyncExitStack() as stack:
-            with contextlib.suppress(ImportError):
+            with _if_installed("openai-agents"):
                 agents = importlib.import_module("agents")
                 _agents(lambda session_id: agents.SQLiteSession(session_id, folder / "agents.db"), sides)
-            with contextlib.suppress(ImportError):
+            with _if_installed("LangChain"):
+                histories = importlib.import_module("langchain_community.chat_message_histories")
+                engine = importlib.import_module("sqlalchemy.ext.asyncio").create_async_engine(
+                    f"sqlite+aiosqlite:///{folder / 'chain.db'}"
+                )
+                stack.push_async_callback(engine.dispose)
+                sides["LangChain"] = LangChain(
+                    lambda session_id: histories.SQLChatMessageHistory(session_id, connection=engine)
+                )
+            with _if_installed("LangGraph"):
                 saver = importlib.import_module("langgraph.checkpoint.sqlite.aio").AsyncSqliteSaver
                 opened = await stack.enter_async_context(saver.from_conn_string(str(folder / "graph.db")))
-                sides["LangGraph, default"] = LangGraph(opened)
+                sides["LangGraph"] = LangGraph(opened)
             yield sides
 
 
@@ -110,18 +151,26 @@ async def on_postgres(url: str) -> AsyncIterator[dict[str, Any]]:
     async with turns.fresh_database(url) as (owner, app), contextlib.AsyncExitStack() as stack:
         sides: dict[str, Any] = {"ours": turns.OursOnPostgres(app)}
         await owner.execute("GRANT ALL ON SCHEMA public TO cloister_app")
-        with contextlib.suppress(ImportError):
+        with _if_installed("openai-agents"):
             memory = importlib.import_module("agents.extensions.memory")
             engine = importlib.import_module("sqlalchemy.ext.asyncio").create_async_engine(
                 app.replace("postgresql://", "postgresql+asyncpg://")
             )
             stack.push_async_callback(engine.dispose)
             _agents(lambda session_id: memory.SQLAlchemySession(session_id, engine=engine, create_tables=True), sides)
-        with contextlib.suppress(ImportError):
+        with _if_installed("LangChain"):
+            chain = importlib.import_module("langchain_postgres").PostgresChatMessageHistory
+            connection = await importlib.import_module("psycopg").AsyncConnection.connect(app)
+            stack.push_async_callback(connection.close)
+            await chain.acreate_tables(connection, "histories")
+            sides["LangChain"] = LangChain(
+                lambda session_id: chain("histories", session_id, async_connection=connection)
+            )
+        with _if_installed("LangGraph"):
             saver = importlib.import_module("langgraph.checkpoint.postgres.aio").AsyncPostgresSaver
             opened = await stack.enter_async_context(saver.from_conn_string(app))
             await opened.setup()
-            sides["LangGraph, default"] = LangGraph(opened)
+            sides["LangGraph"] = LangGraph(opened)
         yield sides
 
 
@@ -133,11 +182,18 @@ async def on_redis(address: str) -> AsyncIterator[dict[str, Any]]:
     sides: dict[str, Any] = {"ours": turns.OursOnRedis(f"redis://{address}/0?prefix={prefix}")}
     client = redis.from_url(f"redis://{address}/0")
     try:
-        with contextlib.suppress(ImportError):
+        with _if_installed("openai-agents"):
             memory = importlib.import_module("agents.extensions.memory")
             _agents(
                 lambda session_id: memory.RedisSession(session_id, redis_client=client, key_prefix=prefix + "peer"),
                 sides,
+            )
+        with _if_installed("LangChain"):
+            histories = importlib.import_module("langchain_community.chat_message_histories")
+            sides["LangChain"] = LangChain(
+                lambda session_id: histories.RedisChatMessageHistory(
+                    session_id, url=f"redis://{address}/0", key_prefix=prefix + "chain:"
+                )
             )
         yield sides
     finally:
@@ -148,6 +204,7 @@ async def on_redis(address: str) -> AsyncIterator[dict[str, Any]]:
 
 async def main() -> None:
     where = sys.argv[1]
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the peers'
     if where.startswith("postgresql://"):
         opening = on_postgres(where)
     else:
