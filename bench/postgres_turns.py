@@ -11,17 +11,20 @@ each figure is a median, a ratio the median of the pairs' ratios.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import msgspec
 import uvloop
-from bench.turns import QUESTION, REPLY, TAIL, Ours, history, timed
+from bench.raw import QUESTION, REPLY, TAIL, history, timed
+from bench.turns import Ours
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from cloister import AsyncCloister, Keyring, Limits, Session
@@ -30,6 +33,8 @@ from cloister.stores.postgres_schema import migrate
 LENGTHS = (10, 100, 1_000, 10_000)
 ROUNDS, TURNS = 9, 12
 SESSIONS, TURNS_EACH = 32, 8
+STORED = 40
+"""Turns of each session after which it is looked at how much the store has grown."""
 
 _SCHEMA = """
 CREATE TABLE s (owner text, id text, seq bigint NOT NULL, PRIMARY KEY (owner, id));
@@ -174,14 +179,43 @@ async def measure(sides: dict[str, Any], against: str) -> None:
     print(f"ours / {against}: {share:.2f}")
 
 
-async def main() -> None:
-    server = sys.argv[1].rpartition("/")[0]
+@contextlib.asynccontextmanager
+async def fresh_database(url: str) -> AsyncIterator[tuple[Any, str]]:
+    """Make a migrated database on the server of *url*; give its owner's connection and the application's URL."""
+    server = url.rpartition("/")[0]
     name = "bench_" + secrets.token_hex(4)
-    admin = await asyncpg.connect(sys.argv[1])
+    admin = await asyncpg.connect(url)
     await admin.execute(f"CREATE DATABASE {name}")
     owner = await asyncpg.connect(f"{server}/{name}")
     try:
         await migrate(owner, "cloister_app")
+        yield owner, f"postgresql://cloister_app@{server.rpartition('@')[2]}/{name}"
+    finally:
+        await owner.close()
+        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await admin.close()
+
+
+async def stored(owner: Any, ours: OursOnPostgres) -> None:
+    """Print how much the tables and indexes grow with a turn."""
+    sizes = """
+        SELECT CASE WHEN relname LIKE 'audit%' THEN 'audit' ELSE 'rest' END,
+               sum(pg_total_relation_size(c.oid))::bigint
+        FROM pg_class c WHERE relnamespace = 'cloister'::regnamespace AND relkind = 'r' GROUP BY 1
+    """
+    sessions = [await ours.start(10) for _ in range(SESSIONS)]
+    before = dict(await owner.fetch(sizes))
+    for _ in range(STORED):
+        for session in sessions:
+            await ours.turn(session)
+    await owner.execute("VACUUM")
+    after = dict(await owner.fetch(sizes))
+    kib = {name: (after[name] - before[name]) / 1024 / (STORED * SESSIONS) for name in after}
+    print(f"\nstored per turn: {kib['rest']:.2f} KiB, and {kib['audit']:.2f} KiB of audit")
+
+
+async def main() -> None:
+    async with fresh_database(sys.argv[1]) as (owner, app):
         for schema, secured in (("plain", False), ("secured", True)):
             await owner.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}; {_SCHEMA}")
             if secured:
@@ -190,7 +224,6 @@ async def main() -> None:
                 f"GRANT USAGE ON SCHEMA {schema} TO cloister_app;"
                 f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO cloister_app"
             )
-        app = f"postgresql://cloister_app@{server.rpartition('@')[2]}/{name}"
         sides: dict[str, Any] = {
             "raw": Raw(f"{app}?search_path=plain", secured=False),
             "raw+rls": Raw(f"{app}?search_path=secured", secured=True),
@@ -199,12 +232,9 @@ async def main() -> None:
         for side in sides.values():
             await side.open()
         await measure(sides, "raw+rls")
+        await stored(owner, sides["ours"])
         for side in sides.values():
             await side.close()
-    finally:
-        await owner.close()
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
 
 
 if __name__ == "__main__":

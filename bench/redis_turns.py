@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 import uvloop
-from bench.postgres_turns import measure
-from bench.turns import QUESTION, REPLY, TAIL, Ours, history
+from bench.postgres_turns import SESSIONS, STORED, measure
+from bench.raw import QUESTION, REPLY, TAIL, history
+from bench.turns import Ours
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.asyncio import BlockingConnectionPool, Redis
 
@@ -71,6 +72,25 @@ class OursOnRedis(Ours):
         self.cloister = await self.opening.__aenter__()
 
 
+async def stored(redis: Any, ours: OursOnRedis) -> None:
+    """Print how much memory the server takes for a turn, by its own account of each key."""
+
+    async def sizes() -> dict[str, int]:
+        found = {"audit": 0, "rest": 0}
+        async for key in redis.scan_iter(match=f"{_PREFIX}{{*", count=1_000):
+            found["audit" if key.endswith(b"log") else "rest"] += await redis.memory_usage(key, samples=0) or 0
+        return found
+
+    sessions = [await ours.start(10) for _ in range(SESSIONS)]
+    before = await sizes()
+    for _ in range(STORED):
+        for session in sessions:
+            await ours.turn(session)
+    after = await sizes()
+    kib = {name: (after[name] - before[name]) / 1024 / (STORED * SESSIONS) for name in after}
+    print(f"\nstored per turn: {kib['rest']:.2f} KiB, and {kib['audit']:.2f} KiB of audit")
+
+
 async def main() -> None:
     host, _, port = sys.argv[1].partition(":")
     sides: dict[str, Any] = {
@@ -81,6 +101,7 @@ async def main() -> None:
         await side.open()
     try:
         await measure(sides, "raw")
+        await stored(sides["raw"].redis, sides["ours"])
     finally:
         redis = sides["raw"].redis
         async for key in redis.scan_iter(match=f"{_PREFIX}*", count=1_000):

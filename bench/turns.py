@@ -1,6 +1,6 @@
 """What a turn costs: ours against the leanest hand-written code on the same driver and commit scheme, in one run.
 
-    python bench/turns.py [FOLDER] [COMMIT_MS]
+    python -m bench.turns [FOLDER] [COMMIT_MS]
 
 A turn reads the newest 40 messages and appends a question of 200 characters and a reply of 400, durably. Raw: sqlite3
 with WAL and synchronous=FULL, items sealed with AES-256-GCM, reads on the event loop, one writer thread that commits
@@ -15,39 +15,27 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import os
 import sqlite3
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import msgspec
 import uvloop
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from bench.raw import QUESTION, REPLY, TAIL, Raw, history, timed
 
 from cloister import AsyncCloister, Limits, Session, window
 from cloister.model import Item
 from cloister.stores.sqlite import SqliteStore
 
-QUESTION = ("How do I move the meeting with the legal team to next week? " * 4)[:200]
-REPLY = ("Here is what I would suggest, step by step, with the reasons. " * 7)[:400]
 LENGTHS = (10, 100, 1_000, 10_000)
 ROUNDS, TURNS = 7, 12
 SESSIONS, TURNS_EACH = 32, 12
-TAIL = 40
-
-
-def history(count: int) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[n % 2], "content": (QUESTION, REPLY)[n % 2]} for n in range(count)]
-
-
-COMMIT_S = float(sys.argv[2]) / 1e3 if len(sys.argv) > 2 else 0.0
+COMMIT_S = float(sys.argv[2]) / 1e3 if __name__ == "__main__" and len(sys.argv) > 2 else 0.0
 
 
 class SlowDisk(sqlite3.Connection):
@@ -60,84 +48,7 @@ class SlowDisk(sqlite3.Connection):
         return super().execute(sql, *args)
 
 
-class Raw:
-    """The leanest code that seals, reads a bounded tail and commits in groups."""
-
-    def __init__(self, path: Path, *, grouped: bool = True) -> None:
-        self.path = path
-        self.grouped = grouped
-        self.key = AESGCM(os.urandom(32))
-        self.encode, self.decode = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
-
-    def connect(self) -> sqlite3.Connection:
-        factory = SlowDisk if COMMIT_S else sqlite3.Connection
-        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, factory=factory)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        return db
-
-    async def open(self) -> None:
-        self.reader, self.writer = self.connect(), self.connect()
-        self.writer.executescript(
-            "CREATE TABLE s (id TEXT PRIMARY KEY, owner TEXT NOT NULL, seq INTEGER NOT NULL) WITHOUT ROWID;"
-            "CREATE TABLE m (sid TEXT, seq INTEGER, body BLOB, PRIMARY KEY (sid, seq)) WITHOUT ROWID;"
-        )
-        self.pool = ThreadPoolExecutor(1)
-        self.waiting: list[tuple[str, list[bytes], asyncio.Future[None]]] = []
-        self.flushing: asyncio.Task[None] | None = None
-
-    async def close(self) -> None:
-        self.pool.shutdown()
-        self.reader.close()
-        self.writer.close()
-
-    def seal(self, sid: str, role: str, text: str) -> bytes:
-        nonce = os.urandom(12)
-        return nonce + self.key.encrypt(nonce, self.encode([role, text]), sid.encode())
-
-    async def start(self, count: int) -> str:
-        sid = os.urandom(16).hex()
-        rows = [(sid, n, self.seal(sid, m["role"], m["content"])) for n, m in enumerate(history(count))]
-        self.writer.execute("BEGIN")
-        self.writer.execute("INSERT INTO s VALUES (?, 'ana', ?)", (sid, count))
-        self.writer.executemany("INSERT INTO m VALUES (?, ?, ?)", rows)
-        self.writer.execute("COMMIT")
-        return sid
-
-    def write(self, batch: list[tuple[str, list[bytes], asyncio.Future[None]]]) -> None:
-        for part in [batch] if self.grouped else [[one] for one in batch]:
-            self.writer.execute("BEGIN IMMEDIATE")
-            for sid, bodies, _ in part:
-                (seq,) = self.writer.execute(
-                    "UPDATE s SET seq = seq + 2 WHERE id = ? AND owner = 'ana' RETURNING seq", (sid,)
-                ).fetchone()
-                self.writer.executemany(
-                    "INSERT INTO m VALUES (?, ?, ?)", [(sid, seq - 2 + k, body) for k, body in enumerate(bodies)]
-                )
-            self.writer.execute("COMMIT")
-
-    async def flush(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self.waiting:
-            batch, self.waiting = self.waiting, []
-            await loop.run_in_executor(self.pool, self.write, batch)
-            for *_, done in batch:
-                done.set_result(None)
-        self.flushing = None
-
-    async def turn(self, sid: str) -> None:
-        rows = self.reader.execute(
-            "SELECT m.body FROM s JOIN m ON m.sid = s.id WHERE s.id = ? AND s.owner = 'ana'"
-            " ORDER BY m.seq DESC LIMIT ?",
-            (sid, TAIL),
-        ).fetchall()
-        context = [self.decode(self.key.decrypt(body[:12], body[12:], sid.encode())) for (body,) in reversed(rows)]
-        assert len(context) == min(TAIL, len(context))
-        done = asyncio.get_running_loop().create_future()
-        self.waiting.append((sid, [self.seal(sid, "user", QUESTION), self.seal(sid, "assistant", REPLY)], done))
-        if self.flushing is None:
-            self.flushing = asyncio.create_task(self.flush())
-        await done
+DISK = SlowDisk if COMMIT_S else sqlite3.Connection
 
 
 class Ours:
@@ -161,7 +72,7 @@ class Ours:
 
             def slowly() -> sqlite3.Connection:
                 connect().close()
-                with mock.patch("sqlite3.connect", functools.partial(sqlite3.connect, factory=SlowDisk)):
+                with mock.patch("sqlite3.connect", functools.partial(sqlite3.connect, factory=DISK)):
                     return connect()
 
             store._connect = slowly  # type: ignore[method-assign]
@@ -180,13 +91,6 @@ class Ours:
             await turn.finish(REPLY)
 
 
-async def timed(turn: Callable[..., Awaitable[None]], session: object, turns: int) -> float:
-    began = time.perf_counter()
-    for _ in range(turns):
-        await turn(session)
-    return (time.perf_counter() - began) / turns
-
-
 async def rate(side: Raw | Ours, sessions: Sequence[object]) -> float:
     began = time.perf_counter()
     await asyncio.gather(*(timed(side.turn, session, TURNS_EACH) for session in sessions))
@@ -194,7 +98,7 @@ async def rate(side: Raw | Ours, sessions: Sequence[object]) -> float:
 
 
 async def lengths(folder: Path) -> None:
-    raw, ours = Raw(folder / "raw.db"), Ours(folder / "ours.db")
+    raw, ours = Raw(folder / "raw.db", disk=DISK), Ours(folder / "ours.db")
     await raw.open()
     await ours.open()
     found: dict[int, list[tuple[float, float]]] = {}
@@ -218,7 +122,8 @@ async def lengths(folder: Path) -> None:
 
 
 async def crowd(folder: Path) -> None:
-    raw, single, ours = Raw(folder / "raw.db"), Raw(folder / "single.db", grouped=False), Ours(folder / "ours.db")
+    raw, ours = Raw(folder / "raw.db", disk=DISK), Ours(folder / "ours.db")
+    single = Raw(folder / "single.db", grouped=False, disk=DISK)
     sides: dict[str, Raw | Ours] = {"raw, group commit": raw, "raw, one commit per turn": single, "ours": ours}
     sessions: dict[str, list[object]] = {}
     for name, side in sides.items():
