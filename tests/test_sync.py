@@ -13,6 +13,7 @@ import pytest
 from cloister import (
     Cloister,
     ConfigurationError,
+    Keyring,
     Offline,
     SessionExpired,
     SessionNotFound,
@@ -160,9 +161,10 @@ def test_refuses_when_closed() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_works_after_a_fork(tmp_path: Path) -> None:
+@pytest.mark.parametrize("url", ["sqlite", "redis", "postgres", "cluster"], indirect=True)
+def test_works_after_a_fork(url: str) -> None:
     """A child opens the store again by itself, with a chain of its own; parent and child lose nothing of each other."""
-    with Cloister.open(f"sqlite:///{tmp_path}/chats.db", provider="offline") as cloister:
+    with Cloister.open(url, provider="offline", keyring=Keyring.generate()) as cloister:
         session = cloister.user("ana").start()
         session.send("before")
         child = os.fork()
