@@ -280,6 +280,40 @@ async def test_a_refused_answer_is_booked() -> None:
         assert '"input_tokens":11' in failed.detail
 
 
+async def test_a_renewal_that_fails_is_on_record_with_what_it_took() -> None:
+    """Where a turn fails that was to renew a session, there is none to book on: the log has what was spent."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        house.clock.move(hours=1)
+        house.provider.answer = {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "half"}, "finish_reason": None}],
+            "usage": {"prompt_tokens": 11, "completion_tokens": 7},
+        }
+        with pytest.raises(ProviderError):
+            await session.send("hello")
+        assert await house.ana.sessions() == []
+        (failed,) = [entry for entry in await house.entries() if entry.event == "turn.failed"]
+        assert '"input_tokens":11' in failed.detail
+        assert '"output_tokens":7' in failed.detail
+
+
+@pytest.mark.parametrize("swept", [False, True])
+async def test_end_all_ends_what_is_alive(swept: bool) -> None:
+    """A session that was destroyed at its expiry is not there to be ended; one that is yet to be destroyed is."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        house.clock.move(hours=1)
+        if swept:
+            assert await house.cloister.sweep() == 1
+        assert await house.ana.end_all() == (0 if swept else 1)
+        if swept:
+            assert (await session.send("hello")).renewed
+        else:
+            with pytest.raises(SessionExpired):
+                await session.send("hello")
+
+
 # --- what is switched off ---
 
 

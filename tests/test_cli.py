@@ -577,7 +577,9 @@ def test_doctor_asks_a_server(run: Run, postgres: str, redis: str) -> None:
     assert superuser.exit_code == 1
     assert "unsafe  store: the role 'owner' is a superuser" in superuser.stdout
     assert "answers" in run("doctor", "--store", f"redis://{redis}").stdout
-    assert "missing store" in run("doctor", "--store", "redis://127.0.0.1:1").stdout
+    away = run("doctor", "--store", "redis://127.0.0.1:1", CLOISTER_KEY_FILE="keys")
+    assert "missing store" in away.stdout
+    assert "cloister keys new" in away.stdout  # a key file that was never there is not said to be gone
     assert "unsafe  store" in run("doctor", "--store", f"redis+cluster://{redis}").stdout
 
 

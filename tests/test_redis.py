@@ -24,7 +24,7 @@ from cloister.errors import (
 from cloister.sessions import new_id, place_of
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Store
-from cloister.stores.redis import _GRANT, RedisStore
+from cloister.stores.redis import _GRANT, RedisStore, Wire
 from cloister.testing import StoreConformance
 
 
@@ -204,7 +204,7 @@ async def test_a_surplus_reply_is_never_taken_for_an_answer(house: House) -> Non
         for _ in range(1_000):
             if await lent.connection.driver.can_read():
                 break
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
     with pytest.raises(IntegrityError, match="nobody had asked"):
         await session.history()
     assert await told(session) == ["hello", "You said: hello"]
@@ -341,7 +341,7 @@ async def test_a_server_that_goes_and_comes() -> None:
 
 @contextlib.asynccontextmanager
 async def _saying(answer: bytes) -> AsyncIterator[int]:
-    """A server that gives one *answer* to everything; its port."""
+    """A server that gives one *answer* to everything but an ECHO; its port."""
     served: list[asyncio.Task[Any]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -350,8 +350,12 @@ async def _saying(answer: bytes) -> AsyncIterator[int]:
         served.append(task)
         with contextlib.suppress(OSError):
             while line := await reader.readline():
-                if line.startswith(b"*"):
-                    writer.write(answer + b"\r\n")
+                asked = []
+                for _ in range(int(line[1:])):
+                    size = int((await reader.readline())[1:])
+                    asked.append((await reader.readexactly(size + 2))[:-2])
+                echoed = asked[0] == b"ECHO" and not answer.startswith(b"-")
+                writer.write((b"$%d\r\n%b" % (len(asked[1]), asked[1]) if echoed else answer) + b"\r\n")
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
@@ -409,6 +413,26 @@ async def test_the_other_kind_of_server_is_named(redis: str, redis_cluster: str)
         with pytest.raises(ConfigurationError, match=named):
             async with opened(url, keyring=Keyring.generate()):
                 pass
+
+
+async def test_what_takes_no_nonce_is_checked_too(own_redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply too many is not taken for how many replicas have a write, nor for anything else that takes no nonce."""
+    async with opened(f"redis://127.0.0.1:{own_redis.port}?prefix=n:", keyring=Keyring.generate()) as house:
+        session = await house.ana.start()
+        _store(house)._wait = 1
+        real = Wire.plain
+
+        async def crossed(self: Wire, *args: Any) -> Any:
+            if args[0] == "WAIT":
+                await self.driver.send_command("INCR", "n:surplus")
+            return await real(self, *args)
+
+        monkeypatch.setattr(Wire, "plain", crossed)
+        with pytest.raises(IntegrityError, match="another request"):
+            await session.send("hello")
+        monkeypatch.undo()
+        _store(house)._wait = 0
+        assert await told(session) == ["hello", "You said: hello"]
 
 
 async def test_an_old_server_is_refused() -> None:

@@ -262,7 +262,10 @@ def default_keyring(store: Store) -> Keyring:
     if store.volatile:
         return Keyring.generate()
     if store.path is None:
-        raise ConfigurationError("name the keys: open(…, keyring=Keyring.from_file(…)), or set CLOISTER_KEYS")
+        raise ConfigurationError(
+            "name the keys: open(…, keyring=Keyring.from_file(…)), or set CLOISTER_KEYS, for which `cloister keys new "
+            "--print` makes a value"
+        )
     if not store.path.parent.is_dir():
         raise ConfigurationError(f"the folder of {store.url} does not exist; create it, or name another file")
     path = beside(store.path, KEYS)

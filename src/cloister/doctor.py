@@ -210,6 +210,9 @@ def _keys(settings: Settings, store: Store) -> Iterator[Finding]:
     path = key_path(settings, store)
     if path is None:
         yield Finding("missing", "keys", "no master keys are named", "set CLOISTER_KEYS or CLOISTER_KEY_FILE")
+    elif not path.exists() and store.path is None:
+        mend = "put it back, or make one for a new store: cloister keys new"
+        yield Finding("missing", "keys", f"the key file {path} does not exist", mend)
     elif not path.exists() and is_there(store):
         said = f"the key file {path} is gone: without it nothing in the store can be opened"
         yield Finding("unsafe", "keys", said, "put the file back from where you keep copies of it")

@@ -106,7 +106,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         def tell(more: int) -> None:
             nonlocal done
             done += more
-            click.echo(f"{what}: {done} of {total}", err=True)
+            if more:
+                click.echo(f"{what}: {done} of {total}", err=True)
 
         yield tell
         return

@@ -187,6 +187,18 @@ class Wire:
         await self.driver.send_command(*args)
         return await self.driver.read_response(disconnect_on_error=False)
 
+    async def plain(self, *args: str | bytes | int) -> Any:
+        """Send a command that takes no nonce with one behind it that does, and give the first one's reply.
+
+        Raises `IntegrityError` if the second's is another than it has to be: then the first's is not to be trusted.
+        """
+        nonce = secrets.token_bytes(16)
+        await self.driver.send_packed_command(self.driver.pack_commands([args, ("ECHO", nonce)]))
+        reply = await self.driver.read_response(disconnect_on_error=False)
+        if await self.driver.read_response(disconnect_on_error=False) != nonce:
+            raise IntegrityError("Redis answered another request than this one; its connection was dropped")
+        return reply
+
     async def run(self, script: str, keys: Sequence[bytes], args: Sequence[str | bytes | int]) -> list[Any]:
         """Run *script* with a nonce before *args*; give what it answers behind that.
 
@@ -331,7 +343,7 @@ class Nodes:
             wrong: CloisterError | None = None
             for address in dict.fromkeys([*self._pools, *self._seeds]):
                 try:
-                    said = await self.pool(address).run(lambda lent: lent.connection.command("CLUSTER", "SLOTS"))
+                    said = await self.pool(address).run(lambda lent: lent.connection.plain("CLUSTER", "SLOTS"))
                     self._slots = [
                         (first, last, (node[0].decode() or address[0], node[1])) for first, last, node, *_ in said
                     ]
@@ -909,7 +921,7 @@ class RedisStore:
 
     async def _plain(self, address: _Address, *command: str | bytes | int) -> Any:
         try:
-            return await self._nodes.pool(address).run(lambda lent: lent.connection.command(*command))
+            return await self._nodes.pool(address).run(lambda lent: lent.connection.plain(*command))
         except (OSError, RedisError) as error:
             raise ours(error, self.url) from error
 
@@ -969,7 +981,7 @@ class RedisStore:
             if outcome == b"stored":
                 pool.confirm(lent, chain)
             if outcome in (b"stored", b"repeated") and self._wait:
-                reached = await lent.connection.command("WAIT", self._wait, 2_000)
+                reached = await lent.connection.plain("WAIT", self._wait, 2_000)
                 if reached < self._wait:
                     raise StoreUnavailable(
                         f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
