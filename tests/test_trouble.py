@@ -99,6 +99,27 @@ async def test_a_full_memory_can_be_emptied(server: Server, house: House) -> Non
         await _set(server, "maxmemory", "0")
 
 
+async def test_a_server_that_hangs(server: Server, house: House) -> None:
+    """Redis: one that takes requests and answers none is given up in time; once it answers all is well."""
+    session = await house.ana.start()
+    await session.send("before")
+    store: Any = house.cloister.store
+    for pool in store._nodes.pools:
+        pool._deadline = pool._wait = 0.2
+    await asyncio.to_thread(server.pause)
+    try:
+        attempts = [session.history() for _ in range(30)] + [house.ana.resume(session.id) for _ in range(30)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*attempts, return_exceptions=True), 10)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+    finally:
+        await asyncio.to_thread(server.resume)
+    for pool in store._nodes.pools:
+        pool._deadline = pool._wait = 5
+    assert await told(session) == ["before", "You said: before"]
+    await session.send("after")
+    assert (await house.audited()).faults == []
+
+
 async def test_too_few_replicas(server: Server, house: House) -> None:
     """Redis: fewer replicas than the server insists on are named."""
     if "redis_version:6" in await asyncio.to_thread(talk, server.port, "INFO", "server"):
