@@ -156,8 +156,9 @@ async def test_a_live_row_marked_as_ended_is_noticed(tmp_path: Path) -> None:
     async with opened(f"sqlite:///{file}") as house:
         session = await house.ana.start()
         edit(file, "UPDATE sessions SET ended = 'ended' WHERE session = ?", session.id)
-        with pytest.raises(IntegrityError):
-            await house.ana.resume(session.id)
+        for attempt in (house.ana.resume(session.id), session.history(), session.send("hello")):
+            with pytest.raises(IntegrityError):
+                await attempt
         await session.end()
         with closing(sqlite3.connect(file)) as db:
             assert db.execute("SELECT wrapped FROM sessions").fetchall() == [(None,)]

@@ -27,7 +27,7 @@ from cloister.errors import IntegrityError, SessionBusy, SessionConflict, StoreU
 from cloister.model import Limits, Owner, SealedSession
 from cloister.probe.proxy import Faults, Kind, Proxy
 from cloister.providers.base import Request
-from cloister.stores.base import Loaded
+from cloister.stores.base import Loaded, Page
 from cloister.stores.pool import Pool
 from cloister.stores.postgres_schema import migrate
 from cloister.user import Session
@@ -217,7 +217,7 @@ class _Careless:
 class _Trusting(Vault):
     """Takes a row to be whose it says it is, instead of whose it was asked to be."""
 
-    async def _present(self, owner: Owner, session_id: str, loaded: Loaded) -> SealedSession:
+    async def _present(self, owner: Owner, session_id: str, loaded: Loaded | Page) -> SealedSession:
         return loaded.session or await self.refuse(owner, session_id)
 
     async def _unseal(self, row: SealedSession, owner: Owner, session_id: str) -> Opened:

@@ -48,7 +48,7 @@ from cloister.model import (
     to_micros,
 )
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
-from cloister.stores.base import RENEW_EVERY, Commit, Due, Loaded, Record, Store
+from cloister.stores.base import RENEW_EVERY, Commit, Due, Loaded, Page, Record, Store
 
 _log = logging.getLogger("cloister")
 
@@ -356,7 +356,7 @@ class Vault:
         with contextlib.suppress(StoreError, SessionConflict):
             await self.ask(self.store.renew, owner, session_id, lease)
 
-    async def _present(self, owner: Owner, session_id: str, loaded: Loaded) -> SealedSession:
+    async def _present(self, owner: Owner, session_id: str, loaded: Loaded | Page) -> SealedSession:
         if loaded.session is None:
             await self.refuse(owner, session_id)
         row = loaded.session
@@ -467,12 +467,11 @@ class Vault:
         """
         owner, session_id, since = session.owner, session.id, self.moment
         page = await self.ask(self.store.items, owner, session_id, first=first, limit=limit)
-        if page.session is None:
-            await self.refuse(owner, session_id)
-        if page.session.ended:
-            raise SessionExpired(page.session.ended)
+        row = await self._present(owner, session_id, page)
+        if row.ended:
+            raise SessionExpired(row.ended)
         try:
-            opened = await self._unseal(page.session, owner, session_id)
+            opened = await self._unseal(row, owner, session_id)
             self._check_age(opened, since)
             if len(page.items) != max(0, min(limit, opened.head.count - first)):
                 raise IntegrityError("the store left out items of a session")
