@@ -891,10 +891,11 @@ async def test_every_call_of_a_borrowed_session_is_refused(house: House) -> None
         forged.append({"role": "user", "content": "x"}),
         forged.update(title="x"),
         forged.hide(item.id),
+        forged.end(),
     ):
         with pytest.raises(SessionNotFound):
             await attempt
-    await forged.end()
+    assert (await house.events()).count("access.foreign") == 6
     assert await told(anas) == ["my secret", "You said: my secret"]
     assert house.provider.seen.count("show me") == 0
 

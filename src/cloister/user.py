@@ -447,8 +447,10 @@ class Session:
         return shown
 
     async def end(self) -> None:
-        """End the session: its secret and its content are destroyed at once."""
-        await User(self._cloister, self.owner)._end(self.stable_id)
+        """End the session: its secret and its content are destroyed at once. To end it again changes nothing."""
+        if not await User(self._cloister, self.owner)._end(self.stable_id):
+            # Over already, or not this owner's: then it is refused and on record, as whatever else is tried with it.
+            await self._cloister.vault.look(self.owner, self.stable_id)
 
     def scope(self) -> contextlib.AbstractContextManager[scope.Scope]:
         """Make this the session of everything started inside the block: `cloister.current` gives it there."""
