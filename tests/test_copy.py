@@ -175,6 +175,8 @@ def test_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = run(main, [*there, "--yes"])
     assert copied.exit_code == 0, copied.output
     assert "copied 1 session" in copied.output
+    noted = run(main, ["audit", "tail", "--store", "sqlite:///one.db"]).output.splitlines()
+    assert sum("operator.access" in line and "sqlite:///two.db" in line for line in noted) == 1
     said = run(main, ["chat", "--user", "ana", "--store", "sqlite:///two.db"], input="What is my name?\n")
     assert "Your name is Ana." in said.output
     same = run(main, ["copy", "--from", "sqlite:///one.db", "--to", "sqlite:///one.db"])

@@ -60,6 +60,9 @@ async def copy(source: Vault, target: Vault, progress: Callable[[int], None]) ->
     tombstones nor idempotency records nor the log are copied.
     """
     done = Copied()
+    # Where they are read it is on record before, as every operator's look at what is others'.
+    noted = event("operator.access", source.now(), action="copy", reason=f"copied to {target.store.url}")
+    await source.ask(source.store.record, [noted])
     async for rows in upkeep.batches(source):
         for row in rows:
             try:
