@@ -147,6 +147,10 @@ _UNSAFE = {
     "CREATE POLICY open ON cloister.items USING (true)": "'open' on cloister.items",
     "ALTER POLICY mine ON cloister.items USING (true)": "'mine' on cloister.items",
     "ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read'": "read committed",
+    "ALTER POLICY mine ON cloister.items WITH CHECK (true)": "'mine' on cloister.items",
+    "GRANT pg_read_server_files TO {role}": "REVOKE pg_read_server_files FROM",
+    "CREATE ROLE {role}_s SUPERUSER NOLOGIN; GRANT {role}_s TO {role}": "REVOKE role_[0-9a-f]*_s FROM",
+    "CREATE ROLE {role}_b BYPASSRLS NOLOGIN; GRANT {role}_b TO {role}": "REVOKE role_[0-9a-f]*_b FROM",
     "DROP TABLE cloister.records": "lacks the table cloister.records",
     "UPDATE cloister.meta SET version = 99": "version 99",
     "DROP SCHEMA cloister CASCADE": "cloister migrate",
@@ -162,9 +166,11 @@ async def test_an_unsafe_role_or_schema_is_refused(database: Database, change: s
     store = stores.connect(database.url(role))
     await store.open()  # as it should be
     await store.close()
-    await database.run(change.format(role=role))
+    for statement in change.format(role=role).split("; "):
+        await database.run(statement)
     await _refused(database.url(role), _UNSAFE[change])
     await database.run(f"ALTER ROLE {role} NOBYPASSRLS")
+    await database.run(f"DROP ROLE IF EXISTS {role}_s, {role}_b")
 
 
 async def _colliding(url: str, monkeypatch: pytest.MonkeyPatch) -> str:

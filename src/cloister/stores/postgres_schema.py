@@ -24,11 +24,13 @@ _MINE = (  # as the server writes it, without spaces
 _OWNED = ("sessions", "items", "leases", "records", "fingerprints", "audit_owners")
 _TABLES = (*_OWNED, "audit", "meta", "tenancy")
 _POLICIES = {
-    *((table, "lookup", LOOKUP, "ALL", "true") for table in _TABLES),
-    *((table, "mine", APPLICATION, "ALL", _MINE) for table in _OWNED),
-    ("audit", "written", APPLICATION, "INSERT", ""),
-    ("meta", "known", APPLICATION, "SELECT", "true"),
+    *((table, "lookup", LOOKUP, "ALL", "true", "true") for table in _TABLES),
+    *((table, "mine", APPLICATION, "ALL", _MINE, "") for table in _OWNED),
+    ("audit", "written", APPLICATION, "INSERT", "", "true"),
+    ("meta", "known", APPLICATION, "SELECT", "true", ""),
 }
+# Who may become one of these reads past every policy: as such a role, or in the files of the server.
+_FILES = ["pg_read_server_files", "pg_write_server_files", "pg_execute_server_program"]
 
 
 def script() -> str:
@@ -118,7 +120,7 @@ async def _version(driver: Any) -> int | None:
 
 async def check(driver: Any, url: str, *, allow_old: bool) -> None:
     """Raise `ConfigurationError`, naming the fix, unless row-level security holds for whoever is connected."""
-    me = await driver.fetchrow(_ME, LOOKUP, APPLICATION)
+    me = await driver.fetchrow(_ME, LOOKUP, APPLICATION, _FILES)
     if me["number"] < _SAFE.get(me["number"] // 10_000, 0 if me["number"] >= 180_000 else 1 << 30) and not allow_old:
         wanted = _SAFE.get(me["number"] // 10_000)
         newer = f"{wanted // 10_000}.{wanted % 10_000}" if wanted else "15.14"
@@ -131,6 +133,11 @@ async def check(driver: Any, url: str, *, allow_old: bool) -> None:
         raise ConfigurationError(
             f"the role {me['who']!r} is {what} and sees everybody's rows: open the store as the application's role, "
             f"which `cloister migrate --app-role NAME` makes; or ALTER ROLE {me['who']} NOSUPERUSER NOBYPASSRLS"
+        )
+    if me["beyond"] is not None:
+        raise ConfigurationError(
+            f"the role {me['who']!r} is a member of {me['beyond']}, which reads past row-level security: REVOKE "
+            f"{me['beyond']} FROM {me['who']}"
         )
     if me["isolation"] != "read committed":
         raise ConfigurationError(
@@ -167,7 +174,10 @@ async def check(driver: Any, url: str, *, allow_old: bool) -> None:
             f"`cloister migrate --app-role {me['who']}`"
         )
     found = {
-        (row["tablename"], row["policyname"], ",".join(row["roles"]), row["cmd"], re.sub(r"\s", "", row["qual"] or ""))
+        (
+            *(row["tablename"], row["policyname"], ",".join(row["roles"]), row["cmd"]),
+            *(re.sub(r"\s", "", row[part] or "") for part in ("qual", "with_check")),
+        )
         for row in await driver.fetch(_POLICY)
     }
     for table, name, *_ in sorted(found ^ _POLICIES):
@@ -186,6 +196,8 @@ async def check(driver: Any, url: str, *, allow_old: bool) -> None:
 _ME = """
 SELECT current_setting('server_version_num')::int AS number, r.rolname AS who,
     current_setting('transaction_isolation') AS isolation, r.rolsuper, r.rolbypassrls,
+    (SELECT s.rolname FROM pg_roles s WHERE (s.rolsuper OR s.rolbypassrls OR s.rolname = ANY ($3::text[]))
+        AND s.oid <> r.oid AND pg_has_role(r.oid, s.oid, 'MEMBER') ORDER BY s.rolname LIMIT 1) AS beyond,
     coalesce((SELECT pg_has_role(r.oid, l.oid, 'MEMBER') FROM pg_roles l WHERE l.rolname = $1), false) AS lookup,
     coalesce((SELECT pg_has_role(r.oid, a.oid, 'USAGE') FROM pg_roles a WHERE a.rolname = $2), false) AS application
 FROM pg_roles r WHERE r.rolname IN (current_user, session_user) ORDER BY r.rolsuper OR r.rolbypassrls DESC LIMIT 1
@@ -196,5 +208,6 @@ SELECT c.relname AS name, c.relrowsecurity, c.relforcerowsecurity,
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'cloister' AND c.relkind IN ('r', 'p')
 """
 _POLICY = """
-SELECT tablename::text, policyname::text, roles::text[], cmd::text, qual FROM pg_policies WHERE schemaname = 'cloister'
+SELECT tablename::text, policyname::text, roles::text[], cmd::text, qual, with_check
+FROM pg_policies WHERE schemaname = 'cloister'
 """
