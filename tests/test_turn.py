@@ -761,6 +761,15 @@ async def test_listing_comes_in_pages(house: House) -> None:
     assert listed == started[::-1]
 
 
+@pytest.mark.parametrize("limit", [0, 1_001, 1.5, True, "5", None])
+async def test_a_page_has_a_size(house: House, limit: Any) -> None:
+    """What is no number of items or sessions is refused alike over every store."""
+    session = await house.ana.start()
+    for attempt in (house.ana.sessions(limit=limit), session.history(limit=limit)):
+        with pytest.raises(ValueError, match="from 1 to 1000"):
+            await attempt
+
+
 @pytest.mark.plain_ids
 async def test_listing_goes_past_timed_out_sessions(house: House) -> None:
     """A page is as full as there are live sessions, even if some that have timed out were not swept yet."""

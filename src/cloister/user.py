@@ -79,8 +79,7 @@ class User:
 
     async def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
         """List this user's live sessions, latest started first, at most *limit* (1 to 1,000), behind the id *after*."""
-        if not 1 <= limit <= _MOST_HISTORY:
-            raise ValueError(f"limit must be from 1 to {_MOST_HISTORY}, not {limit}")
+        _check_limit(limit)
         found = []
         async for _, session in self._listed(after, limit):
             if isinstance(session, Session):
@@ -427,8 +426,7 @@ class Session:
 
         Raises `SessionExpired` if the session is over, `ValueError` for a cursor that is none.
         """
-        if not 1 <= limit <= _MOST_HISTORY:
-            raise ValueError(f"limit must be from 1 to {_MOST_HISTORY}, not {limit}")
+        _check_limit(limit)
         first = 0
         if after is not None:
             position = sessions.position_of(after)
@@ -498,6 +496,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.owner}, {self.item_count} items)"
+
+
+def _check_limit(limit: int) -> None:
+    # Not every store takes a whole number for one that is something else.
+    if type(limit) is not int or not 1 <= limit <= _MOST_HISTORY:
+        raise ValueError(f"limit must be a whole number from 1 to {_MOST_HISTORY}, not {limit}")
 
 
 def _gone(row: SealedSession) -> Head:
