@@ -266,10 +266,9 @@ class Cloisters(RuleBasedStateMachine):
             own = await bench.user(other).start()
             forged = Session(bench.house.cloister, own.owner, known, own.head)
             attempts = [bench.user(other).resume(known), bench.user(other).sessions(after=known)]
-            for attempt in [*attempts, forged.history(), forged.send("?"), forged.update(title="?")]:
+            for attempt in [*attempts, forged.history(), forged.send("?"), forged.update(title="?"), forged.end()]:
                 with pytest.raises(SessionNotFound):
                     await attempt
-            await forged.end()
             await own.end()
 
         self.on_each(work)
