@@ -164,8 +164,11 @@ async def on_redis(address: str) -> AsyncIterator[list[tuple[Ours, Size, Put | N
         yield [(Ours(f"redis://{address}/{number}?prefix={prefix}"), size, None) for number in range(2)]
     finally:
         for client in clients:
-            async for key in client.scan_iter(match=f"{prefix}*", count=1_000):
-                await client.unlink(key)
+            cursor = None
+            while cursor != 0:
+                cursor, keys = await client.scan(cursor or 0, match=f"{prefix}*", count=1_000)
+                if keys:
+                    await client.unlink(*keys)
             await client.aclose()
 
 
