@@ -146,16 +146,12 @@ async def on_postgres(url: str) -> AsyncIterator[list[tuple[Ours, Size, Put | No
 
             return put
 
-        yield [
-            (turns.OursOnPostgres(url), sized(owner), copying(owner))
-            for owner, url in ((few, few_url), (many, many_url))
-        ]
+        yield [(Ours(url), sized(owner), copying(owner)) for owner, url in ((few, few_url), (many, many_url))]
 
 
 @contextlib.asynccontextmanager
 async def on_redis(address: str) -> AsyncIterator[list[tuple[Ours, Size, Put | None]]]:
     redis = importlib.import_module("redis.asyncio")
-    turns = importlib.import_module("bench.redis_turns")
     prefix = f"bench-{secrets.token_hex(4)}:"
     clients = [
         redis.from_url(f"redis://{address}/{number}") for number in range(2)
@@ -165,11 +161,14 @@ async def on_redis(address: str) -> AsyncIterator[list[tuple[Ours, Size, Put | N
         return int((await clients[0].info("memory"))["used_memory"])
 
     try:
-        yield [(turns.OursOnRedis(f"redis://{address}/{number}?prefix={prefix}"), size, None) for number in range(2)]
+        yield [(Ours(f"redis://{address}/{number}?prefix={prefix}"), size, None) for number in range(2)]
     finally:
         for client in clients:
-            async for key in client.scan_iter(match=f"{prefix}*", count=1_000):
-                await client.unlink(key)
+            cursor = None
+            while cursor != 0:
+                cursor, keys = await client.scan(cursor or 0, match=f"{prefix}*", count=1_000)
+                if keys:
+                    await client.unlink(*keys)
             await client.aclose()
 
 

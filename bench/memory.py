@@ -4,7 +4,7 @@
 
 On SQLite, with turns as in `bench.turns`, each side in a process of its own. First 32 sessions with 500 turns each:
 what is compared is the peak of the resident memory, the interpreter, the drivers and what they import included, and
-what it grew by since the store was opened. Then 100,000 sessions, each of another user, that are started with one turn:
+what it grew by since the store was opened. Then 140,000 sessions, each of another user, that are started with one turn:
 what the resident memory grows by for each, if the application lets go of it, and if it keeps it.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bench.turns import Ours
 
 SESSIONS, TURNS = 32, 500
-IDLE, STEP = 100_000, 20_000
+IDLE, STEP = 140_000, 20_000
 ROUNDS = 3
 
 

@@ -149,7 +149,7 @@ async def on_sqlite(place: str) -> AsyncIterator[dict[str, Any]]:
 async def on_postgres(url: str) -> AsyncIterator[dict[str, Any]]:
     turns = importlib.import_module("bench.postgres_turns")
     async with turns.fresh_database(url) as (owner, app), contextlib.AsyncExitStack() as stack:
-        sides: dict[str, Any] = {"ours": turns.OursOnPostgres(app)}
+        sides: dict[str, Any] = {"ours": Ours(app)}
         await owner.execute("GRANT ALL ON SCHEMA public TO cloister_app")
         with _if_installed("openai-agents"):
             memory = importlib.import_module("agents.extensions.memory")
@@ -177,9 +177,8 @@ async def on_postgres(url: str) -> AsyncIterator[dict[str, Any]]:
 @contextlib.asynccontextmanager
 async def on_redis(address: str) -> AsyncIterator[dict[str, Any]]:
     redis = importlib.import_module("redis.asyncio")
-    turns = importlib.import_module("bench.redis_turns")
     prefix = f"bench-{secrets.token_hex(4)}:"
-    sides: dict[str, Any] = {"ours": turns.OursOnRedis(f"redis://{address}/0?prefix={prefix}")}
+    sides: dict[str, Any] = {"ours": Ours(f"redis://{address}/0?prefix={prefix}")}
     client = redis.from_url(f"redis://{address}/0")
     try:
         with _if_installed("openai-agents"):

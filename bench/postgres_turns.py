@@ -27,7 +27,7 @@ from bench.raw import QUESTION, REPLY, TAIL, history, timed
 from bench.turns import Ours
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from cloister import AsyncCloister, Keyring, Limits, Session
+from cloister import Session
 from cloister.stores.postgres_schema import migrate
 
 LENGTHS = (10, 100, 1_000, 10_000)
@@ -123,18 +123,6 @@ class Raw:
             await self.ask("execute", _ADD, "ana", sid, sealed)
 
 
-class OursOnPostgres(Ours):
-    """The public library call, bring-your-own-model."""
-
-    def __init__(self, url: str) -> None:
-        self.opening = AsyncCloister.open(
-            url, context_tokens=Ours.budget(), limits=Limits.keep(), keyring=Keyring.generate()
-        )
-
-    async def open(self) -> None:
-        self.cloister = await self.opening.__aenter__()
-
-
 async def rate(side: Any, sessions: list[Any]) -> float:
     began = time.perf_counter()
 
@@ -196,7 +184,7 @@ async def fresh_database(url: str) -> AsyncIterator[tuple[Any, str]]:
         await admin.close()
 
 
-async def stored(owner: Any, ours: OursOnPostgres) -> None:
+async def stored(owner: Any, ours: Ours) -> None:
     """Print how much the tables and indexes grow with a turn."""
     sizes = """
         SELECT CASE WHEN relname LIKE 'audit%' THEN 'audit' ELSE 'rest' END,
@@ -227,7 +215,7 @@ async def main() -> None:
         sides: dict[str, Any] = {
             "raw": Raw(f"{app}?search_path=plain", secured=False),
             "raw+rls": Raw(f"{app}?search_path=secured", secured=True),
-            "ours": OursOnPostgres(app),
+            "ours": Ours(app),
         }
         for side in sides.values():
             await side.open()

@@ -22,8 +22,6 @@ from bench.turns import Ours
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from redis.asyncio import BlockingConnectionPool, Redis
 
-from cloister import AsyncCloister, Keyring, Limits
-
 _PREFIX = f"bench-{secrets.token_hex(4)}:"
 
 
@@ -60,19 +58,7 @@ class Raw:
         await self.redis.rpush(sid, self.seal(sid, "user", QUESTION), self.seal(sid, "assistant", REPLY))
 
 
-class OursOnRedis(Ours):
-    """The public library call, bring-your-own-model."""
-
-    def __init__(self, url: str) -> None:
-        self.opening = AsyncCloister.open(
-            url, context_tokens=Ours.budget(), limits=Limits.keep(), keyring=Keyring.generate()
-        )
-
-    async def open(self) -> None:
-        self.cloister = await self.opening.__aenter__()
-
-
-async def stored(redis: Any, ours: OursOnRedis) -> None:
+async def stored(redis: Any, ours: Ours) -> None:
     """Print how much memory the server takes for a turn, by its own account of each key."""
 
     async def sizes() -> dict[str, int]:
@@ -95,7 +81,7 @@ async def main() -> None:
     host, _, port = sys.argv[1].partition(":")
     sides: dict[str, Any] = {
         "raw": Raw(host, int(port)),
-        "ours": OursOnRedis(f"redis://{sys.argv[1]}/0?prefix={_PREFIX}"),
+        "ours": Ours(f"redis://{sys.argv[1]}/0?prefix={_PREFIX}"),
     }
     for side in sides.values():
         await side.open()

@@ -28,7 +28,7 @@ from unittest import mock
 import uvloop
 from bench.raw import QUESTION, REPLY, TAIL, Raw, history, timed
 
-from cloister import AsyncCloister, Limits, Session, window
+from cloister import AsyncCloister, Keyring, Limits, Session, window
 from cloister.model import Item
 from cloister.stores.sqlite import SqliteStore
 
@@ -52,10 +52,16 @@ DISK = SlowDisk if COMMIT_S else sqlite3.Connection
 
 
 class Ours:
-    """The public library call, bring-your-own-model."""
+    """The public library call, bring-your-own-model, on the SQLite file or the URL *place*."""
 
-    def __init__(self, path: Path) -> None:
-        self.opening = AsyncCloister.open(f"sqlite:///{path}", context_tokens=self.budget(), limits=Limits.keep())
+    def __init__(self, place: Path | str) -> None:
+        file = isinstance(place, Path)
+        self.opening = AsyncCloister.open(
+            f"sqlite:///{place}" if file else str(place),
+            context_tokens=self.budget(),
+            limits=Limits.keep(),
+            keyring=None if file else Keyring.generate(),
+        )
 
     @staticmethod
     def budget() -> int:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
+from hiredis import pack_command
 from redis.asyncio.connection import Connection as Driver
 from redis.asyncio.connection import SSLConnection
 from redis.crc import key_slot
@@ -184,7 +185,9 @@ class Wire:
 
     async def command(self, *args: str | bytes | int) -> Any:
         """Send one command and give its whole reply."""
-        await self.driver.send_command(*args)
+        # Packed in C: the driver would join the parts in Python.
+        packed = pack_command(args)  # type: ignore[arg-type] # its stub speaks of a tuple of one
+        await self.driver.send_packed_command(packed)
         return await self.driver.read_response(disconnect_on_error=False)
 
     async def plain(self, *args: str | bytes | int) -> Any:
