@@ -1,4 +1,4 @@
-"""Short texts of many kinds, for counting tokens: all written for this purpose."""
+"""Short texts of many kinds, all written for counting tokens; and pieces of texts that are made to take long."""
 
 from __future__ import annotations
 
@@ -76,3 +76,16 @@ OTHER = {
 }
 
 EVERYTHING = [text for kinds in (ENGLISH, OTHER) for texts in kinds.values() for text in texts]
+
+# Of each expression that finds personal data: what it repeats, and what begins a match that then comes to nothing.
+ADVERSARIAL = [
+    "1", "1 ", ".", "a.", "a@", "a.b-c+", "Ab ", "A" + "b" * 99, "a:", "(", "1-", "12 " + "ab " * 20, " ", "A-a'",
+    "a@a-", "+1(", "GB00A1", "born 1", "address is 1 a\n", "a.com.", ".com", "www.", "://", "a://", "::", "0:",
+    "[at]", " at a dot ", "at]", "my name is ", "name is a ", "dear ", "anna ", "Anna ", "anna smith ", "Dr. ",
+    "Mr Mr ", "Jr. ", "A. ", "O'", "12 Main Street, ", "12 Main ", "apt 1 ", "1 Aa, ", "NY 1", "SW1A ", "A1A ", "A1",
+    "zip 1", "ssn 1", "123-45-", "1,", "1.1.1.1.", "QUJD", "QUJDREVG", "=", "e\u0301", "\u0301", "\u200b", "\u200ba",
+    "%40", "%4", "İ", "١", "аb", "[", "[PERSON", "[PERSON~", "[PERSON~k7qm2x9a~w4t", "~", "PERSON~", "\n", "\n\n1",
+    ">", "box ", "P.O. Box ", "PSC 1 ", "((((", "))))", "[(", "_", "-", "'", "a'", "a-", "1a", "a1", "Aa1", "né ",
+    "geb.", "birth", "is my birthday ", "in Paris 1234", "in Aa Aa Aa Aa 1234 ", "Straße 1 ", "rue de la ", "de ",
+    "van der ", "Anna van der ", '"A" ',
+]  # fmt: skip
