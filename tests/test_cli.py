@@ -75,11 +75,13 @@ def every_command() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)
 def test_help(run: Run, command: tuple[str, ...]) -> None:
-    """Every command explains itself, and takes --store unless it only holds others, or two of them."""
+    """Every command explains itself, and takes --store unless it only holds others, takes two of them, or none."""
     result = run(*command, "--help")
     assert result.exit_code == 0
     options = ("--from", "--to") if command == ("copy",) else ("--store",)
-    assert command in ((), ("sessions",), ("keys",), ("audit",)) or all(name in result.stdout for name in options)
+    assert command in ((), ("sessions",), ("keys",), ("audit",), ("scrub",)) or all(
+        name in result.stdout for name in options
+    )
 
 
 def test_version(run: Run) -> None:

@@ -21,6 +21,7 @@ from cloister.cli.copy import copy
 from cloister.cli.keys import keys
 from cloister.cli.migrate import migrate
 from cloister.cli.prove import prove
+from cloister.cli.scrub import scrub
 from cloister.cli.sessions import sessions
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, migrate, copy, prove):
+for command in (sessions, keys, audit, migrate, copy, prove, scrub):
     main.add_command(command)
 
 
