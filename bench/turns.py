@@ -61,6 +61,7 @@ class Ours:
             context_tokens=self.budget(),
             limits=Limits.keep(),
             keyring=None if file else Keyring.generate(),
+            scrub=None,  # the other sides look at nothing either
         )
 
     @staticmethod

@@ -36,8 +36,9 @@ class Clock:
 class Parrot:
     """A provider that repeats the last message, piece by piece where it streams, and keeps every request.
 
-    ``answer`` is given instead where it is set, and raised if it is an exception. While ``gate`` is set to an event, a
-    call says so in ``asked`` and waits for that event. ``open_streams`` counts streams that nobody has closed.
+    ``answer`` is given instead where it is set, raised if it is an exception, asked if it can be called. While
+    ``gate`` is set to an event, a call says so in ``asked`` and waits for that event. ``open_streams`` counts streams
+    that nobody has closed.
     """
 
     name = "parrot"
@@ -59,6 +60,8 @@ class Parrot:
             await self.gate.wait()
         if isinstance(self.answer, BaseException):
             raise self.answer
+        if callable(self.answer):
+            return self.answer(request)
         return self.said(request) if self.answer is None else self.answer
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:

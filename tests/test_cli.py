@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import sqlite3
 import stat
@@ -349,9 +350,10 @@ def test_operator_is_on_record(told: Run) -> None:
 
 
 def test_show(told: Run) -> None:
-    """A session is shown with times and roles."""
+    """A session is shown with times and roles, without the personal data in it."""
     lines = told("sessions", "show", latest(told), *ANA).stdout.splitlines()
-    assert [line.split()[-1] for line in lines] == ["user", "Ana.", "assistant", "Ana."]
+    assert [line.split()[-1] for line in lines] == ["user", lines[1].split()[-1], "assistant", lines[1].split()[-1]]
+    assert re.fullmatch(r"My name is \[PERSON~\w{8}~\w{4}\]\.", lines[1])
 
 
 def test_end_all(told: Run) -> None:
@@ -485,7 +487,7 @@ def test_verify(told: Run) -> None:
     Path("cloister.db.keys").unlink()
     result = told("audit", "verify")
     assert result.exit_code == 0
-    assert result.stdout == "2 entries by 1 writers; 0 not signed for yet\nthe audit log is whole\n"
+    assert result.stdout == "3 entries by 1 writers; 0 not signed for yet\nthe audit log is whole\n"
     with closing(sqlite3.connect("cloister.db")) as db, db:
         db.execute("UPDATE audit SET severity = 'Info' WHERE rowid = 2")
     result = told("audit", "verify")
@@ -497,7 +499,7 @@ def test_verify_finds_a_cut(told: Run) -> None:
     """Entries cut off the end are found by the signed heads, which the public key checks as well."""
     public = next(line for line in told("doctor").stdout.splitlines() if "public key is" in line).split()[-1]
     with closing(sqlite3.connect("cloister.db")) as db, db:
-        db.execute("DELETE FROM audit WHERE rowid = 2")
+        db.execute("DELETE FROM audit WHERE rowid = 3")
     Path("cloister.db.audit-key").rename("elsewhere")
     for more in (("--public-key", public), ()):
         result = told("audit", "verify", *more)
@@ -524,9 +526,25 @@ def test_doctor_makes_nothing(run: Run, folder: Path) -> None:
     result = run("doctor")
     assert result.exit_code == 0
     assert "missing provider" in result.stdout
-    assert "scrub" in result.stdout
+    assert "ok      scrub" in result.stdout
     assert os.listdir(folder) == []
     assert "CLOISTER_KEEP_DAYS" in run("doctor", "--settings").stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("off", "personal data is stored and sent to the model as it was said"),
+        ("store", "replaced before it is stored; as they are: IP, URL"),
+        ("url=redact,ip=redact", "replaced before it is stored and sent"),
+    ],
+)
+def test_doctor_says_what_becomes_of_personal_data(
+    run: Run, monkeypatch: pytest.MonkeyPatch, setting: str, said: str
+) -> None:
+    """The doctor says before whom personal data is replaced, and reports it where it is not."""
+    monkeypatch.setenv("CLOISTER_SCRUB", setting)
+    assert said in " ".join(run("doctor").stdout.split())
 
 
 @pytest.mark.parametrize("name", ["cloister.db", "cloister.db.keys", "cloister.db.audit-key", "cloister.db.heads"])

@@ -34,7 +34,7 @@ async def test_all_scenes(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     """All nine scenes are played, every verdict holds, and the working folder stays as it was."""
     assert await demo.play(None)
     told = capsys.readouterr().out
-    assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("012345678")
+    assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("0123456789")
     assert "FAIL" not in told
     assert told.count("PASS") >= 18
     (made,) = os.listdir(folder)
@@ -111,7 +111,7 @@ async def test_a_store_on_a_server(folder: Path, redis: str, capsys: pytest.Capt
     settings = Settings(store=url, keys=Keyring.generate())
     assert await demo.play(settings)
     told = capsys.readouterr().out
-    assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("012345678")
+    assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("0123456789")
     assert told.count("PASS") >= 18
     store = settings.connect()
     await store.open()

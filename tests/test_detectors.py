@@ -13,7 +13,7 @@ import pytest
 from cloister.errors import ConfigurationError
 from cloister.scrub import Scrubber, Span, lists
 from cloister.scrub.detectors import PhoneNumbers, Presidio
-from cloister.scrub.find import UNSEARCHED
+from cloister.scrub.spans import UNSEARCHED
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.texts import ADVERSARIAL
 
 from cloister.scrub import Found, Scrubber, Span
-from cloister.scrub.find import TYPES, UNSEARCHED
+from cloister.scrub.find import TYPES
+from cloister.scrub.spans import UNSEARCHED
 
 SCRUBBER = Scrubber()
 

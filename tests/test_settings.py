@@ -19,6 +19,7 @@ from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
 from cloister.providers.offline import Offline
+from cloister.scrub import Scrub
 from cloister.settings import Settings
 
 ONE_KEY = "first:" + base64.urlsafe_b64encode(bytes(32)).decode()
@@ -280,3 +281,34 @@ async def test_a_key_without_its_file_is_refused(tmp_path: Path, redis: str, alo
     cloister = AsyncCloister.open(f"redis://{redis}", keyring=Keyring.generate(), **{alone: options[alone]})
     with pytest.raises(ConfigurationError, match="name both"):
         await cloister.__aenter__()
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("model", Scrub()),
+        ("store", Scrub(where="store")),
+        ("off", Scrub(where="off")),
+        ("seed", Scrub.seed()),
+        ("email=redact, url = placeholder", Scrub(email="redact", url="placeholder")),
+        ("restore_tools=send_mail look_up,where=model", Scrub(restore_tools=["send_mail", "look_up"])),
+    ],
+)
+def test_personal_data(folder: Path, said: str, meant: Scrub) -> None:
+    """What becomes of personal data is one word, or parts; a table in the file says the same."""
+    assert read({"CLOISTER_SCRUB": said}).scrub == meant
+    (folder / "cloister.toml").write_text(f'scrub = "{said}"\n')
+    assert read().scrub == meant
+
+
+def test_personal_data_in_a_table(folder: Path) -> None:
+    """In the file the parts can stand in a table."""
+    (folder / "cloister.toml").write_text('[scrub]\nemail = "redact"\nrestore_tools = ["send_mail"]\n')
+    assert read().scrub == Scrub(email="redact", restore_tools=["send_mail"])
+
+
+@pytest.mark.parametrize("said", ["on", "", "email=hide", "mail=redact", "where=nowhere", "limit=5"])
+def test_personal_data_said_wrongly(said: str) -> None:
+    """What is no setting is refused, so that a slip does not switch protection off."""
+    with pytest.raises(ConfigurationError, match="CLOISTER_SCRUB must be"):
+        read({"CLOISTER_SCRUB": said})

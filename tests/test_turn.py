@@ -56,13 +56,13 @@ async def test_the_model_sees_one_owner_only(house: House) -> None:
     """However two owners' turns interleave, a request holds words of one of them."""
     ana, ben = await house.ana.start(system="Be kind."), await house.ben.start()
     for number in range(3):
-        await asyncio.gather(ana.send(f"ana says {number}"), ben.send(f"ben says {number}"))
+        await asyncio.gather(ana.send(f"cats say {number}"), ben.send(f"dogs say {number}"))
     assert len(house.provider.requests) == 6
     for request in house.provider.requests:
         said = str(request.messages)
-        assert ("ana says" in said) != ("ben says" in said)
-    assert all("ana" in text or text == "Be kind." for text in await told(ana))
-    assert all("ben" in text for text in await told(ben))
+        assert ("cats say" in said) != ("dogs say" in said)
+    assert all("cats" in text or text == "Be kind." for text in await told(ana))
+    assert all("dogs" in text for text in await told(ben))
 
 
 async def test_a_request_is_system_history_question(house: House) -> None:
@@ -133,7 +133,7 @@ _CHAT: dict[str, Any] = {
     "created": 1,
     "model": "gpt-4.1",
     "choices": [
-        {"index": 0, "finish_reason": "stop", "logprobs": None, "message": {"role": "assistant", "content": "Hi Ana"}}
+        {"index": 0, "finish_reason": "stop", "logprobs": None, "message": {"role": "assistant", "content": "Hi there"}}
     ],
     "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14},
 }
@@ -158,7 +158,7 @@ _RESPONSE: dict[str, Any] = {
             "id": "m",
             "role": "assistant",
             "status": "completed",
-            "content": [{"type": "output_text", "text": "Hi Ana", "annotations": []}],
+            "content": [{"type": "output_text", "text": "Hi there", "annotations": []}],
         }
     ],
     "usage": {
@@ -174,7 +174,7 @@ _MESSAGE: dict[str, Any] = {
     "type": "message",
     "role": "assistant",
     "model": "claude",
-    "content": [{"type": "text", "text": "Hi Ana"}],
+    "content": [{"type": "text", "text": "Hi there"}],
     "stop_reason": "end_turn",
     "stop_sequence": None,
     "usage": {"input_tokens": 11, "output_tokens": 3},
@@ -184,7 +184,7 @@ _MESSAGE: dict[str, Any] = {
 @pytest.mark.parametrize(
     "answer",
     [
-        "Hi Ana",
+        "Hi there",
         _CHAT,
         ChatCompletion.model_validate(_CHAT),
         Response.model_validate(_RESPONSE),
@@ -195,13 +195,13 @@ _MESSAGE: dict[str, Any] = {
 async def test_any_whole_answer_finishes_a_turn(house: House, answer: object) -> None:
     """`turn.finish` takes text, a dict or any SDK's response object."""
     session = await house.ana.start()
-    async with session.turn("I am Ana") as turn:
-        assert turn.chat() == {"messages": [{"role": "user", "content": "I am Ana"}]}
+    async with session.turn("I am hungry") as turn:
+        assert turn.chat() == {"messages": [{"role": "user", "content": "I am hungry"}]}
         assert "input" in turn.responses()
         assert "messages" in turn.anthropic()
         reply = await turn.finish(answer)
-    assert (reply.text, turn.reply) == ("Hi Ana", reply)
-    assert await told(session) == ["I am Ana", "Hi Ana"]
+    assert (reply.text, turn.reply) == ("Hi there", reply)
+    assert await told(session) == ["I am hungry", "Hi there"]
     if isinstance(answer, str):
         assert reply.usage.estimated
         assert reply.usage.input_tokens > 0
@@ -218,7 +218,7 @@ def _chat_chunk(delta: dict[str, Any], finish: str | None = None) -> ChatComplet
 
 _CHAT_CHUNKS: list[Any] = [
     _chat_chunk({"role": "assistant", "content": "Hi "}),
-    _chat_chunk({"content": "Ana"}),
+    _chat_chunk({"content": "there"}),
     _chat_chunk({}, "stop"),
 ]
 _ANTHROPIC_EVENTS: list[Any] = [
@@ -227,7 +227,7 @@ _ANTHROPIC_EVENTS: list[Any] = [
         {"type": "message_start", "message": {**_MESSAGE, "content": [], "stop_reason": None}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi "}},
-        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Ana"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "there"}},
         {"type": "content_block_stop", "index": 0},
         {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}},
         {"type": "message_stop"},
@@ -237,7 +237,7 @@ _PART = {"item_id": "m", "output_index": 0, "content_index": 0}
 _RESPONSE_SHAPES: list[dict[str, Any]] = [
     {"type": "response.created", "response": {**_RESPONSE, "status": "in_progress", "output": []}},
     {"type": "response.output_text.delta", **_PART, "delta": "Hi ", "logprobs": []},
-    {"type": "response.output_text.delta", **_PART, "delta": "Ana", "logprobs": []},
+    {"type": "response.output_text.delta", **_PART, "delta": "there", "logprobs": []},
     {"type": "response.completed", "response": _RESPONSE},
 ]
 _RESPONSE_EVENTS: list[Any] = [
@@ -248,16 +248,16 @@ _RESPONSE_EVENTS: list[Any] = [
 
 @pytest.mark.parametrize(
     "chunks",
-    [["Hi ", "Ana"], _CHAT_CHUNKS, _RESPONSE_EVENTS, _ANTHROPIC_EVENTS],
+    [["Hi ", "there"], _CHAT_CHUNKS, _RESPONSE_EVENTS, _ANTHROPIC_EVENTS],
     ids=["text", "openai chat", "openai response", "anthropic"],
 )
 async def test_any_streamed_answer_finishes_a_turn(house: House, chunks: list[Any]) -> None:
     """`turn.stream` takes an iterator of text or any SDK's stream, and stores the turn at its end."""
     session = await house.ana.start()
-    async with session.turn("I am Ana") as turn:
+    async with session.turn("I am hungry") as turn:
         shown = [text async for text in turn.stream(pieces(*chunks))]
-    assert "".join(shown) == turn.reply.text == "Hi Ana"
-    assert await told(session) == ["I am Ana", "Hi Ana"]
+    assert "".join(shown) == turn.reply.text == "Hi there"
+    assert await told(session) == ["I am hungry", "Hi there"]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ async def test_a_stream_without_its_end_is_a_failure(house: House, chunks: list[
     """A stream that ends before its finish marker is no short reply: nothing is stored."""
     session = await house.ana.start()
     with pytest.raises(ProviderError):  # noqa: PT012
-        async with session.turn("I am Ana") as turn:
+        async with session.turn("I am hungry") as turn:
             async for _ in turn.stream(pieces(*chunks)):
                 pass
     assert await told(session) == []
@@ -366,7 +366,7 @@ async def test_items_kept_verbatim(house: House) -> None:
             {"type": "text", "text": "café \0 \N{WINKING FACE}"},
             {"type": "image_url", "image_url": {"url": "x:"}},
         ],
-        "name": "ana",
+        "name": "guest-7",
     }
     session = await house.ana.start()
     async with session.turn(said) as turn:
@@ -374,7 +374,7 @@ async def test_items_kept_verbatim(house: House) -> None:
         await turn.finish("ok")
     assert sent == [said]
     assert (await session.history())[0].content == said["content"]
-    assert (await session.history())[0].extra == {"name": "ana"}
+    assert (await session.history())[0].extra == {"name": "guest-7"}
 
 
 # --- idempotency ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cloister.providers.offline import Offline
     from cloister.providers.openai import OpenAICompatible
     from cloister.scope import Scope, current
+    from cloister.scrub.settings import Scrub
     from cloister.sealing import MasterKeys
     from cloister.stores.base import Store
     from cloister.sync import Cloister
@@ -59,6 +60,7 @@ _HOMES = {
     "providers.offline": "Offline",
     "providers.openai": "OpenAICompatible",
     "scope": "Scope current",
+    "scrub.settings": "Scrub",
     "sealing": "MasterKeys",
     "stores.base": "Store",
     "sync": "Cloister",
@@ -96,6 +98,7 @@ __all__ = [
     "Request",
     "Scope",
     "ScopeClosed",
+    "Scrub",
     "Session",
     "SessionBusy",
     "SessionConflict",
@@ -117,7 +120,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cloister")
-    if name in ("settings", "testing", "stores", "providers", "wire"):
+    if name in ("scrub", "settings", "testing", "stores", "providers", "wire"):
         return import_module(f"cloister.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'cloister' has no attribute {name!r}")

@@ -35,6 +35,8 @@ EVENTS: Mapping[str, str] = {
     "turn.committed": "info",
     "turn.failed": "notice",
     "items.appended": "info",
+    "data.replaced": "info",
+    "placeholder.foreign": "alert",
     "item.hidden": "info",
     "owner.exported": "notice",
     "owner.erased": "notice",

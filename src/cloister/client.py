@@ -19,6 +19,7 @@ from cloister.errors import CloisterError, ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
+from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Store
 from cloister.user import User
@@ -46,7 +47,7 @@ class AsyncCloister:
         limits: Limits = Limits.strict(),
         context_tokens: int | None = None,
         tenancy: Tenancy = "single",
-        scrub: None = None,
+        scrub: Scrub | None = Scrub(),
         leaks: None = None,
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
@@ -60,12 +61,13 @@ class AsyncCloister:
         `Limits.strict` unless given. *context_tokens* bounds what a turn sends, by default the model's context less
         room for its reply. *clock* gives aware datetimes. How far the audit log has come is signed with *audit_key*
         into the file *audit_heads*; both lie beside an embedded store unless given, and other stores sign nothing
-        without them. With *keep_failed* a question whose answer failed stays in
-        the history, marked. *scrub* and *leaks* are None until those parts are here. Raises `ConfigurationError`.
+        without them. With *keep_failed* a question whose answer failed stays in the history, marked. *scrub* says what
+        becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* is None
+        until that part is here. Raises `ConfigurationError`.
         """
-        guards: tuple[object, ...] = (scrub, leaks)
-        if guards != (None, None):
-            raise ConfigurationError("scrub and leaks are None for now: those protections are planned, not here yet")
+        guard: object = leaks
+        if guard is not None:
+            raise ConfigurationError("leaks is None for now: that protection is planned, not here yet")
         return cls(
             stores.connect(url),
             providers.connect(provider),
@@ -77,6 +79,7 @@ class AsyncCloister:
             audit_key,
             audit_heads,
             keep_failed,
+            scrub or Scrub(where="off"),
         )
 
     def __init__(
@@ -91,7 +94,10 @@ class AsyncCloister:
         audit_key: AuditKey | None,
         audit_heads: str | os.PathLike[str] | None,
         keep_failed: bool,
+        scrub: Scrub,
     ) -> None:
+        if not isinstance(scrub, Scrub):
+            raise ConfigurationError(f"scrub is a Scrub, or None for no protection, not {type(scrub).__name__}")
         if tenancy not in ("single", "required"):
             raise ConfigurationError(f"tenancy is 'single' or 'required', not {tenancy!r}")
         if context_tokens is not None and context_tokens < 1:
@@ -104,6 +110,7 @@ class AsyncCloister:
         self._model = provider.model if provider else None
         self._prepared: set[str | None] = set()
         self.keep_failed = keep_failed
+        self.scrub = scrub
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
@@ -158,6 +165,8 @@ class AsyncCloister:
         options = [(off.what, off.option) for off in getattr(self.store, "off", ())]
         if self.limits.idle_timeout is None and self.limits.absolute_timeout is None:
             options.append(("limits", "idle_timeout=None, absolute_timeout=None"))
+        if self.scrub.where == "off":
+            options.append(("personal data", "scrub=None"))
         noted = [event("protection.off", self.vault.now(), what=what, option=option) for what, option in options]
         if noted:
             await self.vault.ask(self.store.record, noted)

@@ -65,10 +65,11 @@ class Recorder:
     def _remember(self, request: Request) -> None:
         self.sent.append((current().owner.user, request.messages))
 
-    def last_for(self, user: str) -> list[str]:
-        """Give the messages that the model was sent for *user* last."""
+    def last_for(self, user: str, *, system: bool = False) -> list[str]:
+        """Give the messages that the model was sent for *user* last, with the *system* text if that is asked for."""
         requests = [messages for whose, messages in self.sent if whose == user]
-        return [str(message["content"]) for message in requests[-1]] if requests else []
+        last = requests[-1] if requests else []
+        return [str(message["content"]) for message in last if system or message["role"] != "system"]
 
 
 @dataclass
@@ -126,6 +127,11 @@ async def say(session: Session, text: str) -> str:
 async def said_in(session: Session) -> list[str]:
     """Give what the store holds of *session*: what was said by its user."""
     return [item.text for item in await session.history() if item.role == "user"]
+
+
+async def masked_in(session: Session) -> list[str]:
+    """Give all that the store holds of *session*, with placeholders in the place of personal data."""
+    return [item.text for item in await session.history(masked=True)]
 
 
 # --- the scenes -------------------------------------------------------------------------------------------------------
@@ -189,11 +195,9 @@ async def two_at_once(stage: Stage) -> None:
         stage.happened(f"Ben, meanwhile: {BEN_ASKS_AGAIN} → {second[1]}")
         stage.happened(f"Whose words came when (A: for Ana, b: for Ben): {''.join(pieces)}")
         sent_for_ana, sent_for_ben = recorder.last_for(stage.ana), recorder.last_for(stage.ben)
-        his = [BEN_ASKS, first[1], BEN_ASKS_AGAIN]
+        his, hers = (await masked_in(ben))[:-1], (await masked_in(ana))[:-1]
         stage.verdict("for Ben was sent what he had said and been told, and nothing else", sent_for_ben == his)
-        stage.verdict(
-            "for Ana was sent what she had said and been told", sent_for_ana == [ANA_SAYS, first[0], ANA_ASKS]
-        )
+        stage.verdict("for Ana was sent what she had said and been told, and nothing else", sent_for_ana == hers)
         stage.verdict(
             "each one's session holds what that one said, and nothing else",
             await said_in(ana) == [ANA_SAYS, ANA_ASKS] and await said_in(ben) == [BEN_ASKS, BEN_ASKS_AGAIN],
@@ -206,10 +210,10 @@ async def remembered(stage: Stage) -> None:
     recorder = Recorder(stage.model())
     async with stage.open(recorder) as cloister:  # scene 1 has closed the store
         ana = await stage.user(cloister, stage.ana).resume(stage.session_id)
+        before = await masked_in(ana)
         stage.happened(f"Ana: {ANA_ASKS} → {await say(ana, ANA_ASKS)}")
-    stage.verdict(
-        "what Ana said before the restart was sent with her question", ANA_SAYS in recorder.last_for(stage.ana)
-    )
+    sent = recorder.last_for(stage.ana)
+    stage.verdict("what was said before the restart was sent with her question", bool(before) and sent[:-1] == before)
 
 
 async def foreign(stage: Stage) -> None:
@@ -339,7 +343,7 @@ async def expiry(stage: Stage) -> None:
             reply = await session.send("What is my locker code?")
         stage.happened(f"31 minutes later, Ana asks for her locker code: {reply.text}")
         stage.happened(f"She is told: {reply.notice}")
-        sent = recorder.last_for(stage.ana)
+        sent = recorder.last_for(stage.ana, system=True)
         stage.verdict("she went on in a new session, and was told so", reply.renewed and reply.session.id != old_id)
         stage.verdict(
             "the application's system text went along; nothing that she had said did",
@@ -386,6 +390,39 @@ async def small_window(stage: Stage) -> None:
     stage.verdict("nothing was lost from what is stored", stored == 2 * turns + 1)
 
 
+async def personal_data(stage: Stage) -> None:
+    """9. What the model and the database learn of Ana's personal data"""
+    recorder = Recorder(Offline())
+    data = ("Ana Lopez", "ana.lopez@example.org", "+1 415 555 2671", "4111 1111 1111 1111")
+    name, mail, phone, card = data
+    async with stage.open(recorder) as cloister:
+        session = await stage.user(cloister, stage.ana).start()
+        said = f"My name is {name}. My e-mail is {mail}. My phone is {phone}. My card is {card}."
+        await say(session, said)
+        answer = ""
+        with session.scope():
+            async with session.stream("What is my name?") as reply:
+                async for piece in reply:
+                    answer += piece
+        for question in ("What is my e-mail?", "What is my card?"):
+            answer += " " + await say(session, question)
+        stored = await masked_in(session)
+        own = await said_in(session)
+    sent = recorder.last_for(stage.ana)
+    stage.happened(f"Ana says:           {said}")
+    stage.happened(f"the model was sent: {sent[0]}")
+    stage.happened(f"the store holds:    {stored[0]}")
+    stage.happened(f"Ana reads:          {answer}")
+    stage.verdict("the model was sent none of it", bool(sent) and not any(one in "".join(sent) for one in data))
+    stage.verdict("the store holds none of it but sealed", not any(one in "".join(stored) for one in data))
+    if stage.database is not None:
+        files = [stage.database, *stage.database.parent.glob(stage.database.name + "-*")]
+        raw = b"".join([file.read_bytes() for file in files if file.is_file()])
+        stage.verdict("no byte of it stands in the database file", not any(one.encode() in raw for one in data))
+    stage.verdict("the replies carry her own data again", all(one in answer for one in (name, mail, card)))
+    stage.verdict("and so does her history", own[0] == said)
+
+
 async def audit_log(stage: Stage) -> None:
     """8. Somebody changes one byte of the audit log"""
 
@@ -429,7 +466,8 @@ async def one_changed_byte(stage: Stage, signed: doctor.Signed) -> None:
 
 
 SCENES: tuple[Scene, ...] = (
-    the_bug, two_at_once, remembered, foreign, moved_row, model_failure, expiry, small_window, audit_log
+    the_bug, two_at_once, remembered, foreign, moved_row, model_failure, expiry, small_window, audit_log,
+    personal_data,
 )  # fmt: skip
 
 

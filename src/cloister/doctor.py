@@ -19,6 +19,8 @@ from cloister import client, files
 from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
 from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
 from cloister.keyring import Keyring
+from cloister.scrub.placeholders import LABELS
+from cloister.scrub.settings import Scrub
 from cloister.settings import Settings
 from cloister.stores.base import Store
 from cloister.stores.token import Alone
@@ -344,10 +346,23 @@ def _span(length: timedelta | None) -> str:
 
 
 def _protections(settings: Settings) -> Iterator[Finding]:
-    yield Finding("off", "scrub", "personal data is stored and sent as it was said: this version cannot replace it yet")
+    yield _scrub(settings.scrub)
     yield Finding("off", "leaks", "replies are not searched for other users' details: this version cannot do it yet")
     if settings.keep_failed:
         yield Finding("note", "keep_failed", "questions whose answer failed are kept, marked")
+
+
+def _scrub(scrub: Scrub) -> Finding:
+    if scrub.where == "off":
+        said = "personal data is stored and sent to the model as it was said"
+        return Finding("off", "scrub", said, "unset CLOISTER_SCRUB")
+    actions = {kind: scrub.action(kind) for kind in LABELS}
+    left = [kind for kind, action in actions.items() if action == "allow"]
+    said = "personal data is replaced before it is stored" + (" and sent" if scrub.where == "model" else "")
+    said += f"; as they are: {', '.join(left)}" if left else ""
+    if scrub.where == "store":
+        return Finding("note", "scrub", said, "CLOISTER_SCRUB=model keeps it from the model too")
+    return Finding("ok", "scrub", said)
 
 
 def _mode(path: Path) -> int:

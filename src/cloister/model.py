@@ -104,6 +104,8 @@ class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=
     extra: dict[str, Any] | None = None
     error: str | None = None
     """The failure that this question met; it stands in the history, and no model sees it again."""
+    values: list[str] | None = None
+    """What the placeholders in the texts stand for, in their order; None for texts in which nothing was looked for."""
 
     @property
     def text(self) -> str:
@@ -259,6 +261,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     hidden: tuple[int, ...] = ()
     retry: tuple[bytes, ...] = ()
     """Under ``token://``: the tags of tokens that were used with an idempotency key, and may ask again."""
+    values: tuple[str, ...] = ()
+    """What the placeholders in title and metadata stand for, in their order."""
 
     def __repr__(self) -> str:  # without title and metadata, which are people's words
         return f"Head(version={self.version}, count={self.count}, tokens={self.tokens})"

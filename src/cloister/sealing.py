@@ -184,6 +184,10 @@ class SessionKeys:
         key = AESGCM(subkey(self._secret, "token"))
         return unseal(key, body, fields("token", audience) + self._context, "a token")
 
+    def placeholder_key(self) -> bytes:
+        """Give the key by which placeholders of this session are known."""
+        return subkey(self._secret, "placeholder")
+
     @property
     def _record(self) -> AESGCM:
         return AESGCM(subkey(self._secret, "record"))  # seldom wanted

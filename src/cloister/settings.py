@@ -23,6 +23,7 @@ from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
 from cloister.providers.base import Provider
+from cloister.scrub.settings import Scrub
 from cloister.stores.base import Store
 
 DEFAULT_FILE = "cloister.toml"
@@ -100,6 +101,35 @@ def _tenancy(value: object) -> Tenancy:
     raise ValueError("single or required")
 
 
+_SCRUB = tuple(
+    field.name for field in dataclasses.fields(Scrub) if field.name not in ("detectors", "limit", "person_label")
+)
+
+
+def _scrub(value: object) -> Scrub:
+    if isinstance(value, Scrub):
+        return value
+    if value == "seed":
+        return Scrub.seed()
+    said: dict[str, Any] = {}
+    if value in ("model", "store", "off"):
+        said["where"] = value
+    elif isinstance(value, str):
+        said = {name.strip(): action.strip() for name, _, action in (part.partition("=") for part in value.split(","))}
+        if "restore_tools" in said:
+            said["restore_tools"] = said["restore_tools"].split()
+    elif isinstance(value, dict):
+        said = value
+    try:
+        if said and said.keys() <= set(_SCRUB):
+            return Scrub(**said)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"right in each part: {error}") from None
+    raise ValueError(
+        f"model, store, off, seed, or parts such as email=redact,where=store; the parts are {', '.join(_SCRUB)}"
+    )
+
+
 def _keys(value: object) -> Keyring:
     if not isinstance(value, Keyring):
         raise ValueError("in the environment only (CLOISTER_KEYS); in a file, name a key_file")
@@ -122,6 +152,10 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "turn_wait": (_duration, "how long a turn waits for the one before it"),
     "context_tokens": (_count, "how many tokens a turn may send to the model"),
     "tenancy": (_tenancy, "single, or required: every user belongs to a tenant"),
+    "scrub": (
+        _scrub,
+        "what becomes of personal data: model (replaced before model and store), store, off, seed, or parts",
+    ),
     "keep_failed": (_flag, "keep questions whose answer failed, marked"),
 }
 NAMES = tuple(_KNOWN)
@@ -150,6 +184,7 @@ class Settings:
     turn_wait: timedelta = Limits.strict().turn_wait
     context_tokens: int | None = None
     tenancy: Tenancy = "single"
+    scrub: Scrub = Scrub()
     keep_failed: bool = False
     config: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -226,6 +261,7 @@ class Settings:
             audit_key=self.audit_key(),
             audit_heads=self.heads_path(),
             keep_failed=self.keep_failed,
+            scrub=self.scrub,
         )
 
 

@@ -21,6 +21,7 @@ from cloister.content import Content
 from cloister.errors import ConfigurationError
 from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
 from cloister.providers.base import Provider
+from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.stores.base import Store
 from cloister.user import OnExpired
@@ -81,7 +82,7 @@ class Cloister:
         limits: Limits = Limits.strict(),
         context_tokens: int | None = None,
         tenancy: Tenancy = "single",
-        scrub: None = None,
+        scrub: Scrub | None = Scrub(),
         leaks: None = None,
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
@@ -382,9 +383,9 @@ class Session:
         """Leave an item out of history and window from now on."""
         self._cloister.run(self._inner.hide(item_id))
 
-    def history(self, *, limit: int = 100, after: str | None = None) -> list[Item]:
+    def history(self, *, limit: int = 100, after: str | None = None, masked: bool = False) -> list[Item]:
         """Give items, oldest first."""
-        return self._cloister.run(self._inner.history(limit=limit, after=after))
+        return self._cloister.run(self._inner.history(limit=limit, after=after, masked=masked))
 
     def end(self) -> None:
         """End the session: its secret and its content are destroyed at once."""
@@ -431,9 +432,9 @@ class Turn:
         """Give the arguments for ``client.messages.create``, beside the model's name and ``max_tokens``."""
         return self._inner.anthropic()
 
-    def add(self, item: Item | Mapping[str, Any] | object) -> None:
+    def add(self, item: Item | Mapping[str, Any] | object) -> Item:
         """Record an item between question and reply."""
-        self._inner.add(item)
+        return self._inner.add(item)
 
     def stream(self, source: Iterable[Any]) -> Iterator[str]:
         """Give the text of a streamed answer as it comes, and store the turn when it has come to its end."""

@@ -1,8 +1,10 @@
 """One turn, from question to reply.
 
-    load (owner, id), lease taken → check owner, limits → fit the window → provider → commit all at once → reply
+    load (owner, id), lease taken → check owner, limits → replace personal data → fit the window → provider
+    → put the owner's own data back → commit all at once → reply
 
-The steps before the window are ``Session._turn``'s in `cloister.user`; opening and sealing are the `Vault`'s.
+The steps before the window are ``Session._turn``'s in `cloister.user`; opening and sealing are the `Vault`'s, replacing
+and putting back the `Mask`'s.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from cloister.errors import CloisterError, ProviderError, SessionConflict
 from cloister.idempotency import Kept, Key
 from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.providers.base import Provider, Request
+from cloister.scrub.masking import NOTICE, Mask
+from cloister.scrub.placeholders import Restorer
+from cloister.scrub.settings import Scrub
 from cloister.stores.base import Record
 from cloister.vault import Opened, Recorder, Vault
 
@@ -40,6 +45,9 @@ class Services(Protocol):
 
     @property
     def provider(self) -> Provider | None: ...
+
+    @property
+    def scrub(self) -> Scrub: ...
 
     @property
     def keep_failed(self) -> bool: ...
@@ -62,6 +70,7 @@ class Turn(Generic[SessionT]):
         opened: Opened,
         said: Sequence[Item],
         settle: Callable[[Opened], SessionT],
+        mask: Mask,
         *,
         system: Item | None = None,
         budget: int,
@@ -71,24 +80,26 @@ class Turn(Generic[SessionT]):
     ) -> None:
         self._cloister = cloister
         self._opened = opened
-        self._new = list(said)
+        self._model = model
+        self._mask = mask
+        self._new = [self._counted(item) for item in said]
         self._settle = settle
         self._system = system or opened.system
         self._budget = budget
-        self._model = model
         self._options = dict(options or {})
         self._key = key
         self._renewed = opened.fresh
         self._reply: Reply[SessionT] | None = None
         self._closed = False
         self._heard: list[str] = []
+        self._restorers: dict[str, Restorer | None] = {}
         self._spent = Usage()
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
         self._fitted: list[Item] | None = None
         self.repeated = False
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
-        cloister.vault.check_room(opened, said)
+        cloister.vault.check_room(opened, self._new)
         self._fit()
 
     @classmethod
@@ -132,10 +143,11 @@ class Turn(Generic[SessionT]):
         self._asked_at = time.perf_counter()
         return Request(self.messages, self._model, self._options)
 
-    def add(self, item: Item | Mapping[str, Any] | object) -> None:
+    def add(self, item: Item | Mapping[str, Any] | object) -> Item:
         """Record an item between question and reply: an assistant's tool calls, as an SDK gave them, or their results.
 
-        Raises `ValueError` for what is neither a message nor an answer.
+        Gives it as the application may use it: with the owner's data back in the arguments of the tools that may have
+        it. Raises `ValueError` for what is neither a message nor an answer.
         """
         self._unfinished()
         if isinstance(item, Item) or _is_message(item):
@@ -144,8 +156,12 @@ class Turn(Generic[SessionT]):
             answer = wire.read(item)
             self._spent += answer.usage or Usage()
             added = wire.answer_item(answer)
-        self._new.append(self._cloister.counted(added, self._model))
+        if added.role == "assistant":
+            self._fit()
+            added = self._mask.answered(added)
+        self._new.append(self._counted(self._mask.hide(added)))
         self._fitted = None
+        return added
 
     async def stream(self, source: AsyncIterator[Any]) -> AsyncGenerator[str, None]:
         """Give the text of a streamed answer as it comes, and store the turn when it has come to its end.
@@ -169,6 +185,8 @@ class Turn(Generic[SessionT]):
         finally:
             await _close(source)
         answer = reader.finish()
+        for text in self._rest():
+            yield text
         self._unfinished()  # the block may have been left, or the turn finished, while the stream was read
         await self._commit(answer)
 
@@ -178,7 +196,20 @@ class Turn(Generic[SessionT]):
         self._heard += [text for _, text in pieces]
         if pieces and self._first_at is None:
             self._first_at = time.perf_counter()
-        return [text for channel, text in pieces if channel in ("text", "refusal") and text]
+        texts = [self._restored(channel, text) for channel, text in pieces if channel in ("text", "refusal")]
+        return [text for text in texts if text]
+
+    def _restored(self, channel: str, text: str) -> str:
+        if channel not in self._restorers:
+            self._fit()
+            self._restorers[channel] = self._mask.restorer()
+        restorer = self._restorers[channel]
+        return text if restorer is None else restorer.feed(text)
+
+    def _rest(self) -> list[str]:
+        """Give what was held back of a streamed answer, in case a placeholder had just begun."""
+        rest = [restorer.finish() for restorer in self._restorers.values() if restorer is not None]
+        return [text for text in rest if text]
 
     async def finish(self, answer: object) -> Reply[SessionT]:
         """Store the turn with *answer*, which is text or any SDK's response, and give the reply.
@@ -202,9 +233,11 @@ class Turn(Generic[SessionT]):
         self._closed = True
         self._heard.clear()
         self._spent += usage or Usage()
-        item = cloister.counted(wire.answer_item(answer), self._model)
+        sent = self._fit()
+        whole = self._mask.answered(wire.answer_item(answer))
+        item = self._counted(self._mask.hide(whole))
         if usage is None:
-            usage = Usage(sum([sent.tokens for sent in self._fit()]), item.tokens, estimated=True)
+            usage = Usage(sum([one.tokens for one in sent]), item.tokens, estimated=True)
             item = msgspec.structs.replace(item, usage=usage)
             self._spent += usage
         opened = self._opened
@@ -219,11 +252,11 @@ class Turn(Generic[SessionT]):
         )
         now = time.perf_counter()
         self._reply = Reply(
-            text=answer.text,
+            text=whole.text,
             session=self._settle(opened),
             usage=self._spent,
             model=answer.model or self._model,
-            tool_calls=answer.tool_calls,
+            tool_calls=tuple(whole.tool_calls or ()),
             finish_reason=answer.finish_reason,
             renewed=self._renewed,
             notice=RENEWED if self._renewed else None,
@@ -240,9 +273,16 @@ class Turn(Generic[SessionT]):
             input_tokens=self._spent.input_tokens,
             output_tokens=self._spent.output_tokens,
         )
-        if self._opened.instead_of is None:
-            return [committed]
-        return [self._event("session.renewed", after=sessions.digest(self._opened.instead_of)), committed]
+        entries = [*self._alarms(), *replaced(committed, self._mask), committed]
+        if self._opened.instead_of is not None:
+            entries.insert(0, self._event("session.renewed", after=sessions.digest(self._opened.instead_of)))
+        return entries
+
+    def _alarms(self) -> list[Event]:
+        """Give what is to be put on record of an answer, whether it is stored or not."""
+        # A streamed answer is read twice, as it comes and as a whole.
+        met = max(self._mask.foreign, sum(one.foreign for one in self._restorers.values() if one is not None))
+        return [self._event("placeholder.foreign", count=met)] if met else []
 
     def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
         opened = self._opened
@@ -272,6 +312,7 @@ class Turn(Generic[SessionT]):
                 await self._fail(error)
         finally:
             self._opened.forget()
+            self._mask.forget()
 
     async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
@@ -280,13 +321,13 @@ class Turn(Generic[SessionT]):
         reason = "unfinished" if error is None else type(error).__name__
         try:
             tokens = {"input_tokens": self._spent.input_tokens, "output_tokens": self._spent.output_tokens}
-            await self._book(self._event("turn.failed", reason=reason, **tokens), error)
+            await self._book([self._event("turn.failed", reason=reason, **tokens), *self._alarms()], error)
         except CloisterError as fault:
             if error is None:
                 raise
             error.add_note(f"and this could not be put on record: {fault}")
 
-    async def _book(self, noted: Event, error: BaseException | None) -> None:
+    async def _book(self, noted: Sequence[Event], error: BaseException | None) -> None:
         vault, opened = self._cloister.vault, self._opened
         kept: list[Item] = []
         if error is not None and self._cloister.keep_failed:
@@ -295,13 +336,13 @@ class Turn(Generic[SessionT]):
             head = msgspec.structs.replace(opened.head, usage=opened.head.usage + self._spent)
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
                 if kept:
-                    await vault.commit(opened, kept, usage=self._spent, entries=[noted])
+                    await vault.commit(opened, kept, usage=self._spent, entries=noted)
                 else:
-                    await vault.commit(opened, head=head, entries=[noted])
+                    await vault.commit(opened, head=head, entries=noted)
                 return
             # Not under the owner's name: erasure may just have removed it from the log.
-            noted = msgspec.structs.replace(noted, owner=None)
-        await vault.note([noted])
+            noted = [msgspec.structs.replace(one, owner=None) for one in noted]
+        await vault.note(noted)
 
     def _fit(self) -> list[Item]:
         """Give the items that are sent: the system text, the newest turns that fit, and what is new."""
@@ -314,13 +355,25 @@ class Turn(Generic[SessionT]):
             hidden = head.hidden if head.system is None else (0, *head.hidden)
             if hidden:
                 items = [item for position, item in enumerate(items, first) if position not in hidden]
-            history = [item for item in items if item.error is None]
+            history = [self._sent(item) for item in items if item.error is None]
+            new = [self._sent(item) for item in self._new]
+            system = None if self._system is None else self._sent(self._system)
             counter = self._cloister.counter(self._model)
+            if self._mask.note([*history, *new, *([system] if system else [])]):
+                text, tokens = (f"{system.text}\n\n", system.tokens) if system else ("", 0)
+                system = Item("system", text + NOTICE, tokens=tokens + _notice_tokens(counter), counter=counter.name)
             reserve = window.tools_tokens(self._options.get("tools") or (), counter)
-            self._fitted = window.fit(
-                history, self._new, self._budget, system=self._system, reserve=reserve, counter=counter
-            )
+            self._fitted = window.fit(history, new, self._budget, system=system, reserve=reserve, counter=counter)
         return self._fitted
+
+    def _sent(self, item: Item) -> Item:
+        """Give a stored *item* as the model gets it, with its cost."""
+        sent = self._mask.sent(item)
+        # What was only put back was counted so when it was stored.
+        return sent if sent is item or sent.values is None else self._cloister.counted(sent, self._model)
+
+    def _counted(self, item: Item) -> Item:
+        return counted(self._cloister, self._mask, item, self._model)
 
     def _unfinished(self) -> None:
         if self.repeated:
@@ -373,6 +426,36 @@ class ReplyStream(Generic[SessionT]):
         if self._turn is None:
             raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
         return self._turn.reply
+
+
+def mask_of(scrub: Scrub, opened: Opened) -> Mask:
+    """Give what masks the items of *opened*."""
+    return Mask(scrub, lambda: opened.keys.placeholder_key())
+
+
+def counted(cloister: Services, mask: Mask, item: Item, model: str | None = None) -> Item:
+    """Give an *item* that is to be stored with its cost in a window.
+
+    That is what the model gets; or, where a long text lies behind a placeholder, what reading it with every turn costs.
+    """
+    sent = cloister.counted(mask.sent(item), model)
+    tokens = max(sent.tokens, sum(map(len, item.values)) // 4) if item.values else sent.tokens
+    return msgspec.structs.replace(item, tokens=tokens, counter=sent.counter)
+
+
+_notice: dict[str, int] = {}
+
+
+def _notice_tokens(counter: window.Counter) -> int:
+    if counter.name not in _notice:
+        _notice[counter.name] = window.item_tokens(Item("system", NOTICE), counter)
+    return _notice[counter.name]
+
+
+def replaced(noted: Event, mask: Mask) -> list[Event]:
+    """Give the entry that goes with *noted* where personal data was replaced: how often, by type."""
+    counts = +mask.replaced
+    return [msgspec.structs.replace(noted, kind="data.replaced", detail=dict(counts))] if counts else []
 
 
 def _is_message(given: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -16,13 +17,15 @@ from cloister.errors import CloisterError, ConfigurationError, IntegrityError, S
 from cloister.idempotency import Key
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
+from cloister.scrub.masking import Mask, described, shown
 from cloister.stores.base import Loaded, Record
-from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered
+from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered, counted, mask_of, replaced
 from cloister.vault import Opened
 
 OnExpired = Literal["renew", "raise"]
 
 _MOST_HISTORY = 1_000
+_SHORT = 20_000  # characters: they are searched in some milliseconds
 
 
 class User:
@@ -52,9 +55,12 @@ class User:
             first = imported.pop(0)
         first = first and cloister.counted(checked(first))
         opened = vault.begin(self.owner, first, title, dict(metadata or {}))
-        stored = [*([first] if first else []), *(cloister.counted(item) for item in imported)]
+        mask = mask_of(cloister.scrub, opened)
+        opened.head = mask.describe(opened.head)
+        kept = [counted(cloister, mask, item) for item in await hidden(mask, imported)]
         noted = self._event("session.started", opened.id, imported=len(imported))
-        await vault.commit(opened, stored, entries=[noted])
+        entries = [noted, *replaced(noted, mask)]
+        await vault.commit(opened, [*([first] if first else []), *kept], entries=entries)
         return Session(self._cloister, self.owner, opened.name, opened.head, opened.id)
 
     async def resume(self, session_id: str) -> Session:
@@ -141,7 +147,8 @@ class User:
                 while True:
                     _, first, items = await vault.history(session, first, _MOST_HISTORY)
                     for position, item in enumerate(items, first):
-                        yield _line({"item": item.id, "hidden": position in session.head.hidden, **_exported(item)})
+                        kept = _exported(shown(item))
+                        yield _line({"item": item.id, "hidden": position in session.head.hidden, **kept})
                     if not items:
                         break
                     first += len(items)
@@ -218,11 +225,11 @@ class Session:
 
     @property
     def title(self) -> str | None:
-        return self.head.title
+        return described(self.head).title
 
     @property
     def metadata(self) -> dict[str, str]:
-        return dict(self.head.metadata)
+        return dict(described(self.head).metadata)
 
     async def send(
         self,
@@ -297,7 +304,7 @@ class Session:
         if on_expired not in ("renew", "raise"):
             raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
         await cloister.prepare(model)
-        asked = [cloister.counted(item, model) for item in said(content)]
+        asked = said(content)
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.budget(model)
@@ -306,11 +313,13 @@ class Session:
                 yield await self._repeat(key, found.record, found)
                 return
             opened = await self._admit(found, on_expired)
+            mask = mask_of(cloister.scrub, opened)
             turn = Turn(
                 cloister,
                 opened,
-                asked,
+                await hidden(mask, asked),
                 self._settled,
+                mask,
                 system=over,
                 budget=budget,
                 model=model,
@@ -375,15 +384,15 @@ class Session:
         async with vault.guarded(self.owner, self.id):
             kept = key.open(holder, record)
         holder.name = self.id if holder.id == self.stable_id else kept.token or holder.id
-        item = await vault.answer(holder, kept.token, kept.position)
-        hidden = kept.position in holder.head.hidden
+        item = shown(await vault.answer(holder, kept.token, kept.position))
+        gone = kept.position in holder.head.hidden
         return Turn.stored(
             Reply(
-                text="" if hidden else item.text,
+                text="" if gone else item.text,
                 session=self._settled(holder),
                 usage=item.usage or Usage(),
                 model=kept.model,
-                tool_calls=() if hidden else tuple(item.tool_calls or ()),
+                tool_calls=() if gone else tuple(item.tool_calls or ()),
                 finish_reason=kept.finish_reason,
                 renewed=kept.renewed,
                 notice=RENEWED if kept.renewed else None,
@@ -392,19 +401,25 @@ class Session:
 
     async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model; give them as they are stored."""
-        added = [self._cloister.counted(item) for item in several(items)]
+        added = several(items)
         if not added:
             return []
         async with self._work() as opened:
+            mask = mask_of(self._cloister.scrub, opened)
+            kept = [counted(self._cloister, mask, item) for item in await hidden(mask, added)]
             noted = self._event("items.appended", items=len(added))
-            stored = await self._cloister.vault.commit(opened, added, entries=[noted])
-        return stored
+            entries = [noted, *replaced(noted, mask)]
+            stored = await self._cloister.vault.commit(opened, kept, entries=entries)
+        return [shown(item) for item in stored]
 
     async def update(self, *, title: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Set title or metadata; what is None stays. Does not move the idle time."""
         async with self._work() as opened:
-            head = sessions.describe(opened.head, title, None if metadata is None else dict(metadata))
-            await self._cloister.vault.commit(opened, head=head, entries=[self._event("session.updated")])
+            mask = mask_of(self._cloister.scrub, opened)
+            said = sessions.describe(described(opened.head), title, None if metadata is None else dict(metadata))
+            noted = self._event("session.updated")
+            entries = [noted, *replaced(noted, mask)]
+            await self._cloister.vault.commit(opened, head=mask.describe(said), entries=entries)
 
     async def hide(self, item_id: str) -> None:
         """Leave an item out of history and window from now on; its bytes go with the session.
@@ -421,9 +436,10 @@ class Session:
             head = sessions.hide(opened.head, position)
             await vault.commit(opened, head=head, entries=[self._event("item.hidden")])
 
-    async def history(self, *, limit: int = 100, after: str | None = None) -> list[Item]:
+    async def history(self, *, limit: int = 100, after: str | None = None, masked: bool = False) -> list[Item]:
         """Give items, oldest first, at most *limit* (1 to 1,000), behind the item id *after*.
 
+        Whoever looks in for somebody else, such as an operator, takes them *masked*: with placeholders left in.
         Raises `SessionExpired` if the session is over, `ValueError` for a cursor that is none.
         """
         _check_limit(limit)
@@ -433,16 +449,16 @@ class Session:
             if position is None:
                 raise ValueError("after= takes the id of an item of this session")
             first = position + 1
-        shown: list[Item] = []
-        while len(shown) < limit:
-            wanted = limit - len(shown)
+        listed: list[Item] = []
+        while len(listed) < limit:
+            wanted = limit - len(listed)
             head, first, items = await self._cloister.vault.history(self, first, wanted)
             self.head = head
-            shown += [item for position, item in enumerate(items, first) if position not in head.hidden]
+            listed += [item for position, item in enumerate(items, first) if position not in head.hidden]
             first += len(items)
             if len(items) < wanted:
                 break
-        return shown
+        return listed if masked else [shown(item) for item in listed]
 
     async def end(self) -> None:
         """End the session: its secret and its content are destroyed at once. To end it again changes nothing."""
@@ -496,6 +512,13 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.owner}, {self.item_count} items)"
+
+
+async def hidden(mask: Mask, items: Sequence[Item]) -> list[Item]:
+    """Give *items* as they are stored; long ones are searched beside the loop, for which other tasks need not wait."""
+    if sum(len(item.text) for item in items) > _SHORT:
+        return await asyncio.to_thread(lambda: [mask.hide(item) for item in items])
+    return [mask.hide(item) for item in items]
 
 
 def _check_limit(limit: int) -> None:

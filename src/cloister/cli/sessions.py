@@ -60,14 +60,14 @@ def _operator(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 @sessions.command("list")
 @_operator
 async def list_sessions(cloister: AsyncCloister, user: User, reason: str) -> None:
-    """List a user's live sessions, latest first."""
+    """List a user's live sessions, latest first; personal data in titles stays replaced."""
     await cloister.note_operator(user.owner, "list", reason)
     rows = []
     after = None
     while page := await user.sessions(after=after):
         for one in page:
             times = [terminal.moment(time) for time in (one.created_at, one.updated_at, one.expires_at)]
-            rows.append([one.id, *times, one.item_count, one.usage.total_tokens, one.title or ""])
+            rows.append([one.id, *times, one.item_count, one.usage.total_tokens, one.head.title or ""])
         after = page[-1].id
     if not rows:
         terminal.say(f"{user.owner} has no live session", stderr=True)
@@ -79,11 +79,11 @@ async def list_sessions(cloister: AsyncCloister, user: User, reason: str) -> Non
 @_operator
 @click.argument("session_id", metavar="SESSION")
 async def show(cloister: AsyncCloister, user: User, reason: str, session_id: str) -> None:
-    """Print the history of one session."""
+    """Print the history of one session; personal data in it stays replaced."""
     await cloister.note_operator(user.owner, "show", reason)
     session = await user.resume(session_id)
     after = None
-    while page := await session.history(limit=1_000, after=after):
+    while page := await session.history(limit=1_000, after=after, masked=True):
         for item in page:
             failed = f", failed: {item.error}" if item.error else ""
             terminal.say(terminal.line(f"{terminal.moment(item.time)} {item.role}{failed}"), "bold")

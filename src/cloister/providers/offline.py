@@ -25,8 +25,8 @@ _HELP = (
 _SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?](?=\S)[^.!?\n]*)*[.!?\n]?")
 _MOST = 500  # characters of a sentence that are looked at: patterns with gaps take long over longer ones
 _END = r"(?=,? please\b|\s*(?:[,;]?\s+(?:and|but)\s+(?:my|i|i'm|it|the|our|ship|call)\b|, (?:i|my)\b|[.!?;]*$))"
-_VALUE = r"(?P<value>[\w#\"'(+@€$£].*?)" + _END
-_NAME = r"(?P<value>\w[^,;]*?)" + _END.replace("(?=", "(?=,|", 1)
+_VALUE = r"(?P<value>[\[\w#\"'(+@€$£].*?)" + _END
+_NAME = r"(?P<value>[\[\w][^,;]*?)" + _END.replace("(?=", "(?=,|", 1)
 _WHOSE = r"(?:my|our|the (?:user|customer)'s)"
 _FACTS = [
     (re.compile(pattern, re.IGNORECASE), thing)
@@ -40,7 +40,7 @@ _FACTS = [
     )
 ]
 # These need what the others do not: a capital letter, a number.
-_I_AM = re.compile(r"\b(?:I am|I'm|i am|i'm) (?P<value>[A-Z][\w-]+)(?=[.!,;]|\s+and\b|\s*$)")
+_I_AM = re.compile(r"\b(?:I am|I'm|i am|i'm) (?P<value>[A-Z][\w-]+|\[[A-Z]+~\w+~\w+\])(?=[.!,;]|\s+and\b|\s*$)")
 _ORDER = re.compile(r"\border(?: number| no\.?| id)?(?: is| was)?:? (?P<value>#?[A-Z]{0,4}-?\d{3,}\b)", re.IGNORECASE)
 
 _QUESTIONS = [

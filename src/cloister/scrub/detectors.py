@@ -13,8 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cloister.errors import ConfigurationError
-from cloister.scrub.find import UNSEARCHED
-from cloister.scrub.spans import Span
+from cloister.scrub.spans import UNSEARCHED, Span
 
 _TYPES: Mapping[str, str] = MappingProxyType(
     {

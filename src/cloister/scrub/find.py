@@ -10,16 +10,14 @@ from typing import Protocol
 from cloister.scrub import addresses, digits, links, lists, names
 from cloister.scrub.plain import Plain
 from cloister.scrub.plain import words as plain_words
-from cloister.scrub.spans import Found, Span, Unsearchable
+from cloister.scrub.spans import UNSEARCHED, Found, Span, Unsearchable
 
 TYPES = "PERSON EMAIL PHONE CREDIT_CARD US_SSN ZIP IBAN IP URL DATE_OF_BIRTH STREET_ADDRESS".split()
-UNSEARCHED = "UNSEARCHED"
 _BASE64 = re.compile(r"[A-Za-z0-9+/](?<![\w+/=.].)[A-Za-z0-9+/]{11,399}+={0,2}(?![\w+/=@.])")
 _SHORTEST = 12  # of base64 that could hold personal data
 _DIGIT = re.compile(r"\d")
 _CHECKED, _LIKELY = ("CREDIT_CARD", "US_SSN"), ("IP", "PHONE")
 _TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
-
 
 # What stands where personal data was is none: [EMAIL], and what `cloister.scrub.placeholders` makes.
 _LABELS = "|".join((*TYPES, UNSEARCHED, *"NAME CARD SSN ADDRESS BIRTHDATE TEXT DATA".split()))
@@ -31,14 +29,14 @@ _STANDS = re.compile(
 
 
 class Detector(Protocol):
-    """Finds personal data by rules of its own; give such objects to `Scrubber`."""
+    """Finds personal data by rules of its own; give such objects to `Scrub` or `Scrubber`."""
 
     def find(self, text: str) -> Iterable[Span]:
         """Give what of *text* is personal data, by offsets in it."""
         ...
 
 
-class Scrubber:
+class Finder:
     """Find personal data in text."""
 
     def __init__(self, *detectors: Detector, limit: int = 1_000_000) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+UNSEARCHED = "UNSEARCHED"
+"""The type of a text that was too long to be searched."""
+
 
 class Span(NamedTuple):
     """Name the characters from *start* up to *end* of a text as personal data of *type*."""

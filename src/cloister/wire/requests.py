@@ -43,6 +43,8 @@ def _chat(entry: Item) -> dict[str, Any]:
         message["tool_call_id"] = entry.tool_call_id
     extra = entry.extra or {}
     message.update({key: copy.deepcopy(extra[key]) for key in _CHAT_KEYS if key in extra})
+    if "~" in message.get("name", ""):  # a placeholder, which no API takes for a name
+        del message["name"]
     if message.get("refusal") == message["content"]:  # an answer's text is its refusal: do not send it twice
         message.pop("refusal", None)
     return message
