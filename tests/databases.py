@@ -52,11 +52,13 @@ async def forget_leases(house: House, url: str) -> None:
     """Make every lease as old as one is that nobody has renewed for its whole life."""
     if url.startswith("redis"):
         store: Any = house.cloister.store
-        (address,) = await store._nodes.primaries()
-        for key in await store._plain(address, "KEYS", f"{store._prefix}*l:*"):
-            await store._plain(address, "DEL", key)
+        for address in await store._nodes.primaries():
+            for key in await store._plain(address, "KEYS", f"{store._prefix}*l:*"):
+                await store._plain(address, "DEL", key)
         return
-    driver = await asyncpg.connect(url.replace("cloister_app@", "owner@"))
+    driver = await asyncpg.connect(
+        url.replace("cloister_app@", "owner@").partition("?")[0], statement_cache_size=0 if "pooler" in url else 100
+    )
     await driver.execute("DELETE FROM cloister.leases")
     await driver.close()
 

@@ -138,7 +138,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-_SERVERS = pytest.mark.parametrize("url", ["redis", "postgres"], indirect=True)
+_SERVERS = pytest.mark.parametrize("url", ["redis", "postgres", "cluster", "pooler"], indirect=True)
 
 
 @_SERVERS
