@@ -24,6 +24,7 @@ _CHAT_KEYS = ("name", "refusal", "audio")
 _KNOWN = {"role", "content", "tool_calls", "tool_call_id", *_CHAT_KEYS, "function_call", "annotations"}
 _MAX_DEPTH = 64
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_PLACEHOLDER = re.compile(r"\[[A-Z]{2,12}~\w{8}~\w{4}\]")
 
 Part = Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def _chat(entry: Item) -> dict[str, Any]:
         message["tool_call_id"] = entry.tool_call_id
     extra = entry.extra or {}
     message.update({key: copy.deepcopy(extra[key]) for key in _CHAT_KEYS if key in extra})
-    if "~" in message.get("name", ""):  # a placeholder, which no API takes for a name
+    if "name" in message and _PLACEHOLDER.search(message["name"]):  # no API takes one for a name
         del message["name"]
     if message.get("refusal") == message["content"]:  # an answer's text is its refusal: do not send it twice
         message.pop("refusal", None)
