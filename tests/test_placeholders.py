@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.scrub import placeholders as rules
-from cloister.scrub.placeholders import Placeholders, Restorer, put_back, replace, restore, restore_json, stands_for
+from cloister.scrub.placeholders import Placeholders, Restorer, put_back, replace, restore, stands_for
+from cloister.scrub.texts import change_json
 
 OURS, OTHERS = Placeholders(b"a" * 32), Placeholders(b"b" * 32)
 ANA = OURS.of("PERSON", "Ana")
@@ -273,10 +274,10 @@ def test_arguments_of_tools() -> None:
     """In JSON, values stand in strings, escaped as JSON wants; links stay; what is no JSON is a text."""
     values = {ANA: 'A"n\\a'}
     arguments = json.dumps({"to": ANA, "n": 1, "more": [{"x": f"{ANA}!"}], "link": f"https://e.org/{ANA}", ANA: None})
-    told = json.loads(restore_json(arguments, lambda text: restore(text, OURS, values)))
+    told = json.loads(change_json(arguments, lambda text: restore(text, OURS, values)))
     assert told == {"to": 'A"n\\a', "n": 1, "more": [{"x": 'A"n\\a!'}], "link": f"https://e.org/{ANA}", 'A"n\\a': None}
-    assert restore_json(f'{{"to": "{ANA}', lambda text: restore(text, OURS, VALUES)) == '{"to": "Ana'
-    assert restore_json("[" * 100_000, str) == "[" * 100_000
+    assert change_json(f'{{"to": "{ANA}', lambda text: restore(text, OURS, VALUES)) == '{"to": "Ana'
+    assert change_json("[" * 100_000, str) == "[" * 100_000
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ and putting back the `Mask`'s.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import time
@@ -32,6 +33,9 @@ from cloister.stores.base import Record
 from cloister.vault import Opened, Recorder, Vault
 
 SessionT = TypeVar("SessionT")
+T = TypeVar("T")
+
+_SHORT = 20_000  # characters: they are searched in some milliseconds
 
 RENEWED = "Our earlier conversation has timed out and was deleted, so this is a new one."
 """What an end user is told whose session was renewed."""
@@ -234,8 +238,8 @@ class Turn(Generic[SessionT]):
         self._heard.clear()
         self._spent += usage or Usage()
         sent = self._fit()
-        whole = self._mask.answered(wire.answer_item(answer))
-        item = self._counted(self._mask.hide(whole))
+        ((whole, kept),) = await _beside([wire.answer_item(answer)], self._taken)
+        item = self._counted(kept)
         if usage is None:
             usage = Usage(sum([one.tokens for one in sent]), item.tokens, estimated=True)
             item = msgspec.structs.replace(item, usage=usage)
@@ -264,6 +268,11 @@ class Turn(Generic[SessionT]):
             time_to_first_token=None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at),
         )
         return self._reply
+
+    def _taken(self, item: Item) -> tuple[Item, Item]:
+        """Give the model's answer as its owner is shown it, and as it is stored."""
+        whole = self._mask.answered(item)
+        return whole, self._mask.hide(whole)
 
     def _entries(self, items: int, answer: wire.Answer) -> list[Event]:
         committed = self._event(
@@ -336,7 +345,8 @@ class Turn(Generic[SessionT]):
             head = msgspec.structs.replace(opened.head, usage=opened.head.usage + self._spent)
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
                 if kept:
-                    await vault.commit(opened, kept, usage=self._spent, entries=noted)
+                    entries = [*replaced(noted[0], self._mask), *noted]
+                    await vault.commit(opened, kept, usage=self._spent, entries=entries)
                 else:
                     await vault.commit(opened, head=head, entries=noted)
                 return
@@ -349,21 +359,20 @@ class Turn(Generic[SessionT]):
         if self._fitted is None:
             if self.repeated:
                 self._unfinished()
-            head, items = self._opened.head, self._opened.items
-            first = head.count - len(items)
-            # The system text, which is item 0, comes by itself, from beside the head.
-            hidden = head.hidden if head.system is None else (0, *head.hidden)
-            if hidden:
-                items = [item for position, item in enumerate(items, first) if position not in hidden]
-            history = [self._sent(item) for item in items if item.error is None]
+            history = [self._sent(item) for item in _history(self._opened)]
             new = [self._sent(item) for item in self._new]
             system = None if self._system is None else self._sent(self._system)
             counter = self._cloister.counter(self._model)
-            if self._mask.note([*history, *new, *([system] if system else [])]):
+            heads = [system] if system else []
+            if self._mask.note([*history, *new, *heads]):
                 text, tokens = (f"{system.text}\n\n", system.tokens) if system else ("", 0)
                 system = Item("system", text + NOTICE, tokens=tokens + _notice_tokens(counter), counter=counter.name)
             reserve = window.tools_tokens(self._options.get("tools") or (), counter)
             self._fitted = window.fit(history, new, self._budget, system=system, reserve=reserve, counter=counter)
+            # What the window drops does not come back. A call that lost its result is left out of its item there, so
+            # items are known by their values.
+            there = {id(item.values) for item in self._fitted if item.values}
+            self._mask.note([*heads, *[item for item in (*history, *new) if id(item.values) in there]])
         return self._fitted
 
     def _sent(self, item: Item) -> Item:
@@ -441,6 +450,40 @@ def counted(cloister: Services, mask: Mask, item: Item, model: str | None = None
     sent = cloister.counted(mask.sent(item), model)
     tokens = max(sent.tokens, sum(map(len, item.values)) // 4) if item.values else sent.tokens
     return msgspec.structs.replace(item, tokens=tokens, counter=sent.counter)
+
+
+async def hidden(mask: Mask, items: Sequence[Item]) -> list[Item]:
+    """Give *items* as they are stored."""
+    return await _beside(items, mask.hide)
+
+
+def _history(opened: Opened) -> list[Item]:
+    """Give what was said before, as far as it was loaded and may be sent."""
+    head, items = opened.head, opened.items
+    first = head.count - len(items)
+    # The system text, which is item 0, comes by itself, from beside the head.
+    hidden = head.hidden if head.system is None else (0, *head.hidden)
+    if hidden:
+        items = [item for position, item in enumerate(items, first) if position not in hidden]
+    return [item for item in items if item.error is None]
+
+
+async def ready(mask: Mask, opened: Opened, system: Item | None) -> None:
+    """See to it that what was said while nothing was replaced, and *system*, can be sent at once."""
+    items = [*_history(opened), *([system] if system else [])]
+    await _beside([item for item in items if item.values is None], mask.sent)
+
+
+async def _beside(items: Sequence[Item], look: Callable[[Item], T]) -> list[T]:
+    """Look at *items*; at long ones beside the loop: other tasks, and the renewing of leases, need not wait."""
+    if sum(map(_size, items)) > _SHORT:
+        return await asyncio.to_thread(lambda: [look(item) for item in items])
+    return [look(item) for item in items]
+
+
+def _size(item: Item) -> int:
+    plain = isinstance(item.content, str) and not (item.tool_calls or item.extra)
+    return len(item.text) if plain else len(msgspec.msgpack.encode(item))
 
 
 _notice: dict[str, int] = {}

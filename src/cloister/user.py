@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -17,15 +16,14 @@ from cloister.errors import CloisterError, ConfigurationError, IntegrityError, S
 from cloister.idempotency import Key
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
-from cloister.scrub.masking import Mask, described, shown
+from cloister.scrub.masking import described, shown
 from cloister.stores.base import Loaded, Record
-from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered, counted, mask_of, replaced
+from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered, counted, hidden, mask_of, ready, replaced
 from cloister.vault import Opened
 
 OnExpired = Literal["renew", "raise"]
 
 _MOST_HISTORY = 1_000
-_SHORT = 20_000  # characters: they are searched in some milliseconds
 
 
 class User:
@@ -314,6 +312,7 @@ class Session:
                 return
             opened = await self._admit(found, on_expired)
             mask = mask_of(cloister.scrub, opened)
+            await ready(mask, opened, over or opened.system)
             turn = Turn(
                 cloister,
                 opened,
@@ -417,9 +416,10 @@ class Session:
         async with self._work() as opened:
             mask = mask_of(self._cloister.scrub, opened)
             said = sessions.describe(described(opened.head), title, None if metadata is None else dict(metadata))
+            head = mask.describe(said, title=title is not None, metadata=metadata is not None)
             noted = self._event("session.updated")
             entries = [noted, *replaced(noted, mask)]
-            await self._cloister.vault.commit(opened, head=mask.describe(said), entries=entries)
+            await self._cloister.vault.commit(opened, head=head, entries=entries)
 
     async def hide(self, item_id: str) -> None:
         """Leave an item out of history and window from now on; its bytes go with the session.
@@ -458,7 +458,7 @@ class Session:
             first += len(items)
             if len(items) < wanted:
                 break
-        return listed if masked else [shown(item) for item in listed]
+        return [msgspec.structs.replace(item, values=None) if masked else shown(item) for item in listed]
 
     async def end(self) -> None:
         """End the session: its secret and its content are destroyed at once. To end it again changes nothing."""
@@ -512,13 +512,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.owner}, {self.item_count} items)"
-
-
-async def hidden(mask: Mask, items: Sequence[Item]) -> list[Item]:
-    """Give *items* as they are stored; long ones are searched beside the loop, for which other tasks need not wait."""
-    if sum(len(item.text) for item in items) > _SHORT:
-        return await asyncio.to_thread(lambda: [mask.hide(item) for item in items])
-    return [mask.hide(item) for item in items]
 
 
 def _check_limit(limit: int) -> None:

@@ -9,19 +9,28 @@ could be mixed up is kept beside it.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.model import Head, Item
-from cloister.scrub.placeholders import Placeholders, Restorer, put_back, replace, restore_json, stands_for, strangers
+from cloister.scrub.placeholders import (
+    LABELS,
+    MOST,
+    TYPED,
+    Placeholders,
+    Restorer,
+    put_back,
+    replace,
+    stands_for,
+    strangers,
+)
 from cloister.scrub.settings import Scrub
-from cloister.scrub.spans import UNSEARCHED
+from cloister.scrub.spans import UNSEARCHED, Occurrences
+from cloister.scrub.texts import SIGNED, Change, Kind, change_json, in_json, is_json, is_signed, mapped, unescaped
 
 NOTICE = (
     "Some personal data has been replaced by placeholders in square brackets: a kind and two codes, joined by tildes. "
@@ -29,22 +38,8 @@ NOTICE = (
 )
 """What a model is told that is sent placeholders."""
 
-# What machines read: ids, addresses, media, and what a provider has signed or encrypted.
-_LEFT = frozenset(
-    "type id call_id item_id tool_call_id url data file_data file_id encrypted_content signature detail format"
-    " media_type mime_type role status".split()
-)
-_SIGNED = ("thinking_blocks", "reasoning_items")
-
-_LITERAL = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\Z)', re.DOTALL)
-_ESCAPE = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]", re.DOTALL
-)
-
 _PASSES = 5
-
-Change = Callable[[str, bool], str]
-"""Takes a text of an item, and whether it is JSON; gives what comes in its place."""
+_TYPES = {label: kind for kind, label in LABELS.items()}
 
 
 class Mask:
@@ -57,6 +52,9 @@ class Mask:
         self._sent: Sequence[Item] = ()
         self._values: dict[str, str] | None = {}
         self._restored: dict[str, str] = {}
+        self._again: Occurrences | None = None
+        self._looked: dict[int, tuple[Item, Item]] = {}
+        self._room = MOST
         self.replaced: Counter[str] = Counter()
         """How much was replaced, by type."""
         self.foreign = 0
@@ -74,64 +72,99 @@ class Mask:
         """Give a stored *item* as the model gets it."""
         if self._scrub.where != "model":
             return shown(item)
-        # One without values was said while nothing was replaced.
-        return item if item.values is not None else self._hidden(item, Counter())
+        if item.values is None:  # it was said while nothing was replaced
+            if id(item) not in self._looked:
+                self._looked[id(item)] = item, self._hidden(item, Counter())
+            return self._looked[id(item)][1]
+        return _unsigned(item) if item.extra and item.values else item
 
-    def describe(self, head: Head) -> Head:
-        """Give *head* with title and metadata as they are stored."""
+    def describe(self, head: Head, *, title: bool = True, metadata: bool = True) -> Head:
+        """Give *head* with title and metadata as they are stored; what was set before does not count again."""
         if self._scrub.where == "off":
             return head
         values: list[str] = []
-        change = self._into(values, self.replaced)
-        title = head.title and change(head.title, False)
-        metadata = {key: change(value, False) for key, value in head.metadata.items()}
-        return msgspec.structs.replace(head, title=title, metadata=metadata, values=tuple(values))
+        change = self._into(values, self.replaced if title else Counter())
+        name = head.title and change(head.title, "text")
+        change = self._into(values, self.replaced if metadata else Counter())
+        kept: dict[str, str] = {}
+        for key, value in head.metadata.items():
+            key = change(key, "name")
+            while key in kept:  # both were redacted
+                key += "'"
+            kept[key] = change(value, "text")
+        return msgspec.structs.replace(head, title=name, metadata=kept, values=tuple(values))
 
     def _hidden(self, item: Item, counts: Counter[str]) -> Item:
         values: list[str] = []
-        return msgspec.structs.replace(_mapped(item, self._into(values, counts)), values=values)
+        refused = bool(item.extra) and bool(item.content) and (item.extra or {}).get("refusal") == item.content
+        change = self._into(values, counts, twice=item.content if refused and isinstance(item.content, str) else None)
+        return msgspec.structs.replace(mapped(item, change, signed=self._scrub.where == "store"), values=values)
 
-    def _into(self, values: list[str], counts: Counter[str]) -> Change:
-        def change(text: str, is_json: bool) -> str:
-            text, held = self.text(text, is_json, counts)
+    def _into(self, values: list[str], counts: Counter[str], twice: str | None = None) -> Change:
+        """Give what replaces, and gathers *values*; a text that comes *twice* is counted once."""
+        seen = False
+
+        def change(text: str, kind: Kind) -> str:
+            nonlocal seen
+            again, seen = seen and text == twice, seen or text == twice
+            changed, held = self.text(text, kind == "json", Counter() if again else counts)
+            if kind == "name" and held:  # as a whole: two spellings of a value must not become one name
+                changed, held = replace(text, [(0, len(text), TYPED)], self._placeholders)
             values.extend(held)
-            return text
+            return changed
 
         return change
 
-    def text(self, text: str, is_json: bool = False, counts: Counter[str] | None = None) -> tuple[str, list[str]]:
+    def text(self, text: str, document: bool = False, counts: Counter[str] | None = None) -> tuple[str, list[str]]:
         """Give *text* with placeholders in the place of personal data, and what they stand for, in their order."""
-        said, is_json = text, is_json and _is_json(text)
+        said, document = text, document and is_json(text)
         held: list[str] = []
         for attempt in range(_PASSES):
-            found = list(_in_json(text, self._found) if is_json else self._found(text))
+            found = self._spans(text, document)
             if not found and (attempt or "~" not in text):
                 return text, held
             if counts is not None:
                 counts.update(kind for start, end, kind in found if text[start:end] not in self._restored)
             text, found = self._redacted(text, found)
             # Beside a placeholder something may show that its words had hidden, so the result is searched again.
-            text, more = replace(text, found, self._placeholders)
+            text, more = replace(text, found, self._placeholders, unescaped if document or "\\" in text else str)
             left = iter(held)
             held = [put_back(value, left) for value in more]
         return replace(said, [(0, len(said), UNSEARCHED)], self._placeholders)
 
+    def _spans(self, text: str, document: bool) -> list[tuple[int, int, str]]:
+        """Find what is to be replaced, sorted and disjoint; in JSON, in its strings alone."""
+        found = [] if document else self._found(text)
+        if document or ("\\" in text and '"' in text and len(text) <= self._scrub.limit):
+            # Words in what may be JSON, as results of tools are, are hidden by its escapes.
+            found += in_json(text, self._found)
+        merged: list[tuple[int, int, str]] = []
+        for start, end, kind in sorted(found):
+            if not merged or start >= merged[-1][1]:
+                merged.append((start, end, kind))
+                continue
+            begin, stop, first = merged[-1]
+            merged[-1] = (begin, max(end, stop), kind if end - start > stop - begin else first)
+        return merged
+
     def _found(self, text: str) -> list[tuple[int, int, str]]:
         """Find what is to be replaced: what the search finds, and what was just put back."""
-        scrub = self._scrub
+        scrub, problem = self._scrub, ""
+        found: list[tuple[int, int, str]] = []
         try:
             found = [(span.start, span.end, span.type) for span in scrub.finder.find(text)]
         except CloisterError:
             raise
         except Exception as error:  # noqa: BLE001 - of a detector, whoever wrote it; its words may be the text's
-            raise ConfigurationError(f"the search for personal data failed with {type(error).__name__}") from None
+            problem = type(error).__name__
+        if problem:  # out here, where the detector's error does not hang on ours
+            raise ConfigurationError(f"the search for personal data failed with {problem}")
         found = [span for span in found if scrub.action(span[2]) != "allow"]
-        for value, kind in self._restored.items():
-            at = text.find(value)
-            while at >= 0:
-                found.append((at, at + len(value), kind))
-                at = text.find(value, at + len(value))
-        return sorted(found)
+        if self._restored:
+            if self._again is None:
+                self._again = Occurrences(self._restored)
+            found += self._again.find(text)
+        return found
 
     def _redacted(self, text: str, found: list[tuple[int, int, str]]) -> tuple[str, list[tuple[int, int, str]]]:
         """Leave nothing of what is redacted but its label; give what else was found, where it lies then."""
@@ -142,11 +175,11 @@ class Mask:
         rest: list[tuple[int, int, str]] = []
         at = size = 0
         for start, end, kind in found:
-            if start < at:  # both a value that was put back and found; the first counts
-                continue
-            label = scrub.label(kind) if scrub.action(kind) == "redact" else text[start:end]
+            # What was put back has been shown, so its owner is to find it again.
+            redact = scrub.action(kind) == "redact" and text[start:end] not in self._restored
+            label = scrub.label(kind) if redact else text[start:end]
             size += start - at
-            if scrub.action(kind) != "redact":
+            if not redact:
                 rest.append((size, size + len(label), kind))
             parts += [text[at:start], label]
             size += len(label)
@@ -167,24 +200,34 @@ class Mask:
         """
         if self._scrub.where != "model":
             return None
-        return Restorer(self._placeholders, self._known() if allowed else {})
+        return Restorer(self._placeholders, self._known() if allowed else {}, self._room)
 
     def seen(self, restorer: Restorer) -> None:
         """Take note of what *restorer* met."""
         self.foreign += restorer.foreign
-        self._restored.update(restorer.restored)
+        self._again = None
+        self._restored.update({value: _TYPES.get(label, label) for value, label in restorer.restored.items()})
 
     def answered(self, item: Item) -> Item:
         """Give the model's answer as its owner is shown it: with the owner's own data back in its place."""
         if self._scrub.where != "model":
             return item
-        item = _mapped(item, lambda text, _: self._restore(text), self._call)
-        signed = {name: item.extra[name] for name in _SIGNED if name in item.extra} if item.extra else {}
-        foreign = strangers(json.dumps(signed, ensure_ascii=False), self._placeholders) if signed else 0
+        self._room = MOST
+        refusal = (item.extra or {}).get("refusal")
+        if refusal is not None and refusal == item.content:  # it is the text: neither read nor counted twice
+            text = self._restore(refusal)
+            rest = {name: value for name, value in (item.extra or {}).items() if name != "refusal"}
+            item = self.answered(msgspec.structs.replace(item, content=None, extra=rest))
+            return msgspec.structs.replace(item, content=text, extra={**(item.extra or {}), "refusal": text})
+        item = mapped(item, lambda text, _: self._restore(text), self._call)
+        if item.tool_calls:
+            item = msgspec.structs.replace(item, tool_calls=[self._named(call) for call in item.tool_calls])
+        blocks = [block for name in SIGNED for block in (item.extra or {}).get(name) or () if is_signed(block)]
+        foreign = strangers(json.dumps(blocks, ensure_ascii=False), self._placeholders) if blocks else 0
         if foreign and item.extra:  # nothing in there can be altered
             self.foreign += foreign
             item = msgspec.structs.replace(
-                item, extra={name: value for name, value in item.extra.items() if name not in _SIGNED}
+                item, extra={name: value for name, value in item.extra.items() if name not in SIGNED}
             )
         return item
 
@@ -194,16 +237,21 @@ class Mask:
             return text
         text = restorer.feed(text) + restorer.finish()
         self.seen(restorer)
+        self._room = restorer.room
         return text
 
-    def _call(self, name: str, text: str, is_json: bool) -> str:
+    def _call(self, name: str, text: str, kind: Kind) -> str:
         """Give the arguments of a call of the tool *name*, with the data only where that tool may have it."""
-        if "~" not in text:
-            return text
         allowed = name in self._scrub.restore_tools
-        return (
-            restore_json(text, lambda value: self._restore(value, allowed)) if is_json else self._restore(text, allowed)
-        )
+        if kind == "json" and ("~" in text or "\\" in text):
+            return change_json(text, lambda value: self._restore(value, allowed))
+        return self._restore(text, allowed)
+
+    def _named(self, call: dict[str, Any]) -> dict[str, Any]:
+        """Give *call* with no placeholder of another session in its id or its tool's name."""
+        kind = call["type"]
+        body = {**call[kind], "name": self._restore(call[kind]["name"], allowed=False)}
+        return {**call, "id": self._restore(call["id"], allowed=False), kind: body}
 
     def _known(self) -> Mapping[str, str]:
         """Give what the placeholders stand for that the model was sent."""
@@ -218,12 +266,13 @@ class Mask:
         left = iter(item.values or ())
         meant: dict[str, str] = {}
 
-        def learn(text: str, is_json: bool) -> str:
+        def learn(text: str, kind: Kind) -> str:
             known = stands_for(text, left, self._placeholders)
-            meant.update({mark: _unescaped(value) for mark, value in known.items()} if is_json else known)
+            escaped = any("\\" in value for value in known.values()) and is_json(text)
+            meant.update({mark: unescaped(value) for mark, value in known.items()} if escaped else known)
             return text
 
-        _mapped(item, learn)
+        mapped(item, learn, signed=True)
         return meant
 
     @property
@@ -237,7 +286,8 @@ class Mask:
     def forget(self) -> None:
         """Let go of the key and of all data: whoever keeps a turn does not keep them."""
         self._key = self._made = None
-        self._sent, self._values, self._restored = (), {}, {}
+        self._sent, self._values, self._restored, self._again = (), {}, {}, None
+        self._looked = {}
 
     def __repr__(self) -> str:
         return "Mask(…)"
@@ -249,7 +299,7 @@ def shown(item: Item) -> Item:
         return item
     if item.values:
         left = iter(item.values)
-        item = _mapped(item, lambda text, _: put_back(text, left))
+        item = mapped(item, lambda text, _: put_back(text, left), signed=True)
     return msgspec.structs.replace(item, values=None)
 
 
@@ -259,76 +309,17 @@ def described(head: Head) -> Head:
         return head
     left = iter(head.values)
     title = head.title and put_back(head.title, left)
-    metadata = {key: put_back(value, left) for key, value in head.metadata.items()}
+    metadata = {put_back(key, left): put_back(value, left) for key, value in head.metadata.items()}
     return msgspec.structs.replace(head, title=title, metadata=metadata, values=())
 
 
-# --- the texts of an item ---------------------------------------------------------------------------------------------
-
-
-def _mapped(item: Item, change: Change, call: Callable[[str, str, bool], str] | None = None) -> Item:
-    """Give *item* with each of its texts changed, in the same order always; arguments of tools by *call* if given."""
-    content, calls, extra = item.content, item.tool_calls, item.extra
-    if type(content) is str:
-        content = change(content, False)
-        if not (calls or extra):
-            return item if content is item.content else msgspec.structs.replace(item, content=content)
-    elif content:
-        content = [_walked(part, change) for part in content]
-    if calls:
-        calls = [_called(one, change, call) for one in calls]
-    if extra:
-        extra = {name: value if name in _SIGNED else _entry(name, value, change) for name, value in extra.items()}
-    return msgspec.structs.replace(item, content=content, tool_calls=calls, extra=extra)
-
-
-def _walked(value: Any, change: Change) -> Any:
-    if isinstance(value, str):
-        return value if value.startswith("data:") else change(value, False)
-    if isinstance(value, list):
-        return [_walked(one, change) for one in value]
-    if isinstance(value, dict):
-        return {name: _entry(name, one, change) for name, one in value.items()}
-    return value
-
-
-def _entry(name: str, value: Any, change: Change) -> Any:
-    return value if name in _LEFT and isinstance(value, str) else _walked(value, change)
-
-
-def _called(call: dict[str, Any], change: Change, instead: Callable[[str, str, bool], str] | None) -> dict[str, Any]:
-    kind = call["type"]
-    body, field, is_json = call[kind], "arguments" if kind == "function" else "input", kind == "function"
-    text = body[field]
-    text = change(text, is_json) if instead is None else instead(body["name"], text, is_json)
-    return {**call, kind: {**body, field: text}}
-
-
-# --- texts in JSON ----------------------------------------------------------------------------------------------------
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _in_json(text: str, find: Callable[[str], Iterable[tuple[int, int, str]]]) -> Iterator[tuple[int, int, str]]:
-    """Find in each string of a JSON document; give where it lies in the document as it is written."""
-    for literal in _LITERAL.finditer(text):
-        pieces = _ESCAPE.findall(literal[1])
-        starts = list(accumulate(map(len, pieces), initial=literal.start(1)))
-        for start, end, kind in find("".join(map(_unescaped, pieces))):
-            yield starts[start], starts[end], kind
-
-
-def _unescaped(text: str) -> str:
-    """Give what stands between the quotes of a JSON string as the text that it means."""
-    if "\\" not in text:
-        return text
-    try:
-        return str(json.loads(f'"{text}"', strict=False))
-    except ValueError:
-        return text
+def _unsigned(item: Item) -> Item:
+    """Leave out what a provider signed, if something in it was replaced since: it would be refused."""
+    extra = item.extra or {}
+    if not any(is_signed(block) for name in SIGNED for block in extra.get(name) or ()):
+        return item
+    left = iter(item.values or ())
+    mapped(item, lambda text, _: put_back(text, left))
+    if next(left, None) is None:
+        return item
+    return msgspec.structs.replace(item, extra={name: value for name, value in extra.items() if name not in SIGNED})

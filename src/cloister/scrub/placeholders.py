@@ -10,14 +10,12 @@ never by likeness, and never where a browser would send it somewhere: in links, 
 from __future__ import annotations
 
 import hmac
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 from cloister.scrub.spans import UNSEARCHED
 
@@ -50,6 +48,8 @@ _GRAMMAR = re.compile(rf"\\?\[[ ]?({_LABEL}){_BEHIND}[ ]?\\?\]|(?<![\w~])((?i:{'
 _REST = r"~[0-9A-Za-z]{0,8}(?:(?<=[0-9A-Za-z]{8})~[0-9A-Za-z]{0,4}[ ]?\\?\]?\.?)?"
 _BEGUN = re.compile(rf"(?:\\|\\?\[[ ]?(?:[A-Za-z]{{0,12}}|[A-Za-z]{{2,12}}{_REST})|(?i:{'|'.join(_KNOWN)}){_REST})\Z")
 _PREFIXES = frozenset(label[:size] for label in _KNOWN for size in range(1, len(label) + 1))
+MOST = 1 << 20
+"""How many characters are put back into one answer: more than any model writes."""
 LONGEST = 2 + 1 + 12 + 1 + 8 + 1 + 4 + 1 + 2 + 1
 """The longest that a placeholder, with what is looked at behind it, can be: what a stream holds back at most."""
 
@@ -98,10 +98,16 @@ def typed(text: str) -> list[tuple[int, int, str]]:
     return [(*match.span(), TYPED) for match in _GRAMMAR.finditer(text)] if "~" in text else []
 
 
-def replace(text: str, found: Iterable[tuple[int, int, str]], placeholders: Placeholders) -> tuple[str, list[str]]:
+def replace(
+    text: str,
+    found: Iterable[tuple[int, int, str]],
+    placeholders: Placeholders,
+    meaning: Callable[[str], str] = str,
+) -> tuple[str, list[str]]:
     """Put placeholders in the place of what was *found*; give the text, and what each of its placeholders stands for.
 
-    *found* is sorted and disjoint. What looks like a placeholder of another session becomes one that stands for itself.
+    *meaning* gives the value of what is written otherwise. *found* is sorted and disjoint. What looks like another
+    session's placeholder becomes one that stands for itself.
     The second value has one entry for each placeholder of the text, in their order.
     """
     spans: list[tuple[int, int, str]] = []
@@ -119,7 +125,7 @@ def replace(text: str, found: Iterable[tuple[int, int, str]], placeholders: Plac
         original = text[start:end]
         match = _GRAMMAR.fullmatch(original) if kind == TYPED else None
         own = match is not None and placeholders.whose(match) is not None
-        parts += [text[at:start], original if own else placeholders.of(kind, original)]
+        parts += [text[at:start], original if own else placeholders.of(kind, meaning(original))]
         values.append(original)
         at = end
     replaced = "".join([*parts, text[at:]])
@@ -154,10 +160,12 @@ class Restorer:
 
     *values* says what placeholders stand for. One that is none of this session's never gets out: only its kind does,
     and ``foreign`` counts it. ``unknown`` counts those of this session whose value is not among *values*. ``restored``
-    says of each value that was put back how its kind is called.
+    says of each value that was put back how its kind is called. *room* bounds in characters what is put back: a model
+    that repeats the placeholder of a long text need not write much to fill the memory.
     """
 
-    def __init__(self, placeholders: Placeholders, values: Mapping[str, str]) -> None:
+    def __init__(self, placeholders: Placeholders, values: Mapping[str, str], room: int = MOST) -> None:
+        self.room = room
         self._placeholders = placeholders
         self._values = values
         self._held, self._shown = "", 0
@@ -201,9 +209,10 @@ class Restorer:
         if own not in self._values:
             self.unknown += 1
             return own
-        if _part_of_a_name(behind) or self._taboo():
-            return own
         value = self._values[own]
+        if len(value) > self.room or _part_of_a_name(behind) or self._taboo():
+            return own
+        self.room -= len(value)
         self.restored[value] = own[1 : own.index("~")]
         return value
 
@@ -228,25 +237,6 @@ def restore(text: str, placeholders: Placeholders, values: Mapping[str, str]) ->
 def strangers(text: str, placeholders: Placeholders) -> int:
     """Count the placeholders in *text* that are none of this session's."""
     return sum(placeholders.whose(match) is None for match in _GRAMMAR.finditer(text))
-
-
-def restore_json(arguments: str, change: Callable[[str], str]) -> str:
-    """Put personal data back into the strings of a JSON document by *change*; into the whole of it, if it is none."""
-    try:
-        document = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return change(arguments)
-
-    def walk(value: Any) -> Any:
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, list):
-            return [walk(one) for one in value]
-        if isinstance(value, dict):
-            return {change(key): walk(one) for key, one in value.items()}
-        return value
-
-    return json.dumps(walk(document), ensure_ascii=False)
 
 
 def _undecided(text: str, at: int) -> int:
@@ -276,8 +266,9 @@ _MARK = re.compile(
 class _Place:
     """Say whether a program that shows text would send what comes next somewhere, with the address it stands in.
 
-    ``link`` lasts to the next space or quote, ``target`` to the parenthesis or the end of the line, ``tag`` to ``>``,
-    ``quote`` is the one that ends an attribute, ``label`` means that the line begins as a definition of a link.
+    ``link`` lasts to the next space or ``<``, or to the end of the attribute or tag around it, ``target`` to the
+    parenthesis or the end of the line, ``tag`` to ``>``, ``quote`` is the one that ends an attribute, ``label`` means
+    that the line begins as a definition of a link.
     """
 
     link: bool = False
@@ -322,7 +313,8 @@ class _Place:
         if mark == ")":
             self.target = False
             return
-        self.link = False
+        if mark.isspace() or mark == "<" or (mark == ">" and self.tag) or mark == self.quote:
+            self.link = False
         if mark == "\n":
             self.target = self.label = False
         elif mark == ">":
