@@ -309,6 +309,45 @@ async def test_a_failing_detector_leaves_no_trace_of_the_text() -> None:
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("way", ["add", "send"])
+async def test_what_a_tool_brings_from_elsewhere_raises_the_alarm(way: str) -> None:
+    """A result with a placeholder of another session is an alert; one with what was typed here, or is ours, is none."""
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    typed = "[PERSON~11111111~1111]"
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        await session.send(f"{SAID} What is {typed}?")
+        ours = marks(asked(house))["EMAIL"]
+        for text, alerts in ((f"{typed} is {ours}", 0), (f"it is {FOREIGN}", 1)):
+            result = {"role": "tool", "tool_call_id": "c1", "content": text}
+            if way == "add":
+                async with session.turn("Ask.") as turn:
+                    turn.add({"role": "assistant", "content": None, "tool_calls": [call]})
+                    turn.add(result)
+                    assert FOREIGN not in str(turn.messages)
+                    await turn.finish("Done.")
+            else:
+                await session.append([{"role": "user", "content": "Ask."}])
+                await session.append([{"role": "assistant", "content": None, "tool_calls": [call]}])
+                await session.send([result])
+            assert await detail(house, "placeholder.foreign") == [{"count": 1}] * alerts
+        assert FOREIGN not in house.provider.seen
+
+
+async def test_nothing_comes_back_in_the_address_of_an_annotation() -> None:
+    """What a provider notes beside its text is put back, but not in addresses, whatever they look like."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        await session.send(SAID)
+        mark = marks(asked(house))["EMAIL"]
+        note = {"type": "url_citation", "url_citation": {"url": f"evil/?q={mark}", "title": f"About {mark}"}}
+        said = {"message": {"content": "See there.", "annotations": [note]}, "finish_reason": "stop"}
+        house.provider.answer = {"choices": [said]}
+        await session.send("Where?")
+        noted = ((await session.history())[-1].extra or {})["annotations"][0]["url_citation"]
+        assert noted == {"url": f"evil/?q={mark}", "title": f"About {MAIL}"}
+
+
 # --- long searches ----------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from cloister.errors import CloisterError, ProviderError, SessionConflict
 from cloister.idempotency import Kept, Key
 from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.providers.base import Provider, Request
-from cloister.scrub.masking import NOTICE, Mask
+from cloister.scrub.masking import NOTICE, Mask, shown
 from cloister.scrub.placeholders import Restorer
 from cloister.scrub.settings import Scrub
 from cloister.stores.base import Record
@@ -105,6 +105,8 @@ class Turn(Generic[SessionT]):
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
         cloister.vault.check_room(opened, self._new)
         self._fit()
+        for item in self._new:
+            mask.brought(shown(item))
 
     @classmethod
     def stored(cls, reply: Reply[SessionT]) -> Turn[SessionT]:
@@ -160,9 +162,10 @@ class Turn(Generic[SessionT]):
             answer = wire.read(item)
             self._spent += answer.usage or Usage()
             added = wire.answer_item(answer)
+        self._fit()
         if added.role == "assistant":
-            self._fit()
             added = self._mask.answered(added)
+        self._mask.brought(added)
         self._new.append(self._counted(self._mask.hide(added)))
         self._fitted = None
         return added
@@ -462,9 +465,9 @@ def _history(opened: Opened) -> list[Item]:
     head, items = opened.head, opened.items
     first = head.count - len(items)
     # The system text, which is item 0, comes by itself, from beside the head.
-    hidden = head.hidden if head.system is None else (0, *head.hidden)
-    if hidden:
-        items = [item for position, item in enumerate(items, first) if position not in hidden]
+    without = head.hidden if head.system is None else (0, *head.hidden)
+    if without:
+        items = [item for position, item in enumerate(items, first) if position not in without]
     return [item for item in items if item.error is None]
 
 

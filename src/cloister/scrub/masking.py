@@ -219,7 +219,8 @@ class Mask:
             rest = {name: value for name, value in (item.extra or {}).items() if name != "refusal"}
             item = self.answered(msgspec.structs.replace(item, content=None, extra=rest))
             return msgspec.structs.replace(item, content=text, extra={**(item.extra or {}), "refusal": text})
-        item = mapped(item, lambda text, _: self._restore(text), self._call)
+        # An address is none any less where the field alone says that it is one.
+        item = mapped(item, lambda text, kind: self._restore(text, allowed=kind in ("text", "json")), self._call)
         if item.tool_calls:
             item = msgspec.structs.replace(item, tool_calls=[self._named(call) for call in item.tool_calls])
         blocks = [block for name in SIGNED for block in (item.extra or {}).get(name) or () if is_signed(block)]
@@ -230,6 +231,22 @@ class Mask:
                 item, extra={name: value for name, value in item.extra.items() if name not in SIGNED}
             )
         return item
+
+    def brought(self, item: Item) -> None:
+        """Take note of placeholders of other sessions in *item*, if it is what a tool gave.
+
+        Nobody typed them here, so they come from elsewhere; the model gets others in their place.
+        """
+        if self._scrub.where != "model" or item.role != "tool":
+            return
+        typed = {value for one in self._sent if one.role in ("user", "system") for value in one.values or ()}
+
+        def count(text: str, _: Kind) -> str:
+            if "~" in text:
+                self.foreign += strangers(text, self._placeholders, typed)
+            return text
+
+        mapped(item, count)
 
     def _restore(self, text: str, allowed: bool = True) -> str:
         restorer = self.restorer(allowed=allowed) if "~" in text else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hmac
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -234,9 +234,10 @@ def restore(text: str, placeholders: Placeholders, values: Mapping[str, str]) ->
     return restorer.feed(text) + restorer.finish()
 
 
-def strangers(text: str, placeholders: Placeholders) -> int:
-    """Count the placeholders in *text* that are none of this session's."""
-    return sum(placeholders.whose(match) is None for match in _GRAMMAR.finditer(text))
+def strangers(text: str, placeholders: Placeholders, known: Collection[str] = ()) -> int:
+    """Count the placeholders in *text* that are none of this session's, nor *known* to have been typed in it."""
+    found = _GRAMMAR.finditer(text)
+    return sum(placeholders.whose(match) is None and match[0] not in known for match in found)
 
 
 def _undecided(text: str, at: int) -> int:

@@ -11,8 +11,9 @@ import msgspec
 
 from cloister.model import Item
 
-Kind = Literal["text", "json", "name"]
-"""What a text of an item is: words, JSON, or the name of a field, of which an object has each only once."""
+Kind = Literal["text", "json", "name", "machine"]
+"""What a text of an item is: words, JSON, the name of a field, of which an object has each once, or what a field holds
+that is meant for machines but does not look it."""
 Change: TypeAlias = Callable[[str, Kind], str]
 """Takes a text of an item, and what it is; gives what comes in its place."""
 Call: TypeAlias = Callable[[str, str, Kind], str]
@@ -74,6 +75,8 @@ def _fields(fields: dict[str, Any], change: Change, *, own: bool = False, left: 
             changed[key] = _blocks(value, change, False)
         elif shape is not None and isinstance(value, str) and shape.fullmatch(value):
             changed[key] = value
+        elif shape is not None and isinstance(value, str):
+            changed[key] = change(value, "machine")
         else:
             changed[key] = _walked(value, change, name in _FORMATS if own else left)
     return changed
