@@ -430,6 +430,7 @@ async def test_a_long_value_is_not_multiplied() -> None:
     [
         *("~" * 100_000, "[" * 100_000, "\\" * 100_000, '"' * 100_000, "[]" * 50_000, "[EMAIL~" * 14_000),
         *(f"{FOREIGN} " * 4_000, FOREIGN * 4_000, f"[{FOREIGN}" * 4_000, '{"a":' * 20_000, "\\u0040" * 16_000),
+        *('"\\' * 50_000, '"\\u0041' * 14_000, '\\"' * 50_000),
     ],
     ids=lambda text: text[:12],
 )
@@ -460,6 +461,22 @@ def test_ten_thousand_values() -> None:
     kept = one.hide(whole)
     assert shown(kept) == whole
     assert time.process_time() - start < 20
+
+
+def test_many_values_that_begin_alike() -> None:
+    """Values made so that each could begin at each letter of an answer take no square of time either."""
+    one = mask(Scrub(restore_tools={"f"}))
+    mails = ", ".join("a" * number + "@example.org" for number in range(1, 300))
+    start = time.process_time()
+    hidden = one.hide(Item("user", mails))
+    one.note([hidden])
+    arguments = json.dumps([str(hidden.content), *["a" * 250] * 300])
+    whole = one.answered(
+        Item("assistant", f"{hidden.content} {'a' * 100_000}", tool_calls=[_foreign_call("f", "c", arguments)])
+    )
+    assert "~" not in str(whole.content)
+    assert shown(one.hide(whole)) == whole
+    assert time.process_time() - start < 15
 
 
 # --- properties -------------------------------------------------------------------------------------------------------

@@ -162,8 +162,8 @@ class Turn(Generic[SessionT]):
             answer = wire.read(item)
             self._spent += answer.usage or Usage()
             added = wire.answer_item(answer)
-        self._fit()
         if added.role == "assistant":
+            self._fit()
             added = self._mask.answered(added)
         self._mask.brought(added)
         self._new.append(self._counted(self._mask.hide(added)))

@@ -160,7 +160,7 @@ class Mask:
         if problem:  # out here, where the detector's error does not hang on ours
             raise ConfigurationError(f"the search for personal data failed with {problem}")
         found = [span for span in found if scrub.action(span[2]) != "allow"]
-        if self._restored:
+        if self._restored and len(text) <= scrub.limit:  # a longer one is replaced as a whole
             if self._again is None:
                 self._again = Occurrences(self._restored)
             found += self._again.find(text)

@@ -30,7 +30,7 @@ class Unsearchable(Exception):
     """Say that a text asks for more work than any text of people does: all of it is masked, then."""
 
 
-_FEW, _BEGINNING = 16, 6
+_FEW, _BEGINNING, _PIECE = 16, 6, 256
 
 
 class Occurrences:
@@ -45,7 +45,7 @@ class Occurrences:
 
     def find(self, text: str) -> Iterator[tuple[int, int, str]]:
         """Give where they stand, in no order; of those that begin at one place the longest."""
-        if self._sizes:
+        if self._sizes and len(text) <= _PIECE:  # so long a text is quicker read once for each value
             yield from self._indexed(text)
             return
         for value, kind in self._values.items():
@@ -60,6 +60,7 @@ class Occurrences:
                 lengths = self._lengths.get(text[at : at + size])
                 if lengths is None:
                     continue
-                kept = [length for length in lengths if text[at : at + length] in self._values]
+                room = len(text) - at
+                kept = [length for length in lengths if length <= room and text[at : at + length] in self._values]
                 if kept:
                     yield at, at + max(kept), self._values[text[at : at + max(kept)]]

@@ -36,7 +36,8 @@ _LEFT = {
 # Fields beside the content that are of a provider's format. All others are an application's own, and texts throughout.
 _FORMATS = ("audio", "annotations", "function_call", *SIGNED)
 
-_LITERAL = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\Z)', re.DOTALL)
+# One that does not end is one to the end: else each quote in it would be tried again.
+_LITERAL = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\\?\Z)', re.DOTALL)
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]", re.DOTALL
 )
