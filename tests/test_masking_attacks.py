@@ -277,6 +277,22 @@ async def test_a_value_has_one_placeholder_behind_escapes_too() -> None:
         assert (await told(session))[-2] == result
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("ssn", "536904399"), ("date_of_birth", "1980-03-04"), ("zip", "94105"), ("first_name", "ana")]
+)
+async def test_the_name_of_a_field_says_what_it_holds(field: str, value: str) -> None:
+    """In arguments of tools a value is found that only the name of its field tells to be one."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        arguments = json.dumps({"order": "A-1001", field: value, "note": "caf\u00e9\\n"})
+        house.provider.answer = called("save", arguments)
+        assert (await session.send("Save it.")).tool_calls[0]["function"]["arguments"] == arguments
+        (call,) = (await session.history(masked=True))[-1].tool_calls or []
+        kept = json.loads(call["function"]["arguments"])
+        assert value not in kept[field]
+        assert (kept["order"], kept["note"]) == ("A-1001", "caf\u00e9\\n")
+
+
 # --- what is on record ------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -38,6 +38,7 @@ _FORMATS = ("audio", "annotations", "function_call", *SIGNED)
 
 # One that does not end is one to the end: else each quote in it would be tried again.
 _LITERAL = re.compile(r'"((?:[^"\\]++|\\.)*+)(?:"|\\?\Z)', re.DOTALL)
+_NAMES = re.compile(r'\s*+:\s*+"')  # behind a string: it is the name of a field that holds another one
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.|[^\\]", re.DOTALL
 )
@@ -134,11 +135,17 @@ def is_json(text: str) -> bool:
 
 
 def in_json(text: str, find: Callable[[str], Iterable[tuple[int, int, str]]]) -> Iterator[tuple[int, int, str]]:
-    """Find in each string of a JSON document; give where it lies in the document as it is written."""
+    """Find in each string of a JSON document; give where it lies in the document as it is written.
+
+    A string is searched behind the name of its field, which may say what it is: ``{"ssn": "536904399"}``.
+    """
+    name = ""
     for literal in _LITERAL.finditer(text):
         written, begin = literal[1], literal.start(1)
+        field = f"{name}: " if name else ""
+        name = written.replace("_", " ") if _NAMES.match(text, literal.end()) else ""
         if "\\" not in written:
-            yield from ((begin + start, begin + end, kind) for start, end, kind in find(written))
+            yield from _behind(field, written, find, range(begin, begin + len(written) + 1))
             continue
         said: list[str] = []
         starts: list[int] = []
@@ -147,8 +154,17 @@ def in_json(text: str, find: Callable[[str], Iterable[tuple[int, int, str]]]) ->
             said.append(means)  # of one character, but for what is no escape of JSON's
             starts += range(begin + piece.start(), begin + piece.start() + len(means))
         starts.append(begin + len(written))
-        for start, end, kind in find("".join(said)):
-            yield starts[start], starts[end], kind
+        yield from _behind(field, "".join(said), find, starts)
+
+
+def _behind(
+    field: str, said: str, find: Callable[[str], Iterable[tuple[int, int, str]]], places: Sequence[int]
+) -> Iterator[tuple[int, int, str]]:
+    """Find in what is *said* behind *field*; *places* says where each character lies, and the end."""
+    size = len(field)
+    for start, end, kind in find(field + said):
+        if end > size:
+            yield places[max(start - size, 0)], places[end - size], kind
 
 
 def change_json(text: str, change: Callable[[str], str]) -> str:
