@@ -9,7 +9,6 @@ and putting back the `Mask`'s.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import time
@@ -24,18 +23,16 @@ from cloister.audit import Event, event
 from cloister.content import checked
 from cloister.errors import CloisterError, ProviderError, SessionConflict
 from cloister.idempotency import Kept, Key
+from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.providers.base import Provider, Request
-from cloister.scrub.masking import NOTICE, Mask, shown
+from cloister.scrub.masking import Mask, shown
 from cloister.scrub.placeholders import Restorer
 from cloister.scrub.settings import Scrub
 from cloister.stores.base import Record
 from cloister.vault import Opened, Recorder, Vault
 
 SessionT = TypeVar("SessionT")
-T = TypeVar("T")
-
-_SHORT = 20_000  # characters: they are searched in some milliseconds
 
 RENEWED = "Our earlier conversation has timed out and was deleted, so this is a new one."
 """What an end user is told whose session was renewed."""
@@ -241,7 +238,7 @@ class Turn(Generic[SessionT]):
         self._heard.clear()
         self._spent += usage or Usage()
         sent = self._fit()
-        ((whole, kept),) = await _beside([wire.answer_item(answer)], self._taken)
+        ((whole, kept),) = await beside([wire.answer_item(answer)], self._taken)
         item = self._counted(kept)
         if usage is None:
             usage = Usage(sum([one.tokens for one in sent]), item.tokens, estimated=True)
@@ -362,14 +359,13 @@ class Turn(Generic[SessionT]):
         if self._fitted is None:
             if self.repeated:
                 self._unfinished()
-            history = [self._sent(item) for item in _history(self._opened)]
+            history = [self._sent(item) for item in said_before(self._opened)]
             new = [self._sent(item) for item in self._new]
             system = None if self._system is None else self._sent(self._system)
             counter = self._cloister.counter(self._model)
             heads = [system] if system else []
             if self._mask.note([*history, *new, *heads]):
-                text, tokens = (f"{system.text}\n\n", system.tokens) if system else ("", 0)
-                system = Item("system", text + NOTICE, tokens=tokens + _notice_tokens(counter), counter=counter.name)
+                system = noticed(system, counter)
             reserve = window.tools_tokens(self._options.get("tools") or (), counter)
             self._fitted = window.fit(history, new, self._budget, system=system, reserve=reserve, counter=counter)
             # What the window drops does not come back. A call that lost its result is left out of its item there, so
@@ -438,70 +434,6 @@ class ReplyStream(Generic[SessionT]):
         if self._turn is None:
             raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
         return self._turn.reply
-
-
-def mask_of(scrub: Scrub, opened: Opened) -> Mask:
-    """Give what masks the items of *opened*."""
-    return Mask(scrub, lambda: opened.keys.placeholder_key())
-
-
-def counted(cloister: Services, mask: Mask, item: Item, model: str | None = None) -> Item:
-    """Give an *item* that is to be stored with its cost in a window.
-
-    That is what the model gets; or, where a long text lies behind a placeholder, what reading it with every turn costs.
-    """
-    sent = cloister.counted(mask.sent(item), model)
-    tokens = max(sent.tokens, sum(map(len, item.values)) // 4) if item.values else sent.tokens
-    return msgspec.structs.replace(item, tokens=tokens, counter=sent.counter)
-
-
-async def hidden(mask: Mask, items: Sequence[Item]) -> list[Item]:
-    """Give *items* as they are stored."""
-    return await _beside(items, mask.hide)
-
-
-def _history(opened: Opened) -> list[Item]:
-    """Give what was said before, as far as it was loaded and may be sent."""
-    head, items = opened.head, opened.items
-    first = head.count - len(items)
-    # The system text, which is item 0, comes by itself, from beside the head.
-    without = head.hidden if head.system is None else (0, *head.hidden)
-    if without:
-        items = [item for position, item in enumerate(items, first) if position not in without]
-    return [item for item in items if item.error is None]
-
-
-async def ready(mask: Mask, opened: Opened, system: Item | None) -> None:
-    """See to it that what was said while nothing was replaced, and *system*, can be sent at once."""
-    items = [*_history(opened), *([system] if system else [])]
-    await _beside([item for item in items if item.values is None], mask.sent)
-
-
-async def _beside(items: Sequence[Item], look: Callable[[Item], T]) -> list[T]:
-    """Look at *items*; at long ones beside the loop: other tasks, and the renewing of leases, need not wait."""
-    if sum(map(_size, items)) > _SHORT:
-        return await asyncio.to_thread(lambda: [look(item) for item in items])
-    return [look(item) for item in items]
-
-
-def _size(item: Item) -> int:
-    plain = isinstance(item.content, str) and not (item.tool_calls or item.extra)
-    return len(item.text) if plain else len(msgspec.msgpack.encode(item))
-
-
-_notice: dict[str, int] = {}
-
-
-def _notice_tokens(counter: window.Counter) -> int:
-    if counter.name not in _notice:
-        _notice[counter.name] = window.item_tokens(Item("system", NOTICE), counter)
-    return _notice[counter.name]
-
-
-def replaced(noted: Event, mask: Mask) -> list[Event]:
-    """Give the entry that goes with *noted* where personal data was replaced: how often, by type."""
-    counts = +mask.replaced
-    return [msgspec.structs.replace(noted, kind="data.replaced", detail=dict(counts))] if counts else []
 
 
 def _is_message(given: object) -> bool:

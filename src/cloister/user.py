@@ -14,11 +14,12 @@ from cloister.audit import Event, event
 from cloister.content import Content, checked, said, several
 from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired, TokenInvalid
 from cloister.idempotency import Key
+from cloister.masks import counted, hidden, mask_of, ready, replaced
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.scrub.masking import described, shown
 from cloister.stores.base import Loaded, Record
-from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered, counted, hidden, mask_of, ready, replaced
+from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered
 from cloister.vault import Opened
 
 OnExpired = Literal["renew", "raise"]

@@ -1,0 +1,92 @@
+"""Personal data on the path of a turn: what is masked when, beside the loop where it takes long, and at what cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from cloister import window
+from cloister.audit import Event
+from cloister.model import Item
+from cloister.scrub.masking import NOTICE, Mask
+from cloister.scrub.settings import Scrub
+from cloister.vault import Opened
+
+T = TypeVar("T")
+
+_SHORT = 20_000  # characters: they are searched in some milliseconds
+
+
+class Counting(Protocol):
+    """Counts what items cost."""
+
+    def counted(self, item: Item, model: str | None = None) -> Item: ...
+
+
+def mask_of(scrub: Scrub, opened: Opened) -> Mask:
+    """Give what masks the items of *opened*."""
+    return Mask(scrub, lambda: opened.keys.placeholder_key())
+
+
+def counted(cloister: Counting, mask: Mask, item: Item, model: str | None = None) -> Item:
+    """Give an *item* that is to be stored with its cost in a window.
+
+    That is what the model gets; or, where a long text lies behind a placeholder, what reading it with every turn costs.
+    """
+    sent = cloister.counted(mask.sent(item), model)
+    tokens = max(sent.tokens, sum(map(len, item.values)) // 4) if item.values else sent.tokens
+    return msgspec.structs.replace(item, tokens=tokens, counter=sent.counter)
+
+
+async def hidden(mask: Mask, items: Sequence[Item]) -> list[Item]:
+    """Give *items* as they are stored."""
+    return await beside(items, mask.hide)
+
+
+def said_before(opened: Opened) -> list[Item]:
+    """Give what was said before, as far as it was loaded and may be sent."""
+    head, items = opened.head, opened.items
+    first = head.count - len(items)
+    # The system text, which is item 0, comes by itself, from beside the head.
+    without = head.hidden if head.system is None else (0, *head.hidden)
+    if without:
+        items = [item for position, item in enumerate(items, first) if position not in without]
+    return [item for item in items if item.error is None]
+
+
+async def ready(mask: Mask, opened: Opened, system: Item | None) -> None:
+    """See to it that what was said while nothing was replaced, and *system*, can be sent at once."""
+    items = [*said_before(opened), *([system] if system else [])]
+    await beside([item for item in items if item.values is None], mask.sent)
+
+
+async def beside(items: Sequence[Item], look: Callable[[Item], T]) -> list[T]:
+    """Look at *items*; at long ones beside the loop: other tasks, and the renewing of leases, need not wait."""
+    if sum(map(_size, items)) > _SHORT:
+        return await asyncio.to_thread(lambda: [look(item) for item in items])
+    return [look(item) for item in items]
+
+
+def _size(item: Item) -> int:
+    plain = isinstance(item.content, str) and not (item.tool_calls or item.extra)
+    return len(item.text) if plain else len(msgspec.msgpack.encode(item))
+
+
+_notice: dict[str, int] = {}
+
+
+def noticed(system: Item | None, counter: window.Counter) -> Item:
+    """Give the system text with the line that tells a model what placeholders are, and with its cost."""
+    if counter.name not in _notice:
+        _notice[counter.name] = window.item_tokens(Item("system", NOTICE), counter)
+    text, tokens = (f"{system.text}\n\n{NOTICE}", system.tokens) if system else (NOTICE, 0)
+    return Item("system", text, tokens=tokens + _notice[counter.name], counter=counter.name)
+
+
+def replaced(noted: Event, mask: Mask) -> list[Event]:
+    """Give the entry that goes with *noted* where personal data was replaced: how often, by type."""
+    counts = +mask.replaced
+    return [msgspec.structs.replace(noted, kind="data.replaced", detail=dict(counts))] if counts else []
