@@ -24,7 +24,8 @@ from cloister.errors import (
 from cloister.sessions import new_id, place_of
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Store
-from cloister.stores.redis import _GRANT, RedisStore, Wire
+from cloister.stores.redis import RedisStore
+from cloister.stores.redis_wire import _GRANT, Wire
 from cloister.testing import StoreConformance
 
 
@@ -271,7 +272,8 @@ def test_the_driver_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch
     import sys
 
     monkeypatch.setitem(sys.modules, "redis.asyncio.connection", None)
-    monkeypatch.delitem(sys.modules, "cloister.stores.redis", raising=False)
+    for module in ("redis", "redis_nodes", "redis_wire"):
+        monkeypatch.delitem(sys.modules, f"cloister.stores.{module}", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'cloister\[redis\]'"):
         stores.connect("redis://h")
 

@@ -9,40 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import hmac
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from hashlib import sha1, sha256
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-from hiredis import pack_command
-from redis.asyncio.connection import Connection as Driver
-from redis.asyncio.connection import SSLConnection
-from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    MovedError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import RedisError
 
 from cloister.audit import Entry, Event, Heads, audit_id
 from cloister.errors import (
-    CloisterError,
     ConfigurationError,
     IntegrityError,
     SessionConflict,
@@ -70,12 +49,11 @@ from cloister.stores.base import (
     options_of,
     side_by_side,
 )
-from cloister.stores.pool import Lent, Pool, named, untrusted
-
-T = TypeVar("T")
+from cloister.stores.pool import Lent, Pool, named
+from cloister.stores.redis_nodes import Address, Nodes, address_of
+from cloister.stores.redis_wire import NODE, Wire, ours
 
 PLACES = 256
-_PORT = 6379
 _CONNECTIONS = 10
 _DAY = 86_400_000  # ms
 _GRACE = _DAY
@@ -84,9 +62,7 @@ _RECORD = 3 * _DAY
 _NAME_SECONDS = 60.0
 _NAMES_AT_MOST = 10_000
 _LEASE_MS = int(LEASE.total_seconds() * 1e3)
-_HOPS = 5
 _PAGE = 200
-_OURS = ("prefix", "wait", "connections", "allow_eviction", "tls_ca", "tls_verify")
 _EVICTING = "noeviction"
 _ROLE: dict[bytes, Role] = {role[0].encode(): role for role in ROLES}
 _encode = msgspec.msgpack.Encoder().encode
@@ -139,7 +115,7 @@ def from_url(url: str) -> RedisStore:
         driver |= {"ssl_ca_certs": options["tls_ca"]} if "tls_ca" in options else {}
     return RedisStore(
         f"{parts.scheme}://{hosts}{parts.path}",
-        [_address(host) for host in hosts.split(",")],
+        [address_of(host) for host in hosts.split(",")],
         clustered=clustered,
         secure=secure,
         driver=driver,
@@ -148,284 +124,6 @@ def from_url(url: str) -> RedisStore:
         connections=int(options.get("connections", _CONNECTIONS)),
         allow_eviction=options.get("allow_eviction") == "1",
     )
-
-
-_Address = tuple[str, int]
-
-
-def _address(text: str) -> _Address:
-    host, colon, port = text.rpartition(":")
-    if colon and not port.isdecimal():
-        raise ConfigurationError("a port is a number: redis://host:6379")
-    return (host or "localhost", int(port)) if colon else (text, _PORT)
-
-
-class _Stale(Exception):
-    """A connection was of no use any more before anything was sent on it."""
-
-
-class Wire:
-    """Be one connection to one node."""
-
-    def __init__(self, driver: Driver, closing: set[asyncio.Task[None]]) -> None:
-        self.driver = driver
-        self._closing = closing
-
-    def usable(self) -> bool:
-        return bool(self.driver.is_connected)
-
-    def abort(self) -> None:
-        # The driver knows no other way than to wait, if only for nothing; nobody uses the connection meanwhile.
-        task = asyncio.get_running_loop().create_task(self.driver.disconnect(nowait=True))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        await self.driver.disconnect()
-
-    async def command(self, *args: str | bytes | int) -> Any:
-        """Send one command and give its whole reply."""
-        # Packed in C: the driver would join the parts in Python.
-        packed = pack_command(args)  # type: ignore[arg-type] # its stub speaks of a tuple of one
-        await self.driver.send_packed_command(packed)
-        return await self.driver.read_response(disconnect_on_error=False)
-
-    async def plain(self, *args: str | bytes | int) -> Any:
-        """Send a command that takes no nonce with one behind it that does, and give the first one's reply.
-
-        Raises `IntegrityError` if the second's is another than it has to be: then the first's is not to be trusted.
-        """
-        nonce = secrets.token_bytes(16)
-        await self.driver.send_packed_command(self.driver.pack_commands([args, ("ECHO", nonce)]))
-        reply = await self.driver.read_response(disconnect_on_error=False)
-        if await self.driver.read_response(disconnect_on_error=False) != nonce:
-            raise IntegrityError("Redis answered another request than this one; its connection was dropped")
-        return reply
-
-    async def run(self, script: str, keys: Sequence[bytes], args: Sequence[str | bytes | int]) -> list[Any]:
-        """Run *script* with a nonce before *args*; give what it answers behind that.
-
-        Raises `IntegrityError` for an answer without the nonce, or where one lay ready that nobody had asked for.
-        """
-        try:
-            unread = await self.driver.can_read()
-            if unread:  # a reply, or the end: the server has gone, and nothing was lost
-                await self.driver.read_response(timeout=0.1, disconnect_on_error=False)
-        except ResponseError:
-            unread = True
-        except (OSError, RedisError) as error:
-            raise _Stale from error
-        if unread:
-            raise IntegrityError("a reply that nobody had asked for lay on a connection to Redis, which was dropped")
-        nonce = secrets.token_bytes(16)
-        rest = (len(keys), *keys, nonce, *args)
-        try:
-            reply = await self.command("EVALSHA", scripts.name_of(script), *rest)
-        except NoScriptError:
-            reply = await self.command("EVAL", script, *rest)
-        echo = reply[0] if isinstance(reply, list) and reply else None
-        if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
-            raise IntegrityError("Redis answered another request than this one; its connection was dropped")
-        return list(reply[1:])
-
-
-class Nodes:
-    """Know which node serves which slot, and keep connections to each."""
-
-    def __init__(
-        self, url: str, seeds: Sequence[_Address], clustered: bool, secure: bool, driver: dict[str, Any], size: int
-    ) -> None:
-        self._url = url
-        self._seeds = list(seeds)
-        self.clustered = clustered
-        self._class = SSLConnection if secure else Driver
-        self._driver = driver
-        self._size = size
-        self._pools: dict[_Address, Pool[Wire]] = {}
-        self._slots: list[tuple[int, int, _Address]] = []
-        self._refreshing = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def pool(self, address: _Address) -> Pool[Wire]:
-        """Give the connections to a node."""
-        if address not in self._pools:
-
-            async def connect() -> Wire:
-                driver = self._class(
-                    host=address[0],
-                    port=address[1],
-                    protocol=2,  # with the newer protocol the driver does not look for replies that nobody read
-                    socket_timeout=None,
-                    socket_connect_timeout=3,
-                    **self._driver,
-                )
-                try:
-                    await driver.connect()  # type: ignore[no-untyped-call] # the driver's types are not all there
-                except BaseException:
-                    await driver.disconnect(nowait=True)
-                    raise
-                return Wire(driver, self._closing)
-
-            self._pools[address] = Pool(connect, self._url, size=self._size)
-        return self._pools[address]
-
-    @property
-    def pools(self) -> list[Pool[Wire]]:
-        return list(self._pools.values())
-
-    async def close(self) -> None:
-        """Close every connection."""
-        for pool in self.pools:
-            await pool.close()
-        while self._closing:
-            await asyncio.gather(*self._closing, return_exceptions=True)
-
-    async def primaries(self) -> list[_Address]:
-        """Name the nodes that hold slots."""
-        if not self.clustered:
-            return self._seeds[:1]
-        if not self._slots:
-            await self._refresh()
-        return sorted({address for _, _, address in self._slots})
-
-    async def run(self, key: bytes, work: Callable[[Pool[Wire], Lent[Wire]], Awaitable[T]]) -> T:
-        """Do *work* on a connection to the node that serves *key*."""
-        asking: _Address | None = None
-        for _ in range(_HOPS):
-            address = asking or await self._serving(key)
-            pool = self.pool(address)
-
-            async def guarded(lent: Lent[Wire], pool: Pool[Wire] = pool, asked: bool = asking is not None) -> Any:
-                try:
-                    if asked:
-                        await lent.connection.command("ASKING")
-                    return await work(pool, lent)
-                except (MovedError, AskError, TryAgainError) as error:  # whole answers: it is the wrong place
-                    return error
-
-            asking = None
-            try:
-                outcome = await pool.run(guarded)
-            except _Stale:
-                continue
-            except (ClusterDownError, MasterDownError, ReadOnlyError, OSError, RedisError, TypeError) as error:
-                self._slots = []
-                raise ours(error, self._url) from error
-            except StoreUnavailable:
-                self._slots = []
-                raise
-            if isinstance(outcome, MovedError | AskError) and not self.clustered:
-                raise ours(outcome, self._url)
-            if isinstance(outcome, MovedError):
-                self._slots = []
-            elif isinstance(outcome, AskError):
-                asking = (outcome.host or address[0], outcome.port)
-            elif isinstance(outcome, TryAgainError):
-                await asyncio.sleep(0.02)
-            else:
-                return outcome  # type: ignore[no-any-return]
-        raise StoreUnavailable(f"{self._url} keeps moving what was asked for; try again")
-
-    async def _serving(self, key: bytes) -> _Address:
-        if not self.clustered:
-            return self._seeds[0]
-        if not self._slots:
-            await self._refresh()
-        slot = key_slot(key)
-        for first, last, address in self._slots:
-            if first <= slot <= last:
-                return address
-        self._slots = []
-        raise StoreUnavailable(f"no node of {self._url} serves this session at the moment; try again")
-
-    async def _refresh(self) -> None:
-        """Ask one node after another who serves what."""
-        async with self._refreshing:
-            if self._slots:
-                return
-            wrong: CloisterError | None = None
-            for address in dict.fromkeys([*self._pools, *self._seeds]):
-                try:
-                    said = await self.pool(address).run(lambda lent: lent.connection.plain("CLUSTER", "SLOTS"))
-                    self._slots = [
-                        (first, last, (node[0].decode() or address[0], node[1])) for first, last, node, *_ in said
-                    ]
-                except (OSError, RedisError) as error:
-                    found = ours(error, self._url)
-                    wrong = found if isinstance(found, ConfigurationError) else wrong
-                except (StoreUnavailable, TypeError, ValueError, _Stale):
-                    continue
-                if self._slots:
-                    return
-        if wrong is not None:  # trying again would not help
-            raise wrong
-        raise StoreUnavailable(f"no node of {self._url} can be reached, or says who serves what; try again")
-
-
-# What keeps a server from its work, and what to do about it.
-_MEND = {
-    "OOM": "has no memory left: raise its maxmemory",
-    "MISCONF": "cannot save to its disk, and takes no writes: mend that, as its log says",
-    "NOREPLICAS": "has fewer replicas than its min-replicas-to-write: bring them back",
-    "READONLY": "is a replica, or has just become one: name the primary, or wait until there is one",
-    "MASTERDOWN": "is a replica whose primary is down: wait until there is one",
-    "CLUSTERDOWN": "has slots that no node serves: wait until they have a primary",
-    "LOADING": "is still reading its data: wait a moment",
-    "BUSY": "is held up by somebody's script: wait, or end that with SCRIPT KILL",
-    "WRONGTYPE": "has something of another kind under a key of ours: give every application a ?prefix= of its own",
-    "max number of clients": "has no connection left: raise its maxclients, or lower ?connections=",
-}
-_GRANT = (
-    "does not let this user do what is needed: ACL SETUSER name ~PREFIX* +@all -@admin -@dangerous +info, with the "
-    "prefix of the keys"
-)
-_NODE = "is a node of a cluster: begin its URL with redis+cluster://"
-_CODES: dict[type[Exception], str] = {
-    OutOfMemoryError: "OOM",
-    ReadOnlyError: "READONLY",
-    MasterDownError: "MASTERDOWN",  # which is a kind of the next one
-    ClusterDownError: "CLUSTERDOWN",
-    BusyLoadingError: "LOADING",
-}
-
-
-# What is set up wrongly, by what an older or a newer server says of it, and how it is meant to be.
-_WRONG = {
-    "ACL failure in script|can't run this command|can't access at least one of the keys": _GRANT,
-    "protected mode": "lets nobody in from elsewhere without a password: set one (requirepass), and put it in the URL",
-    "DB index is out of range": "has no database of that number: name another behind the /",
-    "cluster support disabled": "is one server and no cluster: begin its URL with redis://, or rediss:// for TLS",
-    "unknown command": "does not know a command that cloister needs: use Redis 6.2 or later, and rename none",
-}
-
-
-def ours(error: BaseException, url: str) -> CloisterError:
-    """Say in our words what driver or server said. Never with keys or values."""
-    name = type(error).__name__
-    if untrusted(error):
-        return ConfigurationError(
-            f"the certificate of {url} is not trusted: name who signed it with tls_ca=FILE, and the host as it stands "
-            "in the certificate"
-        )
-    if isinstance(error, AuthenticationError | AuthorizationError):
-        return ConfigurationError(f"{url} does not let us in ({name}); check user and password")
-    if isinstance(error, NoPermissionError):
-        return ConfigurationError(f"{url} {_GRANT}")
-    if isinstance(error, MovedError | AskError):
-        return ConfigurationError(f"{url} {_NODE}")
-    if isinstance(error, ResponseError):
-        for said, what in _WRONG.items():
-            if re.search(said, str(error)):
-                return ConfigurationError(f"{url} {what}")
-    # An error carries no nonce, so it may be another request's: what became of this one is unknown.
-    code = next((known for kind, known in _CODES.items() if isinstance(error, kind)), None)
-    if code is None and isinstance(error, RedisError):  # older servers name the script first
-        code = next((known for known in _MEND if re.search(rf"\b{known}\b", str(error))), None)
-    if code is not None:
-        return StoreUnavailable(f"{url} {_MEND[code]}, then try again ({code})")
-    if isinstance(error, ResponseError):
-        return StoreUnavailable(f"{url} refused a request, this one or another ({name}); see its log, try again")
-    return StoreUnavailable(f"{url} cannot be reached, or broke off ({name}); try again")
 
 
 class _Keys:
@@ -526,7 +224,7 @@ class RedisStore:
     def __init__(
         self,
         url: str,
-        addresses: Sequence[_Address],
+        addresses: Sequence[Address],
         *,
         clustered: bool = False,
         secure: bool = False,
@@ -563,7 +261,7 @@ class RedisStore:
             if re.match(r"[0-5]\.|6\.[01]\.", version):
                 raise ConfigurationError(f"{self.url} is Redis {version}: use 6.2 or later")
             if known.get("cluster_enabled") == "1" and not self._nodes.clustered:
-                raise ConfigurationError(f"{self.url} {_NODE}")
+                raise ConfigurationError(f"{self.url} {NODE}")
             policy = known.get("maxmemory_policy", "")
             if policy != _EVICTING and not self._allow_eviction:
                 raise ConfigurationError(
@@ -922,7 +620,7 @@ class RedisStore:
                     break
         return found
 
-    async def _plain(self, address: _Address, *command: str | bytes | int) -> Any:
+    async def _plain(self, address: Address, *command: str | bytes | int) -> Any:
         try:
             return await self._nodes.pool(address).run(lambda lent: lent.connection.plain(*command))
         except (OSError, RedisError) as error:
