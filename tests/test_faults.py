@@ -231,7 +231,7 @@ async def test_the_storm_finds_a_leak(
     behind: Behind, turns: int, rate: float, kinds: Sequence[Kind], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same storm names what crosses, once nonces are not compared and rows are taken at their word."""
-    for module in ("stores.redis_wire", "stores.postgres", "vault"):
+    for module in ("stores.redis_wire", "stores.postgres_wire", "vault"):
         monkeypatch.setattr(f"cloister.{module}.hmac", _Careless)
     monkeypatch.setattr("cloister.client.Vault", _Trusting)
     monkeypatch.setitem(Pool.__init__.__kwdefaults__ or {}, "deadline", timedelta(seconds=1))

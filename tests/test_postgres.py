@@ -30,8 +30,8 @@ from cloister.errors import (
 from cloister.model import Owner
 from cloister.stores import postgres_schema
 from cloister.stores.base import Receipt, Store
-from cloister.stores.postgres import Wire, public
 from cloister.stores.postgres_schema import migrate
+from cloister.stores.postgres_wire import Wire, public
 from cloister.testing import StoreConformance, nonce, sealed_items, sealed_session
 
 
@@ -906,6 +906,7 @@ def test_the_driver_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch
     import sys
 
     monkeypatch.setitem(sys.modules, "asyncpg", None)
-    monkeypatch.delitem(sys.modules, "cloister.stores.postgres", raising=False)
+    for module in ("postgres", "postgres_wire"):
+        monkeypatch.delitem(sys.modules, f"cloister.stores.{module}", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'cloister\[postgres\]'"):
         stores.connect("postgresql://h/d")

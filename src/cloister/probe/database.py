@@ -15,7 +15,7 @@ import asyncpg
 
 from cloister.errors import ConfigurationError
 from cloister.probe.attack import Attack, Beyond, Leak
-from cloister.stores import postgres, postgres_schema
+from cloister.stores import postgres, postgres_schema, postgres_wire
 
 _OWNED = ("sessions", "items", "leases", "records", "fingerprints", "audit_owners")
 _SAMPLES = 5
@@ -41,7 +41,7 @@ async def roles(attack: Attack) -> str:
     allow_old = parse_qs(urlsplit(attack.url).query).get("allow_old") == ["1"]
     async with _driver(attack) as driver:
         try:
-            await postgres_schema.check(driver, postgres.public(attack.url), allow_old=allow_old)
+            await postgres_schema.check(driver, postgres_wire.public(attack.url), allow_old=allow_old)
         except ConfigurationError as error:
             raise Leak(str(error)) from None
         if strong := await driver.fetch(_STRONG, _FILES):
