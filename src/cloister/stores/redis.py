@@ -21,13 +21,8 @@ import msgspec
 from redis.exceptions import RedisError
 
 from cloister.audit import Entry, Event, Heads, audit_id
-from cloister.errors import (
-    ConfigurationError,
-    IntegrityError,
-    SessionConflict,
-    StoreUnavailable,
-)
-from cloister.model import ROLES, Owner, Role, SealedItem, SealedSession
+from cloister.errors import ConfigurationError, SessionConflict, StoreUnavailable
+from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import fields, owner_fields
 from cloister.sessions import place_of
 from cloister.stores import redis_scripts as scripts
@@ -51,9 +46,23 @@ from cloister.stores.base import (
 )
 from cloister.stores.pool import Lent, Pool, named
 from cloister.stores.redis_nodes import Address, Nodes, address_of
+from cloister.stores.redis_rows import (
+    PLACES,
+    Keys,
+    ends_beside,
+    entry_of,
+    field_of,
+    item_of,
+    names,
+    owner_of,
+    owner_of_field,
+    place_prefix,
+    record_of,
+    row_of,
+    session_of,
+)
 from cloister.stores.redis_wire import NODE, Wire, ours
 
-PLACES = 256
 _CONNECTIONS = 10
 _DAY = 86_400_000  # ms
 _GRACE = _DAY
@@ -64,10 +73,7 @@ _NAMES_AT_MOST = 10_000
 _LEASE_MS = int(LEASE.total_seconds() * 1e3)
 _PAGE = 200
 _EVICTING = "noeviction"
-_ROLE: dict[bytes, Role] = {role[0].encode(): role for role in ROLES}
 _encode = msgspec.msgpack.Encoder().encode
-_decode_entry = msgspec.msgpack.Decoder(Entry).decode
-_decode_record = msgspec.msgpack.Decoder(tuple[str, bytes, int]).decode
 
 
 class _Text:
@@ -124,78 +130,6 @@ def from_url(url: str) -> RedisStore:
         connections=int(options.get("connections", _CONNECTIONS)),
         allow_eviction=options.get("allow_eviction") == "1",
     )
-
-
-class _Keys:
-    """Name the keys of one session of one owner."""
-
-    def __init__(self, prefix: str, owner: Owner, session_id: str) -> None:
-        place = place_of(session_id)
-        self.digest = sha256(owner_fields(owner) + fields(session_id)).hexdigest()[:32]
-        base = place_prefix(prefix, place)
-        digest = self.digest.encode()
-        own = [base + kind + digest for kind in (b"p:", b"h:", b"i:", b"l:", b"r:")]
-        whose = base + b"w:" + sha1(session_id.encode(), usedforsecurity=False).hexdigest().encode()
-        self.plain, self.records = own[0], own[4]
-        self.all = [*own, base + b"due", base + b"over", base + b"all", whose, base + b"log", base + b"ends"]
-
-
-def place_prefix(prefix: str, place: int) -> bytes:
-    """Give the beginning of all keys of a place, which lie in one slot."""
-    return f"{prefix}{{{place:02x}}}:".encode()
-
-
-def _names(owner: Owner) -> tuple[str, str]:
-    return owner.tenant or "", owner.user
-
-
-def _owner(tenant: bytes, user: bytes) -> Owner:
-    try:
-        return Owner(tenant.decode() or None, user.decode())
-    except (ValueError, AttributeError):
-        raise IntegrityError("a row of the store names no owner that could be one; see `cloister doctor`") from None
-
-
-def _changed() -> IntegrityError:
-    return IntegrityError("a session's row in the store was changed; see the audit log")
-
-
-def _session(plain: Sequence[Any], live: Sequence[Any]) -> SealedSession | None:
-    """Give the session that the values of two hashes describe; None if there is none."""
-    if plain[0] is None:
-        return None
-    session_id, tenant, user, created, updated, expires, carry, ended, version = plain
-    wrapped, head, count, tokens, turn = live if ended is None else (None, None, b"0", b"0", b"")
-    try:
-        return SealedSession(
-            owner=_owner(tenant, user),
-            id=session_id.decode(),
-            wrapped=wrapped,
-            head=head,
-            version=int(version),
-            count=int(count),
-            tokens=int(tokens),
-            created_at=int(created),
-            updated_at=int(updated),
-            expires_at=None if expires is None else int(expires),
-            turn=turn,
-            carry=carry,
-            ended=None if ended is None else ended.decode(),
-        )
-    except (ValueError, TypeError, AttributeError):
-        raise _changed() from None
-
-
-def _packed(item: SealedItem) -> bytes:
-    return b"%d:%c:%b" % (item.tokens, ord(item.role[0]), item.sealed)
-
-
-def _item(position: int, row: bytes) -> SealedItem:
-    try:
-        tokens, role, sealed = row.split(b":", 2)
-        return SealedItem(position, _ROLE[role], int(tokens), sealed)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise IntegrityError("an item's row in the store was changed; see the audit log") from None
 
 
 def _lives(session: SealedSession) -> tuple[str | int, str | int]:
@@ -292,7 +226,7 @@ class RedisStore:
         await self._script(scripts.READ, [index], ["ZADD", session.created_at, session.id])
         field, value, end, filed_by, filed = self._filed(owner, record, keys)
         instead = self._keys(owner, instead_of).plain if instead_of is not None else keys.plain
-        tenant, user = _names(owner)
+        tenant, user = names(owner)
         plain = (
             session.id,
             tenant,
@@ -317,7 +251,7 @@ class RedisStore:
 
         def args(packed: Sequence[bytes]) -> list[Any]:
             lives, longer, kept, *rest = before
-            return [lives, longer, kept, len(packed), len(items), *rest, *plain, *live, *packed, *map(_packed, items)]
+            return [lives, longer, kept, len(packed), len(items), *rest, *plain, *live, *packed, *map(row_of, items)]
 
         receipt = _receipt(
             await self._write(scripts.CREATE, [*keys.all, instead, filed], args, entries, fingerprints), nonce
@@ -341,12 +275,12 @@ class RedisStore:
         outcome, *said = await self._script(scripts.LOAD, keys.all, args)
         if outcome == b"busy":
             return Loaded(nonce, busy=True)
-        session = _session(said[0], said[1])
-        kept = _record(session_id, record, said[2])
+        session = session_of(said[0], said[1])
+        kept = record_of(session_id, record, said[2])
         if outcome != b"live":
             return Loaded(nonce, session, record=kept)
         first, before, rows = said[3], said[4], said[5]
-        items = [_item(first + n, row) for n, row in enumerate(reversed(rows))]
+        items = [item_of(first + n, row) for n, row in enumerate(reversed(rows))]
         return Loaded(nonce, session, items, before, kept)
 
     async def renew(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
@@ -382,7 +316,7 @@ class RedisStore:
                 len(commit.items),
                 end,
                 *packed,
-                *map(_packed, commit.items),
+                *map(row_of, commit.items),
             ]
 
         return _receipt(await self._write(scripts.COMMIT, keys.all, args, commit.entries, commit.fingerprints), nonce)
@@ -390,8 +324,8 @@ class RedisStore:
     async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
         start = max(first - 1, 0)
         _, plain, live, rows = await self._of_session(scripts.PAGE, owner, session_id, start, first + limit - 1)
-        session = _session(plain, live)
-        items = [_item(start + n, row) for n, row in enumerate(rows)] if session and not session.ended else []
+        session = session_of(plain, live)
+        items = [item_of(start + n, row) for n, row in enumerate(rows)] if session and not session.ended else []
         before = items.pop(0).sealed[-16:] if first > 0 and items else b""
         return Page(nonce, session, items, before)
 
@@ -417,7 +351,7 @@ class RedisStore:
 
     async def _peek(self, owner: Owner, session_id: str) -> SealedSession | None:
         _, plain, live, _ = await self._of_session(scripts.PAGE, owner, session_id, 0, -(1 << 40))
-        return _session(plain, live)
+        return session_of(plain, live)
 
     async def end(
         self,
@@ -452,7 +386,7 @@ class RedisStore:
         prints = self._of(owner, b"prints")
         while claimed := (await self._script(scripts.READ, [prints], ["SRANDMEMBER", _PAGE]))[0]:
             for key in claimed:
-                await self._script(scripts.UNCLAIM, [_ends_beside(key), key], [_field(owner)])
+                await self._script(scripts.UNCLAIM, [ends_beside(key), key], [field_of(owner)])
                 await self._script(scripts.READ, [prints], ["SREM", key])
         await self._script(scripts.READ, [self._of(owner, b"name")], ["DEL"])
         self._known.pop(owner, None)
@@ -486,7 +420,7 @@ class RedisStore:
                 if until == b"" or int(until) > now
             ]
             if live:
-                found[digest] = () if b"*" in live else tuple(_owner_of_field(field) for field in live)
+                found[digest] = () if b"*" in live else tuple(owner_of_field(field) for field in live)
         return Claims(nonce, found)
 
     async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
@@ -497,7 +431,7 @@ class RedisStore:
             whose = (await self._script(scripts.SWEEP, keys, [now, tombstones_before, base]))[1]
             for tenant, user, session_id in whose:
                 if session_id is not None:
-                    index = self._of(_owner(tenant, user), b"sessions")
+                    index = self._of(owner_of(tenant, user), b"sessions")
                     await self._script(scripts.READ, [index], ["ZREM", session_id])
             gone += len(whose)
         return Receipt(nonce, count=gone)
@@ -516,7 +450,7 @@ class RedisStore:
                 if values[2] is None:  # collected long ago
                     await self._script(scripts.FORGET, [base + b"due"], [digest])
                 else:
-                    found.append(Due(_owner(values[0], values[1]), values[2].decode(), int(values[3])))
+                    found.append(Due(owner_of(values[0], values[1]), values[2].decode(), int(values[3])))
             if len(found) >= skip + limit:
                 break
         return found[skip : skip + limit]
@@ -528,7 +462,7 @@ class RedisStore:
         if digest is None:
             return None
         (values,) = await self._script(scripts.READ, [base + b"p:" + digest], ["HMGET", "tenant", "user"])
-        return None if values[1] is None else _owner(*values)
+        return None if values[1] is None else owner_of(*values)
 
     async def tenanted(self) -> bool | None:
         (mark,) = await self._script(scripts.READ, [self._mark], ["GET"])
@@ -553,7 +487,7 @@ class RedisStore:
         own = [base + kind + digest for kind in (b"p:", b"h:", b"i:", b"l:", b"r:")]
         keys = [*own, *(base + name for name in (b"due", b"over", b"all", b"w:", b"log", b"ends"))]
         _, plain, live, _ = await self._script(scripts.PAGE, keys, [0, -(1 << 40)])
-        return _session(plain, live)
+        return session_of(plain, live)
 
     async def audit(self) -> AsyncIterator[Entry]:
         """Give the entries of all places, merged; each writer's in the order of its writing.
@@ -590,7 +524,7 @@ class RedisStore:
         last = "-"
         while rows := (await self._script(scripts.READ, [log], ["XRANGE", last, "+", "COUNT", _PAGE]))[0]:
             for key, values in rows:
-                yield _moment(key), _entry(values)
+                yield _moment(key), entry_of(values)
             last = f"({rows[-1][0].decode()}"
 
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
@@ -598,7 +532,7 @@ class RedisStore:
         for place in range(PLACES):
             log = place_prefix(self._prefix, place) + b"log"
             (rows,) = await self._script(scripts.READ, [log], ["XREVRANGE", "+", "-", "COUNT", limit])
-            newest += [(_moment(key), place, _entry(values)) for key, values in rows]
+            newest += [(_moment(key), place, entry_of(values)) for key, values in rows]
         newest.sort(key=lambda row: (row[0], row[2].number))
         return [entry for _, _, entry in newest[-limit:]]
 
@@ -613,7 +547,7 @@ class RedisStore:
                     (values,) = await self._script(scripts.READ, [key], ["HMGET", "id", "salt", "tenant", "user"])
                     name, salt, tenant, user = values
                     if name is not None:
-                        owner = _owner(tenant, user)
+                        owner = owner_of(tenant, user)
                         if name.decode() == audit_id(owner, salt):  # an id given to another owner names nobody
                             found[name.decode()] = owner
                 if cursor == b"0":
@@ -635,8 +569,8 @@ class RedisStore:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def _keys(self, owner: Owner, session_id: str) -> _Keys:
-        return _Keys(self._prefix, owner, session_id)
+    def _keys(self, owner: Owner, session_id: str) -> Keys:
+        return Keys(self._prefix, owner, session_id)
 
     def _of(self, owner: Owner, name: bytes) -> bytes:
         digest = sha256(owner_fields(owner)).hexdigest()[:32]
@@ -650,7 +584,7 @@ class RedisStore:
     def _mark(self) -> bytes:
         return f"{self._prefix}{{tenancy}}".encode()
 
-    def _filed(self, owner: Owner, record: Record | None, keys: _Keys) -> tuple[str, bytes, str | int, str, bytes]:
+    def _filed(self, owner: Owner, record: Record | None, keys: Keys) -> tuple[str, bytes, str | int, str, bytes]:
         if record is None:
             return "", b"", "", "", keys.records
         under = self._keys(owner, record.session)
@@ -703,7 +637,7 @@ class RedisStore:
             return known
         salt = secrets.token_bytes(16)
         proposed = audit_id(owner, salt) if introduce else ""
-        (name,) = await self._script(scripts.NAME, [self._of(owner, b"name")], [proposed, salt, *_names(owner)])
+        (name,) = await self._script(scripts.NAME, [self._of(owner, b"name")], [proposed, salt, *names(owner)])
         if name:
             if len(self._known) > _NAMES_AT_MOST:
                 self._known.clear()
@@ -732,52 +666,23 @@ class RedisStore:
     async def _claim(self, one: Fingerprint) -> list[bytes]:
         """Put a fingerprint down; give what of it is new."""
         key = self._print(one.scope, one.digest)
-        field = b"*" if one.common else _field(one.owner)
+        field = b"*" if one.common else field_of(one.owner)
         until = "" if one.expires_at is None else one.expires_at
         if not one.common:
             await self._script(scripts.READ, [self._of(one.owner, b"prints")], ["SADD", key])
-        (new,) = await self._script(scripts.CLAIM, [_ends_beside(key), key], [field, until, MOST_CLAIMS])
+        (new,) = await self._script(scripts.CLAIM, [ends_beside(key), key], [field, until, MOST_CLAIMS])
         return list(new)
 
     async def _unclaim(self, one: Fingerprint, new: Sequence[bytes]) -> None:
         if new:
             key = self._print(one.scope, one.digest)
-            await self._script(scripts.UNCLAIM, [_ends_beside(key), key], new)
+            await self._script(scripts.UNCLAIM, [ends_beside(key), key], new)
 
 
 def _receipt(outcome: bytes, nonce: bytes) -> Receipt:
     if outcome in _REFUSED:
         raise SessionConflict(_REFUSED[outcome])
     return Receipt(nonce, repeated=outcome == b"repeated")
-
-
-def _record(session_id: str, key: bytes | None, value: bytes | None) -> Record | None:
-    if key is None or value is None:
-        return None
-    try:
-        holder, sealed, expires_at = _decode_record(value)
-    except msgspec.MsgspecError:
-        raise IntegrityError("a record's row in the store was changed; see the audit log") from None
-    return Record(session_id, holder, key, sealed, expires_at)
-
-
-def _field(owner: Owner) -> bytes:
-    """Name an owner among those of a fingerprint; no such name is a star."""
-    return owner_fields(owner).hex().encode()
-
-
-def _owner_of_field(field: bytes) -> Owner:
-    try:
-        data = bytes.fromhex(field.decode())
-        size = int.from_bytes(data[:4], "big")
-        return _owner(data[4 : 4 + size], data[8 + size :])
-    except ValueError:
-        raise IntegrityError("a fingerprint's row in the store was changed; see the audit log") from None
-
-
-def _ends_beside(key: bytes) -> bytes:
-    """Name where the ends of the fingerprints lie among which *key* is one."""
-    return key[: key.index(b"}:") + 2] + b"prints"
 
 
 def _literal(text: str) -> str:
@@ -788,11 +693,3 @@ def _literal(text: str) -> str:
 def _moment(key: bytes) -> tuple[int, int]:
     at, _, number = key.partition(b"-")
     return int(at), int(number)
-
-
-def _entry(values: Sequence[bytes]) -> Entry:
-    try:
-        return _decode_entry(values[1])
-    except (msgspec.MsgspecError, IndexError, TypeError):
-        # Verification says of such a one that it was changed.
-        return Entry("?", 0, 0, "?", "?", "", "", "", "", b"", b"")
