@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from cloister.leaks.features import Feature, features, room
+from cloister.leaks.features import Feature, features, figures, room
 from cloister.leaks.forms import WORD
 from cloister.leaks.weights import CAPS, SEEN, WEIGHTS
 from cloister.leaks.words import Frequencies, fold
@@ -79,9 +79,8 @@ class Context:
         """Exempt what *text* says. In a *document*, or in what reads like one, a name may lie in two fields."""
         document = document or text[:1] in ("{", "[")
         most = MOST_DOCUMENT if document else MOST_OWN
-        self._own.update(
-            feature.text for feature in features(text, self._words, claims=False)[:most] if feature.kind != "reversed"
-        )
+        found = figures(text, self._words) if document else features(text, self._words, claims=False)
+        self._own.update(feature.text for feature in found[:most] if feature.kind != "reversed")
         if document:
             self._shown.append(frozenset(map(fold, WORD.findall(text)[:most])))
 

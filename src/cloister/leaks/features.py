@@ -96,6 +96,11 @@ def features(text: str, words: Frequencies, *, claims: bool = True) -> list[Feat
     return found
 
 
+def figures(text: str, words: Frequencies) -> list[Feature]:
+    """Find the numbers, identifiers and amounts alone: of a long document the words are enough for all else."""
+    return _Scan(text, words, False).figures()
+
+
 class Spoken(NamedTuple):
     """Be the words of a text: as written, folded, how common, what stands before each, and where they are."""
 
@@ -227,10 +232,7 @@ class _Scan:
         self._found.append(Feature(text, kind, level, start, end, claim))
 
     def run(self) -> list[Feature]:
-        bears = []
-        if self._spoken.merged or DIGIT.search(self._text):
-            bears = [n for n, plain in enumerate(map(str.isalpha, self._folded)) if not plain]
-        taken = self._amounts_and_dates(bears) if bears else set()
+        numbers = self._numbers()
         if "@" in self._text:
             self._emails()
         self._coded = self._after(CODE_CUES)
@@ -238,11 +240,24 @@ class _Scan:
         self._addresses_in_words()
         self._singles()
         self._pairs()
+        if numbers:
+            self._places(numbers)
+        return self._found
+
+    def figures(self) -> list[Feature]:
+        self._numbers()
+        return self._found
+
+    def _numbers(self) -> list[int]:
+        """Find numbers of every kind; give the words that bear digits and belong to no amount, date or time."""
+        bears: list[int] = []
+        if self._spoken.merged or DIGIT.search(self._text):
+            bears = [n for n, plain in enumerate(map(str.isalpha, self._folded)) if not plain]
+        taken = self._amounts_and_dates(bears) if bears else set()
         numbers = [n for n in bears if n not in taken and self._folded[n]]
         if numbers:
             self._identifiers(numbers, taken)
-            self._places(numbers)
-        return self._found
+        return numbers
 
     # --- amounts, dates, addresses ------------------------------------------------------------------------------------
 

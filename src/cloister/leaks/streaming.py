@@ -117,7 +117,7 @@ class StreamCheck:
     def _forget(self) -> None:
         """Drop what no longer says anything about the words to come."""
         at = self._settled - self._base
-        if at < 40 * BACK:
+        if at < 12 * BACK:
             return
         words = list(WORD.finditer(self._window, 0, at))
         first = len(words) - BACK
