@@ -166,7 +166,12 @@ def test_pieces_launder_nothing() -> None:
     names = "Marta, Peter, Paul. Weber, Feldkamp, Schulz."
     assert verdict("Marta Feldkamp asked.", names).action == "alert"
     assert verdict("It is 60417.", "I have 9960417200.").action == "alert"
-    assert verdict("Marta Feldkamp asked.", '{"first": "Marta", "last": "Feldkamp"}').action == "pass"
+    fields = '{"first": "Marta", "last": "Feldkamp"}'
+    assert verdict("Marta Feldkamp asked.", fields).action == "pass"
+    made = detector()
+    typed = made.context()
+    typed.add(fields, document=False)
+    assert made.check(BEN, typed, "Marta Feldkamp asked.").action == "alert"
 
 
 def test_long_list_exempts_little() -> None:

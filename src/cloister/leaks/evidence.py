@@ -75,9 +75,13 @@ class Context:
         self._own: set[str] = set()
         self._shown: list[frozenset[str]] = []
 
-    def add(self, text: str, *, document: bool = False) -> None:
-        """Exempt what *text* says. In a *document*, or in what reads like one, a name may lie in two fields."""
-        document = document or text[:1] in ("{", "[")
+    def add(self, text: str, *, document: bool | None = None) -> None:
+        """Exempt what *text* says. In a *document* a name may lie in two fields; unless said, JSON is taken for one.
+
+        Say False of what a user typed: a list of all first and all last names would exempt every name.
+        """
+        if document is None:
+            document = text[:1] in ("{", "[")
         most = MOST_DOCUMENT if document else MOST_OWN
         found = figures(text, self._words) if document else features(text, self._words, claims=False)
         self._own.update(feature.text for feature in found[:most] if feature.kind != "reversed")
