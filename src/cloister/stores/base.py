@@ -37,16 +37,16 @@ class Off(NamedTuple):
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """Be a keyed digest of something said: a claim of its owner, or (``common``) what anybody may say.
+    """Be a keyed digest, of eight bytes, of something said in the session that it is committed with.
 
-    ``scope`` is the tenant, or empty for the whole deployment; ``expires_at`` is in microseconds since 1970.
+    It is a claim of that session's owner, or (``common``) what anybody may say. ``scope`` is the tenant, or empty for
+    the whole deployment. A ``unique`` one is never common by the number of its owners: the fourth is not remembered.
     """
 
     scope: str
     digest: bytes
-    owner: Owner
-    expires_at: int | None = None
     common: bool = False
+    unique: bool = False
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -80,11 +80,15 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """Say that a request was carried out. ``repeated``: it had been before. ``count``: how many rows it concerned."""
+    """Say that a request was carried out. ``repeated``: it had been before. ``count``: how many rows it concerned.
+
+    ``dropped``: how many fingerprints went because there were too many.
+    """
 
     echo: bytes
     repeated: bool = False
     count: int = 0
+    dropped: int = 0
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -136,10 +140,14 @@ class Due(msgspec.Struct, frozen=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """Be the owners of the fingerprints that were asked for and are known; no owner at all means common knowledge."""
+    """Be the owners of the fingerprints that were asked for and are known; no owner at all means common knowledge.
+
+    ``size`` is about how many fingerprints the store has in all.
+    """
 
     echo: bytes
     owners: dict[bytes, tuple[Owner, ...]]
+    size: int = 0
 
 
 def side_by_side(owner: Owner) -> ConfigurationError:
@@ -305,11 +313,22 @@ class Store(Protocol):
         ...
 
     async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
-        """Say whose the fingerprints *digests* are, expired ones left out."""
+        """Say whose the fingerprints *digests* are.
+
+        A claim lives as long as the session that made it: while that has not ended and its time is not up at *now*. An
+        owner has one claim at most to a fingerprint, which the latest session to say it holds.
+        """
         ...
 
-    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
-        """Remove tombstones that are older, records and fingerprints that have expired."""
+    async def seed(self, scope: str, digests: Sequence[bytes], *, nonce: bytes) -> Receipt:
+        """Make *digests* common knowledge of *scope*, whoever claimed them; ``count`` is how many were not yet."""
+        ...
+
+    async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
+        """Remove tombstones that are older, records that have expired, and claims whose session is over.
+
+        Of more than *fingerprints* the oldest go too, common ones last: the receipt's ``dropped`` says how many.
+        """
         ...
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
