@@ -48,7 +48,7 @@ from cloister.model import (
     to_micros,
 )
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
-from cloister.stores.base import RENEW_EVERY, Commit, Due, Loaded, Page, Record, Store
+from cloister.stores.base import RENEW_EVERY, Commit, Due, Fingerprint, Loaded, Page, Record, Store
 
 _log = logging.getLogger("cloister")
 
@@ -551,6 +551,7 @@ class Vault:
         head: Head | None = None,
         usage: Usage = Usage(),
         entries: Sequence[Event] = (),
+        fingerprints: Sequence[Fingerprint] = (),
         record: Recorder | None = None,
     ) -> list[Item]:
         """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
@@ -569,7 +570,7 @@ class Vault:
             grown = self._repeatable(opened, grown)
         if opened.storing is not None:
             raise SessionConflict("something else of this turn is being stored at this moment; nothing more was")
-        storing = self._commit(opened, grown, stored, rows, entries, record)
+        storing = self._commit(opened, grown, stored, rows, entries, fingerprints, record)
         opened.storing = asyncio.get_running_loop().create_task(storing)
         try:
             await self._through(opened.storing)
@@ -590,6 +591,7 @@ class Vault:
         items: Sequence[Item],
         rows: Sequence[SealedItem],
         entries: Sequence[Event],
+        fingerprints: Sequence[Fingerprint],
         record: Recorder | None,
     ) -> None:
         if opened.fresh:
@@ -599,10 +601,10 @@ class Vault:
         name = await self._name(opened, row, head, items)
         kept = None if record is None else record(opened, head, name)
         if opened.fresh:
-            place = opened.instead_of
-            await self._twice(self.store.create, row, rows, entries=entries, record=kept, instead_of=place)
+            beside = {"entries": entries, "fingerprints": fingerprints, "record": kept}
+            await self._twice(self.store.create, row, rows, **beside, instead_of=opened.instead_of)
         else:
-            commit = Commit(opened.head.version, opened.lease, row, rows, entries, (), kept)
+            commit = Commit(opened.head.version, opened.lease, row, rows, entries, fingerprints, kept)
             await self._twice(self.store.commit, commit)
         opened.head, opened.row, opened.name, opened.fresh, opened.committed = head, row, name, False, True
         opened.lease = b""  # the commit gave it back
