@@ -1,0 +1,414 @@
+"""Other users' details on the path of a turn: what is looked up when, what is withheld, and what is remembered.
+
+A turn's `Check` is told what is said and shown (`hears`, `takes`), judges the answer (`judge`, or `stream` while it
+arrives), and says what goes with the commit (`fingerprints`, `events`). Its rules are those of `cloister.leaks`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from cloister import sessions
+from cloister.audit import Event, event
+from cloister.errors import IntegrityError, ReplyBlocked, StoreUnavailable
+from cloister.leaks.detector import HARD, PASSING
+from cloister.leaks.evidence import CROWD, Case, Context, Thresholds, Verdict, keys, weigh
+from cloister.leaks.features import Feature, features, figures
+from cloister.leaks.fingerprints import Digests, unique
+from cloister.leaks.settings import LeakGuard
+from cloister.leaks.streaming import StreamCheck
+from cloister.model import Item, Owner, to_micros
+from cloister.scrub.texts import readable
+from cloister.sealing import MasterKeys, tenant_keys
+from cloister.stores.base import Fingerprint
+from cloister.vault import Opened, Vault
+
+T = TypeVar("T")
+
+_MOST_REGISTERED = 400  # of one turn: nobody is to push others' details out of the index
+_MOST_OF_DOCUMENT = 30
+_LARGE = 4_000  # characters: of a longer document the numbers alone are looked up
+_LONG = 20_000  # characters: beyond, they are looked at beside the loop
+_OWNERS_AT_MOST = 10_000
+_SHARE = 0.05  # of all fingerprints, numbers of one length, at most; `bench/leaks.py` prints it
+_KEYS = 2  # the newest master keys, under which fingerprints are written and looked up
+
+
+class Marks:
+    """Make fingerprints and canaries in the scope of one owner, under each key of its tenant that is in use."""
+
+    def __init__(self, scope: str, derived: Sequence[bytes]) -> None:
+        self.scope = scope
+        self._digests = [Digests(key) for key in derived]
+
+    @classmethod
+    async def derive(cls, master: MasterKeys, guard: LeakGuard, tenant: str | None) -> Marks:
+        """Derive the keys of *tenant*, or of the whole deployment."""
+        if guard.scope == "all":
+            return cls("", list((await master.derive("fingerprints")).values())[-_KEYS:])
+        derived = await tenant_keys(master, tenant, "fingerprints")
+        return cls(tenant or "", list(derived.values())[-_KEYS:])
+
+    def of(self, feature: str) -> list[bytes]:
+        """Give the digests of *feature*: one under each key."""
+        return [digests.of(feature) for digests in self._digests]
+
+    def prints(self, found: Iterable[Feature], *, common: bool = False) -> list[Fingerprint]:
+        """Give the fingerprints of features, under each key."""
+        return [
+            Fingerprint(self.scope, digest, common, not common and unique(feature))
+            for feature in found
+            for digest in self.of(feature.text)
+        ]
+
+    def canary(self, session_id: str) -> str:
+        """Give the canary of a session, under the newest key."""
+        return self._digests[-1].canary(session_id)
+
+    def canaries(self, text: str) -> list[tuple[str, int, int]]:
+        """Find canaries of any of the keys: what, from where, to where."""
+        return [found for digests in self._digests for found in digests.canaries(text)]
+
+
+class Watch:
+    """Keep what a cloister's checks have in common: the settings, and to whom how much was withheld lately."""
+
+    def __init__(self, guard: LeakGuard | None, vault: Vault) -> None:
+        self.guard = guard
+        self.vault = vault
+        self._withheld: OrderedDict[Owner, deque[datetime]] = OrderedDict()
+
+    def withheld(self, owner: Owner) -> None:
+        """Count a reply that was withheld from *owner*."""
+        assert self.guard is not None
+        times = self._withheld.setdefault(owner, deque(maxlen=self.guard.most_blocks))
+        times.append(self.vault.now())
+        self._withheld.move_to_end(owner)
+        if len(self._withheld) > _OWNERS_AT_MOST:
+            self._withheld.popitem(last=False)
+
+    def capped(self, owner: Owner) -> bool:
+        """Say whether so much was withheld from *owner* that all is, for a while."""
+        times, guard = self._withheld.get(owner), self.guard
+        if times is None or guard is None or len(times) < guard.most_blocks:
+            return False
+        return times[0] > self.vault.now() - guard.block_window
+
+    def forget(self, owner: Owner) -> None:
+        """Forget an owner who was erased."""
+        self._withheld.pop(owner, None)
+
+
+class Check:
+    """Watch over one turn of one session. Without a guard it lets everything pass and remembers nothing."""
+
+    def __init__(self, watch: Watch, opened: Opened, marks: Marks | None) -> None:
+        self.guard = watch.guard
+        self.events: list[Event] = []
+        """What is to be put on record, whether or not the turn is stored."""
+        self._watch = watch
+        self._owner = opened.owner
+        self._session = opened.id
+        self._verdict = Verdict()
+        self._marks = marks
+        self._claimed: dict[str, Feature] = {}
+        self._known: dict[str, tuple[Owner, ...] | None] = {}
+        self._size = 0
+        self._said: list[Item] = []
+        self._documents: list[str] = []
+        self._own: list[tuple[str, bool]] = []
+        self._before: Callable[[], Iterable[Item]] = tuple
+        if self.guard is not None:
+            self._words = self.guard.frequencies()
+            self._context = Context(self._words, opened.id)
+            """What this owner said and was shown: it is no evidence."""
+            self._typed = Context(self._words, opened.id)
+            """What this owner said: of a document it is no evidence."""
+
+    @classmethod
+    async def over(cls, watch: Watch, opened: Opened, before: Callable[[], Iterable[Item]] = tuple) -> Check:
+        """Begin the check of a turn of *opened*; *before* gives what was said and shown before, if it is wanted."""
+        guard = watch.guard
+        marks = None if guard is None else await Marks.derive(watch.vault.keys, guard, opened.owner.tenant)
+        check = cls(watch, opened, marks)
+        check._before = before
+        return check
+
+    # --- what is said and shown ---------------------------------------------------------------------------------------
+
+    async def hears(self, items: Sequence[Item], documents: Sequence[str] = ()) -> None:
+        """Take note of what goes into the session, before personal data is replaced, and of *documents*."""
+        if self.guard is not None:
+            if sum(len(item.text) for item in items) + sum(map(len, documents)) > _LONG:
+                await asyncio.to_thread(self._hear, items, documents)
+            else:
+                self._hear(items, documents)
+
+    def _hear(self, items: Sequence[Item], documents: Sequence[str]) -> None:
+        for item in items:
+            self.takes(item)
+        for document in documents:
+            self._shows(document)
+
+    def takes(self, item: Item) -> None:
+        """Take note of one item; `ReplyBlocked` for the result of a tool that has another session's canary in it."""
+        if self.guard is None:
+            return
+        if item.role == "tool":
+            self._shows(item.text)
+        elif item.role == "assistant":
+            self._said.append(item)
+        else:
+            self._own.append((item.text, False))
+            if item.role == "user":
+                with self._running():
+                    found = self._features(item.text)
+                    self._claimed.update({feature.text: feature for feature in found if feature.claim})
+
+    def _features(self, text: str) -> list[Feature]:
+        """Find what *text* says, but for what is part of a canary."""
+        assert self._marks is not None
+        planted = self._marks.canaries(text)
+        found = features(text, self._words)
+        return [one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)]
+
+    def _shows(self, document: str) -> None:
+        assert self._marks is not None
+        planted = self._marks.canaries(document)
+        if any(canary != self.canary for canary, _, _ in planted):
+            self._note("document.foreign", None, canary=len(planted))
+            raise ReplyBlocked(
+                "a document or the result of a tool carries what was planted in another session, so it was not taken; "
+                "find out where it came from: document.foreign in the audit log says when"
+            )
+        self._own.append((document, True))
+        self._documents.append(document)
+
+    @property
+    def canary(self) -> str:
+        """Give what marks this session: wherever else it turns up, it is withheld. Empty without a guard."""
+        return "" if self._marks is None else self._marks.canary(self._session)
+
+    @property
+    def safe_text(self) -> str:
+        """Give what is read instead of a reply that is withheld."""
+        return "" if self.guard is None else self.guard.safe_text
+
+    @property
+    def raises(self) -> bool:
+        """Say whether the application wants an error besides."""
+        return self.guard is not None and self.guard.on_block == "raise"
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    @property
+    def holds(self) -> bool:
+        """Say whether nothing of an answer may be shown before all of it was judged."""
+        return self.guard is not None and (self.guard.hold == "reply" or self._watch.capped(self._owner))
+
+    def stream(self) -> StreamCheck | None:
+        """Give what judges an answer while it arrives: what it wants to know, `look` looks up. None without a guard."""
+        if self.guard is None or self._marks is None:
+            return None
+        limits = self.guard.thresholds
+        block = {"any": limits.alert, "strong": limits.block, "canary": math.inf}[self.guard.block]
+        case = Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
+        return StreamCheck(case, self._words, self._marks, self._known.get)
+
+    def _crowd(self, _: int) -> int:
+        """Say how many numbers of one length are registered, as far as the index tells."""
+        return max(CROWD, int(self._size * _SHARE))
+
+    async def look(self, wanted: Iterable[str]) -> None:
+        """Look up *wanted* features, and those of the documents that came since, in one round trip.
+
+        Raises `StoreUnavailable` if that cannot be done, unless the guard was told to go on.
+        """
+        with self._running():
+            documents, self._documents = self._documents, []
+            looked = [(text, await _apart(text, self._found)) for text in documents]
+            chosen = [text for _, found in looked for text in keys(found, most=_MOST_OF_DOCUMENT)]
+            texts = {*wanted, *chosen} - self._known.keys()
+            if texts:
+                await self._ask(texts)
+            if any(self._foreign(text) for text in texts):
+                await self._fill()
+            for text, found in looked:
+                self._judge_document(text, found)
+
+    def _found(self, document: str) -> list[Feature]:
+        if len(document) > _LARGE:
+            return figures(document, self._words)
+        return features(document, self._words, claims=False)
+
+    async def _ask(self, texts: set[str]) -> None:
+        assert self._marks is not None
+        vault = self._watch.vault
+        whose = {digest: text for text in texts for digest in self._marks.of(text)}
+        scope, now = self._marks.scope, to_micros(vault.now())
+        claims = await vault.ask(vault.store.claims, scope, list(whose), now=now)
+        self._size = claims.size
+        self._known.update(dict.fromkeys(texts))
+        for digest, owners in claims.owners.items():
+            before = self._known[whose[digest]]
+            # What is common under one key is so under each.
+            common = before == () or not owners
+            self._known[whose[digest]] = () if common else tuple({*(before or ()), *owners})
+
+    def _foreign(self, text: str) -> bool:
+        owners = self._known.get(text)
+        return bool(owners) and self._owner not in (owners or ())
+
+    async def _fill(self) -> None:
+        """Exempt what this owner said and was shown; the assistant's words do not count, or one slip would be for good.
+
+        Only now: it takes longer than all the rest, and hardly ever is anything foreign found.
+        """
+        own = [*self._own, *((item.text, item.role == "tool") for item in self._before() if item.role != "assistant")]
+        self._own, self._before = [], tuple
+        if sum(len(text) for text, _ in own) > _LONG:
+            await asyncio.to_thread(self._exempt, own)
+        else:
+            self._exempt(own)
+
+    def _exempt(self, own: Iterable[tuple[str, bool]]) -> None:
+        for text, document in own:
+            self._context.add(text, document=document)
+            if not document:
+                self._typed.add(text, document=False)
+
+    def _judge_document(self, text: str, found: Sequence[Feature]) -> None:
+        """Raise an alarm for a document that says several things of one other owner."""
+        case = Case(self._owner, self._typed, Thresholds(), self._crowd)
+        for feature in found:
+            owners = self._known.get(feature.text)
+            if owners:
+                case.hear(feature, owners, text[feature.start : feature.end])
+        if case.verdict.action == "block" and len(case.verdict.evidence) > 1:
+            self._note("document.foreign", case.verdict)
+
+    async def judge(self, answer: Item) -> bool:
+        """Judge an *answer* as its owner would see it, with all that the model said in this turn; True to withhold it.
+
+        Raises `StoreUnavailable` if that cannot be done, unless the guard was told to go on.
+        """
+        if self.guard is None:
+            return False
+        if self._watch.capped(self._owner):
+            self._note("reply.blocked", None, reason="limit")
+            return True
+        said = "\n".join(readable(item) for item in (*self._said, answer))
+        verdict = Verdict()
+        with self._running():
+            check = self.stream()
+            assert check is not None
+            wanted = await _apart(said, lambda text: check.take(text, last=True))
+            await self.look(wanted)
+            check.give()
+            verdict = check.verdict
+        return self.settle(verdict)
+
+    def settle(self, verdict: Verdict) -> bool:
+        """Put a *verdict* on record; say whether the reply is withheld."""
+        self._verdict = verdict
+        if verdict.action == "block":
+            self._watch.withheld(self._owner)
+            self._note("reply.blocked", verdict)
+        elif verdict.action == "alert":
+            self._note("reply.alerted", verdict)
+        return verdict.action == "block"
+
+    # --- what goes with the commit ------------------------------------------------------------------------------------
+
+    def fingerprints(self, answer: Item | None = None) -> list[Fingerprint]:
+        """Give what is remembered of this turn: what its owner said, and of the *answer* unless it was withheld."""
+        if self._marks is None:
+            return []
+        claimed, common = dict(self._claimed), []
+        with self._running():
+            for item in (*self._said, answer) if answer is not None else ():
+                for feature in self._answered(item.text):
+                    if feature.kind in HARD:
+                        claimed.setdefault(feature.text, feature)
+                    elif feature.text not in claimed:
+                        common.append(feature)
+        most = sorted(claimed.values(), key=weigh, reverse=True)[:_MOST_REGISTERED]
+        found = {one.digest: one for one in self._marks.prints(common[:_MOST_REGISTERED], common=True)}
+        found.update({one.digest: one for one in self._marks.prints(most)})
+        return list(found.values())
+
+    def _answered(self, text: str) -> Iterator[Feature]:
+        """Give what an answer that is shown makes its owner's, or common: nothing that is somebody else's already.
+
+        Its identifiers, addresses and amounts are its owner's; names and words that nobody claimed are everybody's.
+        """
+        for feature in self._features(text):
+            owners = self._known.get(feature.text)
+            foreign = bool(owners) and self._owner not in (owners or ())
+            if feature.kind in HARD:
+                if feature.claim and (not foreign or self._context.exempts(feature)):
+                    yield feature
+            elif foreign:
+                if feature.kind in PASSING and self._verdict.action == "pass":
+                    yield feature
+            elif owners is None and feature.claim and feature.text in self._known:
+                yield feature
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Refuse, or go on and say so, where the check itself fails: without one there is no reply."""
+        failed = ""
+        try:
+            yield
+        except (IntegrityError, ReplyBlocked):
+            raise
+        except StoreUnavailable:
+            if self._refuses:
+                raise
+            failed = StoreUnavailable.__name__
+        except Exception as error:  # noqa: BLE001 - of a plug-in for words too, whose message may be the text's
+            failed = type(error).__name__
+        if failed:  # out here, where an error that may name the text does not hang on ours
+            if self._refuses:
+                raise StoreUnavailable(
+                    f"the search for other users' details failed with {failed}, so there is no reply; try again, or "
+                    "see LeakGuard(on_failure=…)"
+                )
+            self._note("reply.unchecked", None, problem=failed)
+
+    @property
+    def _refuses(self) -> bool:
+        return self.guard is None or self.guard.on_failure == "refuse"
+
+    def _note(self, kind: str, verdict: Verdict | None, **detail: str | int) -> None:
+        """Put on record what was found: whose it is, how much it weighs, and of which kinds; never the words."""
+        if verdict is not None:
+            kinds = Counter(piece.kind for piece in verdict.evidence)
+            detail = {"score": min(round(verdict.score), 999), **kinds, **detail}
+        noted = event(kind, self._watch.vault.now(), self._owner, sessions.digest(self._session), **detail)
+        self.events.append(msgspec.structs.replace(noted, other=verdict.owner if verdict else None))
+
+    def __repr__(self) -> str:
+        return "Check(…)"
+
+
+async def remembered(watch: Watch, opened: Opened, items: Sequence[Item]) -> list[Fingerprint]:
+    """Give what is remembered of *items* that are stored without a turn; no model had part in them."""
+    check = await Check.over(watch, opened)
+    await check.hears([item for item in items if item.role != "tool"])
+    return check.fingerprints(Item("assistant"))
+
+
+async def _apart(text: str, look: Callable[[str], T]) -> T:
+    """Look at *text*; at a long one beside the loop."""
+    return await asyncio.to_thread(look, text) if len(text) > _LONG else look(text)
