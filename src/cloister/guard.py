@@ -221,7 +221,7 @@ class Check:
         limits = self.guard.thresholds
         block = {"any": limits.alert, "strong": limits.block, "canary": math.inf}[self.guard.block]
         case = Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
-        return StreamCheck(case, self._words, self._marks, self._known.get)
+        return StreamCheck(case, self._words, self._marks, self._known.get, wary=True)
 
     def _crowd(self, _: int) -> int:
         """Say how many numbers of one length are registered, as far as the index tells."""

@@ -44,13 +44,23 @@ class StreamCheck:
     """Take a reply in pieces and give back what may be shown by now.
 
     However the reply is cut, the verdict is that on the whole. Once it is to block, nothing of the detail that tipped
-    it, or after it, is given back.
+    it, or after it, is given back. A *wary* check gives back nothing from where a reply begins to alert, until its end
+    shows that it does not tip.
     """
 
     def __init__(
-        self, case: Case, words: Frequencies, marks: Marks, look: Callable[[str], tuple[Owner, ...] | None]
+        self,
+        case: Case,
+        words: Frequencies,
+        marks: Marks,
+        look: Callable[[str], tuple[Owner, ...] | None],
+        *,
+        wary: bool = False,
     ) -> None:
         self._case = case
+        self._wary = wary
+        self._held = ""
+        self._last = False
         self._words = words
         self._marks = marks
         self._look = look
@@ -87,6 +97,7 @@ class StreamCheck:
         if self.verdict.action == "block":
             return []
         self._window += piece
+        self._last = last
         self._until = self._base + (len(self._window) if last else self._open())
         if self._until <= self._settled:
             self._waiting = []
@@ -98,7 +109,7 @@ class StreamCheck:
     def give(self) -> str:
         """Judge what was taken; give what of it may be shown."""
         before, until, offset = self._settled, self._until, self._base
-        if until <= before or self.verdict.action == "block":
+        if self.verdict.action == "block" or (until <= before and not self._held):
             return ""
         for feature in self._waiting:
             if self._tips(feature, offset):
@@ -106,6 +117,12 @@ class StreamCheck:
                 break
         self._settled, self._waiting = until, []
         shown = self._without_own(before - offset, until - offset)
+        if self._wary and self.verdict.action != "pass":
+            from_here = max(self.verdict.evidence[0].start, before)
+            alarming = self._without_own(min(from_here, until) - offset, until - offset)
+            shown, self._held = shown[: len(shown) - len(alarming)], self._held + alarming
+        if self._last and self.verdict.action != "block":
+            shown, self._held = shown + self._held, ""
         self._forget()
         return shown
 
