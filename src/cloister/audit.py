@@ -53,6 +53,7 @@ EVENTS: Mapping[str, str] = {
     "integrity.failed": "alert",
     "session.quarantined": "alert",
     "sessions.copied": "notice",
+    "fingerprints.dropped": "warning",
     "key.rotated": "notice",
     "key.retired": "notice",
     "writer.replaced": "warning",

@@ -16,6 +16,7 @@ The fixtures and tests are coroutines: set ``asyncio_mode = auto`` for pytest-as
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,8 @@ from cloister.stores.base import Commit, Fingerprint, Loaded, Record, Store
 ANA = Owner("acme", "ana")
 BEN = Owner("acme", "ben")
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
+_FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
 
 # Owners that a store which joins, folds, trims or interprets names would take for one another.
 LOOKALIKES = (
@@ -133,6 +136,21 @@ async def _started(store: Store, owner: Owner = ANA, items: int = 0, **changes: 
     started = event("session.started", START, owner, sessions.digest(session.id))
     await store.create(session, rows, nonce=nonce(), entries=[started])
     return session
+
+
+async def _said(store: Store, session: SealedSession, *prints: Fingerprint, **changes: Any) -> SealedSession:
+    """Commit *prints*, and what of the session *changes*; give it as it is then."""
+    commit = grown(msgspec.structs.replace(session, **changes), (), await _leased(store, session), fingerprints=prints)
+    await store.commit(commit, nonce=nonce())
+    return commit.session
+
+
+async def _whose(store: Store, *digests: bytes, scope: str = "acme", at: datetime = START) -> dict[bytes, set[Owner]]:
+    """Say whose *digests* are at a moment."""
+    claims = await store.claims(scope, digests, now=to_micros(at), nonce=nonce())
+    assert claims.size >= 0
+    assert all(len(owners) == len(set(owners)) for owners in claims.owners.values())
+    return {digest: set(owners) for digest, owners in claims.owners.items()}
 
 
 async def _leased(store: Store, session: SealedSession) -> bytes:
@@ -256,10 +274,13 @@ class StoreConformance:
             (store.release, (ANA, session.id, lease), {}),
             (store.record, ([event("turn.failed", START, ANA)],), {}),
             (store.claims, ("", [b"12345678"]), {"now": 0}),
+            (store.claims, ("", []), {"now": 0}),
+            (store.seed, ("", [b"12345678"]), {}),
+            (store.seed, ("", []), {}),
             (store.create, (sealed_session(),), {}),
             (store.rewrap, (session, b"w", None), {}),
             (store.end, (ANA, session.id), {"ended": "ended", "now": 0}),
-            (store.sweep, (), {"now": 0, "tombstones_before": 0}),
+            (store.sweep, (), {"now": 0, "tombstones_before": 0, "fingerprints": 9}),
             (store.erase, (ANA,), {}),
         ]
         for method, arguments, options in requests:
@@ -296,7 +317,7 @@ class StoreConformance:
         session = await _started(store, items=2)
         lease = await _leased(store, session)
         record = Record(session.id, session.id, b"key", b"answer", to_micros(START) + 1)
-        prints = [Fingerprint("acme", b"12345678", ANA)]
+        prints = [Fingerprint("acme", b"12345678")]
         commit = grown(session, sealed_items(2, 2), lease, record=record, fingerprints=prints)
         assert not (await store.commit(commit, nonce=nonce())).repeated
         loaded = await load(store, ANA, session.id, record=b"key")
@@ -304,14 +325,14 @@ class StoreConformance:
         assert list(loaded.items)[2:] == list(commit.items)
         assert loaded.record == record
         assert sorted(entry.event for entry in await entries_of(store)) == ["session.started", "turn.committed"]
-        assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {b"12345678": (ANA,)}
+        assert await _whose(store, b"12345678") == {b"12345678": {ANA}}
 
     async def test_a_refused_commit_leaves_nothing(self, store: Store) -> None:
         """A commit at another version, or without the lease, stores nothing of itself."""
         session = await _started(store, items=2)
         lease = await _leased(store, session)
         record = Record(session.id, session.id, b"key", b"answer", to_micros(START) + 1)
-        prints = [Fingerprint("acme", b"12345678", ANA)]
+        prints = [Fingerprint("acme", b"12345678")]
         good = grown(session, sealed_items(2, 2), lease, record=record, fingerprints=prints)
         other = await _leased(store, await _started(store))
         for bad in (
@@ -329,7 +350,7 @@ class StoreConformance:
         assert len(loaded.items) == 2
         assert loaded.record is None
         assert {entry.event for entry in await entries_of(store)} == {"session.started"}
-        assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {}
+        assert await _whose(store, b"12345678") == {}
 
     async def test_a_repeated_commit_is_stored_once(self, store: Store) -> None:
         """Committing the same turn again answers success and changes nothing."""
@@ -508,15 +529,16 @@ class StoreConformance:
         other = await _started(store, BEN, items=2)
         await store.end(ANA, mine[0].id, nonce=nonce(), ended="expired", now=0)
         lease = await _leased(store, mine[1])
-        prints = [Fingerprint("acme", b"12345678", ANA), Fingerprint("acme", b"12345678", BEN)]
-        await store.commit(grown(mine[1], (), lease, fingerprints=prints), nonce=nonce())
+        print_ = Fingerprint("acme", b"12345678")
+        await store.commit(grown(mine[1], (), lease, fingerprints=[print_]), nonce=nonce())
+        other = await _said(store, other, print_)
         erased = event("owner.erased", START, ANA)
         assert (await store.erase(ANA, nonce=nonce(), entries=[erased])).count == 3
         assert [(await load(store, ANA, row.id)).session for row in mine] == [None] * 3
         assert (await load(store, BEN, other.id)).session == other
         assert len((await load(store, BEN, other.id)).items) == 2
         assert set((await store.audit_owners()).values()) == {BEN}
-        assert (await store.claims("acme", [b"12345678"], now=0, nonce=nonce())).owners == {b"12345678": (BEN,)}
+        assert await _whose(store, b"12345678") == {b"12345678": {BEN}}
         assert "owner.erased" in [entry.event for entry in await entries_of(store)]
         late = [
             event("turn.failed", START, ANA),
@@ -529,6 +551,7 @@ class StoreConformance:
         """What is due is named; old tombstones, expired records and fingerprints go, and nothing else."""
         moment = to_micros(START)
         due = await _started(store, expires_at=moment)
+        due = await _said(store, due, Fingerprint("acme", b"12345678"))
         later = await _started(store, expires_at=moment + 1)
         for_ever = await _started(store, expires_at=None)
         assert [row.id for row in await store.expired(now=moment, limit=9, skip=0)] == [due.id]
@@ -540,15 +563,16 @@ class StoreConformance:
             sealed_items(1),
             lease,
             record=Record(later.id, later.id, b"key", b"answer", moment),
-            fingerprints=[Fingerprint("acme", b"12345678", ANA, moment), Fingerprint("acme", b"87654321", ANA)],
+            fingerprints=[Fingerprint("acme", b"87654321")],
         )
         await store.commit(commit, nonce=nonce())
-        assert (await store.sweep(now=moment, tombstones_before=moment, nonce=nonce())).count == 0
+        limits = {"now": moment, "fingerprints": 9}
+        swept = await store.sweep(tombstones_before=moment, nonce=nonce(), **limits)
+        assert (swept.count, swept.dropped) == (0, 0)
         assert (await load(store, ANA, later.id, record=b"key")).record is None
-        known = (await store.claims("acme", [b"12345678", b"87654321"], now=0, nonce=nonce())).owners
-        assert known == {b"87654321": (ANA,)}
+        assert await _whose(store, b"12345678", b"87654321") == {b"87654321": {ANA}}
         assert (await load(store, ANA, due.id)).session is not None
-        assert (await store.sweep(now=moment, tombstones_before=moment + 1, nonce=nonce())).count == 1
+        assert (await store.sweep(tombstones_before=moment + 1, nonce=nonce(), **limits)).count == 1
         assert (await load(store, ANA, due.id)).session is None
         assert (await load(store, ANA, later.id)).session == commit.session
         assert (await load(store, ANA, for_ever.id)).session == for_ever
@@ -568,21 +592,143 @@ class StoreConformance:
 
     async def test_fingerprints_become_common(self, store: Store) -> None:
         """A fingerprint names up to three owners of its scope; one more, or a common claim, makes it nobody's."""
-        owners = [Owner("acme", name) for name in ("ana", "ben", "cleo", "dan")]
-        session = await _started(store)
-        for number, owner in enumerate(owners, 1):
-            lease = await _leased(store, session)
-            commit = grown(session, (), lease, fingerprints=[Fingerprint("acme", b"12345678", owner)] * 2)
-            await store.commit(commit, nonce=nonce())
-            session = commit.session
-            claims = (await store.claims("acme", [b"12345678", b"unknown!"], now=0, nonce=nonce())).owners
-            assert set(claims) == {b"12345678"}
-            assert set(claims[b"12345678"]) == (set(owners[:number]) if number < 4 else set())
-        assert (await store.claims("other", [b"12345678"], now=0, nonce=nonce())).owners == {}
-        lease = await _leased(store, session)
-        common = [Fingerprint("acme", b"abcdefgh", ANA, common=True), Fingerprint("acme", b"abcdefgh", ANA)]
-        await store.commit(grown(session, (), lease, fingerprints=common), nonce=nonce())
-        assert (await store.claims("acme", [b"abcdefgh"], now=0, nonce=nonce())).owners == {b"abcdefgh": ()}
+        for number, owner in enumerate(_FOUR, 1):
+            session = await _said(store, await _started(store, owner), *[Fingerprint("acme", b"12345678")] * 2)
+            known = set(_FOUR[:number]) if number < 4 else set()
+            assert await _whose(store, b"12345678", b"unknown!") == {b"12345678": known}
+        assert await _whose(store, b"12345678", scope="other") == {}
+        assert await _whose(store, b"12345678", scope="") == {}
+        common = [Fingerprint("acme", b"abcdefgh", common=True), Fingerprint("acme", b"abcdefgh")]
+        session = await _said(store, session, *common, Fingerprint("", b"abcdefgh"), Fingerprint("other", b"abcdefgh"))
+        assert await _whose(store, b"abcdefgh") == {b"abcdefgh": set()}
+        for scope in ("", "other"):
+            assert await _whose(store, b"abcdefgh", scope=scope) == {b"abcdefgh": {session.owner}}
+        await store.end(session.owner, session.id, nonce=nonce(), ended="ended", now=0)
+        assert await _whose(store, b"12345678", b"abcdefgh", at=START + timedelta(days=999)) == {
+            b"12345678": set(),
+            b"abcdefgh": set(),
+        }
+        for scope in ("", "other"):
+            assert await _whose(store, b"abcdefgh", scope=scope) == {}
+
+    async def test_a_claim_lives_as_long_as_its_session(self, store: Store) -> None:
+        """A claim ends with its session's time, which every commit moves, or with the session; the latest one holds."""
+        hour, known = timedelta(hours=1), {b"12345678": {ANA}, b"87654321": {ANA}}
+        first = sealed_session(expires_at=to_micros(START + hour))
+        prints = [Fingerprint("acme", b"12345678"), Fingerprint("acme", b"87654321")]
+        await store.create(first, nonce=nonce(), fingerprints=prints)
+        assert await _whose(store, *known, at=START + hour - timedelta(microseconds=1)) == known
+        assert await _whose(store, *known, at=START + hour) == {}
+        first = await _said(store, first, expires_at=to_micros(START + 2 * hour))
+        assert await _whose(store, *known, at=START + 2 * hour - timedelta(microseconds=1)) == known
+        assert await _whose(store, *known, at=START + 2 * hour) == {}
+        first = await _said(store, first, expires_at=None)
+        assert await _whose(store, *known, at=START + 999 * hour) == known
+        second = await _said(store, await _started(store, expires_at=to_micros(START + hour)), prints[0])
+        assert await _whose(store, *known, at=START + hour) == {b"87654321": {ANA}}
+        await store.end(ANA, first.id, nonce=nonce(), ended="expired", now=0)
+        assert await _whose(store, *known) == {b"12345678": {ANA}}
+        await store.end(ANA, second.id, nonce=nonce(), ended="ended", now=0)
+        assert await _whose(store, *known) == {}
+
+    async def test_claims_that_are_over_do_not_make_common(self, store: Store) -> None:
+        """Only whoever still claims a fingerprint counts towards its being common."""
+        print_ = Fingerprint("acme", b"12345678")
+        over = [await _said(store, await _started(store, owner), print_) for owner in _FOUR[:2]]
+        timed = await _started(store, _FOUR[2], expires_at=to_micros(START) + 1)
+        timed = await _said(store, timed, print_)
+        assert await _whose(store, b"12345678") == {b"12345678": set(_FOUR[:3])}
+        await store.end(over[0].owner, over[0].id, nonce=nonce(), ended="ended", now=0)
+        await store.erase(over[1].owner, nonce=nonce())
+        later = Owner("acme", "eve"), Owner("acme", "fay")
+        for owner in (_FOUR[3], *later):
+            session = sealed_session(owner, updated_at=to_micros(START) + 1)
+            await store.create(session, nonce=nonce(), fingerprints=[print_])
+        after = START + timedelta(microseconds=1)
+        assert await _whose(store, b"12345678", at=after) == {b"12345678": {_FOUR[3], *later}}
+
+    async def test_a_unique_fingerprint_is_never_common(self, store: Store) -> None:
+        """A unique one keeps the first three, however many repeat it, and is common only where somebody says so."""
+        print_ = Fingerprint("acme", b"12345678", unique=True)
+        for owner in _FOUR:
+            await _said(store, await _started(store, owner), print_)
+        assert await _whose(store, b"12345678") == {b"12345678": set(_FOUR[:3])}
+        await _said(store, await _started(store, BEN), print_)
+        assert await _whose(store, b"12345678") == {b"12345678": set(_FOUR[:3])}
+        await store.seed("acme", [b"12345678"], nonce=nonce())
+        assert await _whose(store, b"12345678") == {b"12345678": set()}
+
+    async def test_what_is_seeded_is_common(self, store: Store) -> None:
+        """What is seeded is common in its scope alone, for good, whoever claimed it before or claims it after."""
+        digests = [b"%08d" % n for n in range(700)]
+        prints = [Fingerprint(scope, digest) for scope in ("acme", "other") for digest in digests[:2]]
+        session = await _said(store, await _started(store), *prints)
+        assert (await store.seed("acme", digests, nonce=nonce())).count == 700
+        assert (await store.seed("acme", [*digests[:9], b"another!"], nonce=nonce())).count == 1
+        await _said(store, session, *prints)
+        await store.erase(ANA, nonce=nonce())
+        await store.sweep(now=to_micros(START), tombstones_before=0, fingerprints=9_999, nonce=nonce())
+        found = await _whose(store, *digests, at=START + timedelta(days=999))
+        assert found == {key: set() for key in digests}
+        assert await _whose(store, *digests, scope="other") == {}
+
+    async def test_the_oldest_fingerprints_are_dropped(self, store: Store) -> None:
+        """Of too many fingerprints those of the oldest sessions go, and what is common only after all others."""
+        digests = [[b"%d-%d 4567" % (who, n) for n in range(4)] for who in range(4)]
+        await store.seed("acme", digests[3], nonce=nonce())
+        sessions_of = []
+        for number, owner in enumerate(_FOUR[:3]):
+            session = await _started(store, owner, created_at=to_micros(START + timedelta(seconds=number)))
+            prints = [Fingerprint("acme", digest) for digest in digests[number]]
+            sessions_of.append(await _said(store, session, *prints))
+
+        async def left(most: int) -> tuple[int, list[int]]:
+            swept = await store.sweep(now=to_micros(START), tombstones_before=0, fingerprints=most, nonce=nonce())
+            return swept.dropped, [len(await _whose(store, *some)) for some in digests]
+
+        assert await left(16) == (0, [4, 4, 4, 4])
+        assert await left(12) == (4, [0, 4, 4, 4])
+        assert await left(12) == (0, [0, 4, 4, 4])
+        await _said(store, sessions_of[0], Fingerprint("acme", digests[0][1]))
+        assert await _whose(store, *digests[0]) == {digests[0][1]: {ANA}}
+        assert await left(4) == (9, [0, 0, 0, 4])
+        assert await left(1) == (3, [0, 0, 0, 1])
+
+    async def test_a_refused_turn_claims_nothing(self, store: Store) -> None:
+        """What is not stored changes nobody's claims, and what is stored twice claims once."""
+        print_, common = Fingerprint("acme", b"12345678"), Fingerprint("acme", b"abcdefgh", common=True)
+        held = Fingerprint("acme", b"abcdefgh")
+        kept = [await _said(store, await _started(store, owner), print_, held) for owner in _FOUR[:3]]
+        known = await _whose(store, b"12345678", b"abcdefgh")
+        last = await _started(store, _FOUR[3])
+        refused = grown(last, (), await _leased(store, last), fingerprints=[print_, common], version=9)
+        longer = to_micros(START + timedelta(days=9))
+        again = grown(msgspec.structs.replace(kept[0], expires_at=longer), (), b"no lease", fingerprints=[held])
+        for commit in (refused, again):
+            with pytest.raises(SessionConflict):
+                await store.commit(commit, nonce=nonce())
+        taken = sealed_session(_FOUR[3], last.id)
+        missing = sealed_session(_FOUR[3], sessions.new_id(beside=last.id))
+        for session, instead_of in ((taken, None), (missing, sessions.new_id(beside=last.id))):
+            with pytest.raises(SessionConflict):
+                await store.create(session, nonce=nonce(), fingerprints=[print_, common], instead_of=instead_of)
+        assert await _whose(store, b"12345678", b"abcdefgh") == known == {key: set(_FOUR[:3]) for key in known}
+        assert await _whose(store, b"12345678", b"abcdefgh", at=START + timedelta(days=1)) == {}
+        good = grown(last, (), refused.lease, fingerprints=[Fingerprint("acme", b"another!")])
+        for repeated in (False, True):
+            assert (await store.commit(good, nonce=nonce())).repeated is repeated
+        assert await _whose(store, b"another!") == {b"another!": {_FOUR[3]}}
+
+    async def test_claims_at_once_all_stand(self, store: Store) -> None:
+        """Of many turns that claim the same at once, in any order, none is refused and none is lost."""
+        digests = [secrets.token_bytes(8) for _ in range(30)]
+        started = [await _started(store, _FOUR[n % 3]) for n in range(20)]
+        commits = []
+        for session in started:
+            prints = [Fingerprint("acme", digest) for digest in random.sample(digests, 30)]
+            commits.append(grown(session, (), await _leased(store, session), fingerprints=prints))
+        await asyncio.gather(*(store.commit(commit, nonce=nonce()) for commit in commits))
+        assert await _whose(store, *digests) == {key: set(_FOUR[:3]) for key in digests}
 
     # --- audit --------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from cloister.audit import event
 from cloister.errors import ConfigurationError, IntegrityError
 from cloister.model import SealedSession, to_micros
 from cloister.sealing import key_of, wrap_context
+from cloister.stores.base import MOST_FINGERPRINTS
 from cloister.vault import Vault
 
 _AT_ONCE = 100
@@ -28,7 +29,10 @@ async def sweep(vault: Vault) -> int:
         ended += sum(done)
         left += done.count(0)
     before = now - sessions.TOMBSTONE // timedelta(microseconds=1)
-    await vault.ask(vault.store.sweep, now=now, tombstones_before=before)
+    swept = await vault.ask(vault.store.sweep, now=now, tombstones_before=before, fingerprints=MOST_FINGERPRINTS)
+    if swept.dropped:
+        noted = event("fingerprints.dropped", vault.now(), count=swept.dropped)
+        await vault.ask(vault.store.record, [noted])
     return ended
 
 

@@ -6,6 +6,7 @@ import base64
 import hmac
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -108,6 +109,7 @@ class _Claim:
 
 COMMON = -1
 SHARDS = 256
+_AT_ONCE = 1 << 18
 
 
 class Index:
@@ -126,10 +128,12 @@ class Index:
         self._claims: dict[int, _Claim] = {}
         self._of: dict[Owner, dict[str, int]] = {}
         self._next = 1
+        self._used = 0
+        self._due, self._turn = 0, 0  # how many shards hold what is over, perhaps, and which is the next of them
         self.dropped = 0
 
     def __len__(self) -> int:
-        return sum(shard.used for shard in self._shards)
+        return self._used
 
     def claim(self, owner: Owner, session_id: str, expires_at: datetime | None) -> int:
         """Give the number under which what is said in this session is filed; its end moves to *expires_at*."""
@@ -142,6 +146,12 @@ class Index:
         else:
             self._claims[number].expires_at = expires_at
         return number
+
+    def extend(self, owner: Owner, session_id: str, expires_at: datetime | None) -> None:
+        """Move the end of what was said in a session, if anything was."""
+        number = self._of.get(owner, {}).get(session_id)
+        if number is not None:
+            self._claims[number].expires_at = expires_at
 
     def add(self, digest: bytes, claim: int, now: datetime | None, unique: bool = False) -> bool:
         """File *digest* under *claim*, or as `COMMON`; a *unique* one never becomes common by its number of owners.
@@ -180,6 +190,7 @@ class Index:
         shard.keys[free] = key
         shard.claims[free] = claim
         shard.used += 1
+        self._used += 1
         if shard.used * 5 > len(shard.keys) * 4 or shard.used >= self._most:
             self._grow(key & 0xFF, now)
         return not places
@@ -216,19 +227,50 @@ class Index:
 
     def end(self, owner: Owner, session_id: str) -> None:
         """Forget what was said in one session."""
-        number = self._of.get(owner, {}).pop(session_id, None)
+        sessions = self._of.get(owner, {})
+        number = sessions.pop(session_id, None)
         if number is not None:
             del self._claims[number]
-
-    def sweep(self, now: datetime) -> None:
-        """Remove what has expired."""
-        for owner, sessions in list(self._of.items()):
-            for session_id, number in list(sessions.items()):
-                if self._over(self._claims[number], now):
-                    del sessions[session_id], self._claims[number]
+            self._due = SHARDS
             if not sessions:
                 del self._of[owner]
-        self._rebuild_all(now)
+
+    def sweep(self, now: datetime, most: int | None = None) -> None:
+        """Remove what has expired and, where more than *most* is left, what is the oldest of it, counted.
+
+        Of a large index only a part gives room back at once, and the rest the next times.
+        """
+        gone = [claim for claim in self._claims.values() if self._over(claim, now)]
+        for claim in gone:
+            self.end(claim.owner, claim.session_id)
+        room = _AT_ONCE
+        while self._due and room > 0:
+            room -= len(self._shards[self._turn].keys)
+            self._grow(self._turn, now)
+            self._due, self._turn = self._due - 1, (self._turn + 1) % SHARDS
+        if most is not None and len(self) > most:
+            self._drop(most)
+
+    def _drop(self, most: int) -> None:
+        """Keep *most*: let go of the sessions that came first and, only where nothing else is left, of what is common.
+
+        Without common knowledge replies are refused that carry nothing of anybody's.
+        """
+        before = len(self)
+        held = Counter(claim for shard in self._shards for claim in shard.claims if claim > 0)
+        beyond = before - most
+        for number in sorted(held):
+            if beyond <= 0:
+                break
+            beyond -= held[number]
+            if (claim := self._claims.get(number)) is not None:
+                self.end(claim.owner, claim.session_id)
+        self._rebuild_all(None)
+        for number in range(SHARDS):
+            if len(self) > most:
+                self._grow(number, None, len(self) - most)
+        self._due = 0
+        self.dropped += before - len(self)
 
     @staticmethod
     def _over(claim: _Claim, now: datetime | None) -> bool:
@@ -238,8 +280,11 @@ class Index:
         for number in range(SHARDS):
             self._grow(number, now)
 
-    def _grow(self, number: int, now: datetime | None) -> None:
-        """Build a shard anew, without what is over, and without the oldest if it would be too large."""
+    def _grow(self, number: int, now: datetime | None, spare: int = 0) -> None:
+        """Build a shard anew, without what is over, and without the oldest if it would be too large.
+
+        Up to *spare* of what is common goes too.
+        """
         shard = self._shards[number]
         kept: set[tuple[int, int]] = set()
         for key, held in zip(shard.keys, shard.claims, strict=True):
@@ -249,6 +294,7 @@ class Index:
                 known = self._claims.get(held)
                 if known is not None and not self._over(known, now):
                     kept.add((held, key))
+        kept.difference_update(sorted(entry for entry in kept if entry[0] == COMMON)[:spare])
         if len(kept) >= self._most:
             # Common knowledge is the first to go only where nothing else is left: without it replies are refused.
             first = sorted(kept, key=lambda entry: (entry[0] == COMMON, entry[0]))
@@ -261,6 +307,7 @@ class Index:
             made.keys[free] = key
             made.claims[free] = held
             made.used += 1
+        self._used += made.used - shard.used
         self._shards[number] = made
 
 

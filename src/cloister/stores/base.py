@@ -23,6 +23,8 @@ LEASE = timedelta(seconds=8)
 RENEW_EVERY = timedelta(seconds=2)
 MOST_CLAIMS = 3
 """How many owners a fingerprint remembers; from one more on it is common knowledge."""
+MOST_FINGERPRINTS = 4_000_000
+"""How many fingerprints a store keeps; sweeping drops the oldest of more."""
 
 
 class Off(NamedTuple):
@@ -316,7 +318,8 @@ class Store(Protocol):
         """Say whose the fingerprints *digests* are.
 
         A claim lives as long as the session that made it: while that has not ended and its time is not up at *now*. An
-        owner has one claim at most to a fingerprint, which the latest session to say it holds.
+        owner has one claim at most to a fingerprint, which the latest session to say it holds. Whether three others
+        have one already, and a fourth makes it common, is looked at as of ``updated_at`` of the session committed.
         """
         ...
 

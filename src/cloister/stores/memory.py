@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +15,6 @@ from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import fields, owner_fields, tag
 from cloister.stores.base import (
     LEASE,
-    MOST_CLAIMS,
     Batch,
     Claims,
     Commit,
@@ -30,6 +28,7 @@ from cloister.stores.base import (
     options_of,
     side_by_side,
 )
+from cloister.stores.prints import Prints
 
 _Key = tuple[Owner, str]
 
@@ -60,7 +59,7 @@ class MemoryStore:
         self._sessions: dict[_Key, _Kept] = {}
         self._records: dict[tuple[Owner, str, bytes], Record] = {}
         self._leases: dict[_Key, tuple[bytes, float]] = {}
-        self._claims: dict[tuple[str, bytes], dict[Owner | None, int | None]] = defaultdict(dict)
+        self._prints = Prints()
         self._audit_ids: dict[Owner, str] = {}
         self._chain = Chain.new()
         self._entries: list[Entry] = []
@@ -95,7 +94,7 @@ class MemoryStore:
         self._check_record(session.owner, record)
         self._sessions[session.owner, session.id] = _Kept(session, list(items))
         self._keep(session.owner, record)
-        self._claim(fingerprints)
+        self._prints.keep(session, fingerprints)
         self._put(entries)
         return Receipt(nonce)
 
@@ -146,7 +145,7 @@ class MemoryStore:
         kept.session = msgspec.structs.replace(session, wrapped=kept.session.wrapped, carry=kept.session.carry)
         kept.items.extend(commit.items)
         self._keep(session.owner, commit.record)
-        self._claim(commit.fingerprints)
+        self._prints.keep(session, commit.fingerprints)
         self._put(commit.entries)
         del self._leases[session.owner, session.id]
         return Receipt(nonce)
@@ -188,6 +187,7 @@ class MemoryStore:
         )
         self._sessions[owner, session_id] = _Kept(gone, ended_at=now)
         self._leases.pop((owner, session_id), None)
+        self._prints.end(owner, session_id)
         self._put(entries)
         return Receipt(nonce, count=1)
 
@@ -197,9 +197,8 @@ class MemoryStore:
         for key in keys:
             del self._sessions[key]
             self._leases.pop(key, None)
+            self._prints.end(*key)
         self._records = {known: record for known, record in self._records.items() if known[0] != owner}
-        for owners in self._claims.values():
-            owners.pop(owner, None)
         self._audit_ids.pop(owner, None)
         return Receipt(nonce, count=len(keys))
 
@@ -208,26 +207,17 @@ class MemoryStore:
         return Receipt(nonce)
 
     async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
-        found = {}
-        for digest in digests:
-            owners = self._claims.get((scope, digest), {})
-            live = tuple(owner for owner, until in owners.items() if owner and (until is None or until > now))
-            if None in owners or live:
-                found[digest] = () if None in owners else live
-        return Claims(nonce, found)
+        return self._prints.claims(scope, digests, now=now, nonce=nonce)
 
-    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+    async def seed(self, scope: str, digests: Sequence[bytes], *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=self._prints.seed(scope, digests))
+
+    async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
         old = [key for key, kept in self._sessions.items() if kept.session.ended and kept.ended_at < tombstones_before]
         for key in old:
             del self._sessions[key]
         self._records = {key: record for key, record in self._records.items() if record.expires_at > now}
-        for claim, owners in list(self._claims.items()):
-            live = {owner: until for owner, until in owners.items() if until is None or until > now}
-            if live:
-                self._claims[claim] = live
-            else:
-                del self._claims[claim]
-        return Receipt(nonce, count=len(old))
+        return Receipt(nonce, count=len(old), dropped=self._prints.sweep(now, fingerprints))
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         rows = (kept.session for kept in self._sessions.values() if not kept.session.ended)
@@ -289,13 +279,6 @@ class MemoryStore:
     def _keep(self, owner: Owner, record: Record | None) -> None:
         if record is not None:
             self._records[owner, record.session, record.key] = record
-
-    def _claim(self, fingerprints: Sequence[Fingerprint]) -> None:
-        for fingerprint in fingerprints:
-            owners = self._claims[fingerprint.scope, fingerprint.digest]
-            owners[None if fingerprint.common else fingerprint.owner] = fingerprint.expires_at
-            if len(owners) > MOST_CLAIMS and None not in owners:
-                owners[None] = fingerprint.expires_at
 
     def _put(self, events: Sequence[Event]) -> None:
         for event in events:
