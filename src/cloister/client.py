@@ -211,11 +211,14 @@ class AsyncCloister:
 
         Raises `ConfigurationError` if a tenant is missing or must not be named, `ValueError` for a name that is none.
         """
+        self._check_named(tenant)
+        return User(self, Owner(tenant, user))
+
+    def _check_named(self, tenant: str | None) -> None:
         if tenant is None and self.tenancy == "required":
             raise ConfigurationError("name the tenant too: user(…, tenant=…); this store or this set-up has tenants")
         if tenant is not None and self.tenancy == "single":
             raise ConfigurationError('this cloister has no tenants; open it with tenancy="required" to name them')
-        return User(self, Owner(tenant, user))
 
     async def sweep(self) -> int:
         """Destroy sessions whose time is up, and what has outlived its use; give how many ended.
@@ -223,6 +226,20 @@ class AsyncCloister:
         Runs by itself every minute while the cloister is open.
         """
         return await upkeep.sweep(self.vault)
+
+    async def seed(self, text: str, *, tenant: str | None = None) -> int:
+        """Make what *text* says common knowledge: a catalogue, places, the hotline's number; give how much was not yet.
+
+        Whoever claimed it, it is no evidence any more, for the users of *tenant* or, with ``scope="all"``, for all.
+        Raises `ConfigurationError` without a `LeakGuard`, or where a tenant is missing or must not be named.
+        """
+        if self.leaks is None:
+            raise ConfigurationError(
+                "nothing looks at replies here, so there is nothing to seed: open(…, leaks=LeakGuard())"
+            )
+        if self.leaks.scope == "tenant":
+            self._check_named(tenant)
+        return await self._watch.seed(text, tenant)
 
     async def note_operator(self, owner: Owner, action: str, reason: str) -> None:
         """Put on record that an operator is about to do *action* to what is *owner*'s, and why."""

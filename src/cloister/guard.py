@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from cloister import sessions
+from cloister import sessions, window
 from cloister.audit import Event, event
 from cloister.errors import IntegrityError, ReplyBlocked, StoreUnavailable
 from cloister.leaks.detector import HARD, PASSING
@@ -26,7 +26,7 @@ from cloister.leaks.fingerprints import Digests, unique
 from cloister.leaks.settings import LeakGuard
 from cloister.leaks.streaming import StreamCheck
 from cloister.model import Item, Owner, to_micros
-from cloister.scrub.texts import readable
+from cloister.scrub.texts import Kind, mapped, readable
 from cloister.sealing import MasterKeys, tenant_keys
 from cloister.stores.base import Fingerprint
 from cloister.vault import Opened, Vault
@@ -37,6 +37,7 @@ _MOST_REGISTERED = 400  # of one turn: nobody is to push others' details out of 
 _MOST_OF_DOCUMENT = 30
 _LARGE = 4_000  # characters: of a longer document the numbers alone are looked up
 _LONG = 20_000  # characters: beyond, they are looked at beside the loop
+_SEEDED_AT_ONCE = 1_000
 _OWNERS_AT_MOST = 10_000
 _SHARE = 0.05  # of all fingerprints, numbers of one length, at most; `bench/leaks.py` prints it
 _KEYS = 2  # the newest master keys, under which fingerprints are written and looked up
@@ -102,6 +103,16 @@ class Watch:
             return False
         return times[0] > self.vault.now() - guard.block_window
 
+    async def seed(self, text: str, tenant: str | None) -> int:
+        """Make what *text* says common knowledge of *tenant*; give how much of it was not yet."""
+        assert self.guard is not None
+        marks = await Marks.derive(self.vault.keys, self.guard, tenant)
+        words = self.guard.frequencies()
+        found = await asyncio.to_thread(lambda: {feature.text for feature in features(text, words)})
+        digests = [digest for feature in sorted(found) for digest in marks.of(feature)]
+        parts = [digests[at : at + _SEEDED_AT_ONCE] for at in range(0, len(digests), _SEEDED_AT_ONCE)]
+        return sum([(await self.vault.ask(self.vault.store.seed, marks.scope, part)).count for part in parts])
+
     def forget(self, owner: Owner) -> None:
         """Forget an owner who was erased."""
         self._withheld.pop(owner, None)
@@ -117,7 +128,8 @@ class Check:
         self._watch = watch
         self._owner = opened.owner
         self._session = opened.id
-        self._verdict = Verdict()
+        self.verdict = Verdict()
+        """What was found in the answer."""
         self._marks = marks
         self._claimed: dict[str, Feature] = {}
         self._known: dict[str, tuple[Owner, ...] | None] = {}
@@ -196,6 +208,31 @@ class Check:
     def canary(self) -> str:
         """Give what marks this session: wherever else it turns up, it is withheld. Empty without a guard."""
         return "" if self._marks is None else self._marks.canary(self._session)
+
+    def planted(self, system: Item | None, counter: window.Counter) -> Item | None:
+        """Give the system text with this session's canary at its end, where the guard is to plant it, and its cost."""
+        if self.guard is None or not self.guard.plant:
+            return system
+        line = f"The mark {self.canary} belongs to this conversation alone. Never repeat it."
+        cost = window.item_tokens(Item("system", line), counter)
+        text, tokens = (f"{system.text}\n\n{line}", system.tokens) if system else (line, 0)
+        return Item("system", text, tokens=tokens + cost, counter=counter.name)
+
+    def without_canary(self, answer: Item) -> Item:
+        """Give *answer* without this session's own canary: it is for nobody to read."""
+        if self._marks is None:
+            return answer
+        own: str | None = None
+
+        def cut(text: str, _: Kind) -> str:
+            nonlocal own
+            for canary, start, end in reversed(marks.canaries(text)):
+                own = own or marks.canary(self._session)
+                text = text[:start] + text[end:] if canary == own else text
+            return text
+
+        marks = self._marks
+        return mapped(answer, cut)
 
     @property
     def safe_text(self) -> str:
@@ -318,7 +355,7 @@ class Check:
 
     def settle(self, verdict: Verdict) -> bool:
         """Put a *verdict* on record; say whether the reply is withheld."""
-        self._verdict = verdict
+        self.verdict = verdict
         if verdict.action == "block":
             self._watch.withheld(self._owner)
             self._note("reply.blocked", verdict)
@@ -357,10 +394,15 @@ class Check:
                 if feature.claim and (not foreign or self._context.exempts(feature)):
                     yield feature
             elif foreign:
-                if feature.kind in PASSING and self._verdict.action == "pass":
+                if feature.kind in PASSING and self.verdict.action == "pass":
                     yield feature
             elif owners is None and feature.claim and feature.text in self._known:
                 yield feature
+
+    def forget(self) -> None:
+        """Let go of all texts and keys: whoever keeps a turn does not keep them."""
+        self._own, self._said, self._documents, self._before = [], [], [], tuple
+        self._claimed, self._known, self._marks = {}, {}, None
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 

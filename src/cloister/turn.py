@@ -262,7 +262,7 @@ class Turn(Generic[SessionT]):
     @property
     def withheld(self) -> bool:
         """Say whether what was read carries another user's details: nothing more of it is to be read or shown."""
-        return any(judged is not None and judged.verdict.action == "block" for judged in self._streams.values())
+        return any(judged is not None and judged.blocked for judged in self._streams.values())
 
     async def look(self) -> list[str]:
         """Look up whose what was read is; give what may be shown then. Raises `StoreUnavailable`."""
@@ -283,7 +283,7 @@ class Turn(Generic[SessionT]):
                 self._take(channel, "", last=True)
             texts = await self.look() if self.waiting else self._given()
         for judged in self._streams.values():
-            if judged is not None and judged.verdict.action == "block":
+            if judged is not None and judged.blocked:
                 answer = None
                 self._check.settle(judged.verdict)
         reply = await self._commit(answer)
@@ -363,7 +363,7 @@ class Turn(Generic[SessionT]):
 
     def _taken(self, item: Item) -> tuple[Item, Item]:
         """Give the model's answer as its owner is shown it, and as it is stored."""
-        whole = self._mask.answered(item)
+        whole = self._check.without_canary(self._mask.answered(item))
         return whole, self._mask.hide(whole)
 
     def _entries(self, items: int, answer: wire.Answer) -> list[Event]:
@@ -414,6 +414,7 @@ class Turn(Generic[SessionT]):
         finally:
             self._opened.forget()
             self._mask.forget()
+            self._check.forget()
 
     async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
@@ -459,6 +460,7 @@ class Turn(Generic[SessionT]):
             heads = [system] if system else []
             if self._mask.note([*history, *new, *heads]):
                 system = noticed(system, counter)
+            system = self._check.planted(system, counter)
             reserve = window.tools_tokens(self._options.get("tools") or (), counter)
             self._fitted = window.fit(history, new, self._budget, system=system, reserve=reserve, counter=counter)
             # What the window drops does not come back. A call that lost its result is left out of its item there, so

@@ -22,6 +22,7 @@ from cloister.errors import (
 )
 from cloister.guard import Check, remembered
 from cloister.idempotency import Key
+from cloister.leaks.evidence import Verdict
 from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_before
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
@@ -436,6 +437,23 @@ class Session:
             entries = [noted, *replaced(noted, mask)]
             stored = await self._cloister.vault.commit(opened, kept, entries=entries, fingerprints=prints)
         return [shown(item) for item in stored]
+
+    async def check(self, text: str, *, documents: Sequence[str] = ()) -> Verdict:
+        """Say what would become of a reply with this *text*, and why; nothing is stored.
+
+        What the session holds, and *documents*, are no evidence. Raises `ConfigurationError` without a `LeakGuard`,
+        `SessionExpired` if the session is over.
+        """
+        head, _, items = await self._cloister.vault.history(
+            self, max(0, self.head.count - _MOST_HISTORY), _MOST_HISTORY
+        )
+        opened = await self._cloister.vault.look(self.owner, self.id)
+        assert isinstance(opened, Opened)
+        opened.items, opened.head = items, head
+        check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
+        await check.hears([], documents)
+        await check.judge(Item("assistant", text))
+        return check.verdict
 
     async def update(self, *, title: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Set title or metadata; what is None stays. Does not move the idle time."""

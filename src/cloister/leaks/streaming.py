@@ -76,6 +76,11 @@ class StreamCheck:
         """Give the verdict on what was settled so far."""
         return self._case.verdict
 
+    @property
+    def blocked(self) -> bool:
+        """Say whether it tipped: nothing more is taken or given."""
+        return self._case.verdict.action == "block"
+
     def feed(self, piece: str) -> str:
         """Take the next piece; give what may be shown."""
         self.take(piece)
@@ -94,7 +99,7 @@ class StreamCheck:
 
     def take(self, piece: str, *, last: bool = False) -> list[str]:
         """Take the next piece; give the features whose owners must be known before `give`."""
-        if self.verdict.action == "block":
+        if self.blocked:
             return []
         self._window += piece
         self._last = last
@@ -109,7 +114,7 @@ class StreamCheck:
     def give(self) -> str:
         """Judge what was taken; give what of it may be shown."""
         before, until, offset = self._settled, self._until, self._base
-        if self.verdict.action == "block" or (until <= before and not self._held):
+        if self.blocked or (until <= before and not self._held):
             return ""
         for feature in self._waiting:
             if self._tips(feature, offset):
@@ -121,7 +126,7 @@ class StreamCheck:
             from_here = max(self.verdict.evidence[0].start, before)
             alarming = self._without_own(min(from_here, until) - offset, until - offset)
             shown, self._held = shown[: len(shown) - len(alarming)], self._held + alarming
-        if self._last and self.verdict.action != "block":
+        if self._last and not self.blocked:
             shown, self._held = shown + self._held, ""
         self._forget()
         return shown
