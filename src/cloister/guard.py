@@ -187,7 +187,8 @@ class Check:
 
     def _features(self, text: str) -> list[Feature]:
         """Find what *text* says, but for what is part of a canary."""
-        assert self._marks is not None
+        if self._marks is None or not text:
+            return []
         planted = self._marks.canaries(text)
         found = features(text, self._words)
         return [one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)]
@@ -324,12 +325,14 @@ class Check:
 
     def _judge_document(self, text: str, found: Sequence[Feature]) -> None:
         """Raise an alarm for a document that says several things of one other owner."""
-        case = Case(self._owner, self._typed, Thresholds(), self._crowd)
+        assert self.guard is not None
+        limits = self.guard.thresholds
+        case = Case(self._owner, self._typed, Thresholds(limits.alert, math.inf), self._crowd)
         for feature in found:
             owners = self._known.get(feature.text)
             if owners:
                 case.hear(feature, owners, text[feature.start : feature.end])
-        if case.verdict.action == "block" and len(case.verdict.evidence) > 1:
+        if case.verdict.score >= limits.block and len(case.verdict.evidence) > 1:
             self._note("document.foreign", case.verdict)
 
     async def judge(self, answer: Item) -> bool:
@@ -420,12 +423,17 @@ class Check:
             failed = StoreUnavailable.__name__
         except Exception as error:  # noqa: BLE001 - of a plug-in for words too, whose message may be the text's
             failed = type(error).__name__
-        if failed:  # out here, where an error that may name the text does not hang on ours
-            if self._refuses:
-                raise StoreUnavailable(
-                    f"the search for other users' details failed with {failed}, so there is no reply; try again, or "
-                    "see LeakGuard(on_failure=…)"
-                )
+        if failed and self._refuses:
+            refused = StoreUnavailable(
+                f"the search for other users' details failed with {failed}, so there is no reply; try again, or see "
+                "LeakGuard(on_failure=…)"
+            )
+            try:
+                raise refused
+            except StoreUnavailable:
+                refused.__context__ = None  # an error that may name the text does not hang on ours
+                raise
+        if failed:
             self._note("reply.unchecked", None, problem=failed)
 
     @property
