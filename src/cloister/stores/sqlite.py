@@ -54,6 +54,7 @@ from cloister.stores.sqlite_file import (
     store_errors,
     tail_of,
 )
+from cloister.stores.sqlite_prints import Prints
 from cloister.stores.sqlite_writer import Writer, Writing
 
 # A lease further ahead than any that was granted a moment ago comes from before a reboot, when the clock began anew.
@@ -114,6 +115,7 @@ class SqliteStore:
         self._synchronous = synchronous
         weaker = Off("durability", "synchronous=normal", "a power cut can take back the last turns")
         self.off = (weaker,) if synchronous == "NORMAL" else ()
+        self._prints = Prints()
         self._granted: dict[tuple[str, str, str, bytes], float] = {}
 
     async def open(self) -> None:
@@ -229,17 +231,8 @@ class SqliteStore:
         return Listing(nonce, [session_of(row) for row in rows])
 
     async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
-        found: dict[bytes, tuple[Owner, ...]] = {}
         with self._snapshot() as db:
-            for digest in digests:
-                rows = db.execute(
-                    "SELECT tenant, user FROM fingerprints WHERE scope = ? AND digest = ?"
-                    " AND (expires_at IS NULL OR expires_at > ?)",
-                    (scope, digest, now),
-                ).fetchall()
-                if rows:
-                    found[digest] = () if ("", "") in rows else tuple(owner_of(*row) for row in rows)
-        return Claims(nonce, found)
+            return Claims(nonce, self._prints.claims(db, scope, digests, now), self._prints.size(db))
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         with self._snapshot() as db:
@@ -359,7 +352,7 @@ class SqliteStore:
             db.insert_session(session)
             db.insert_items(key, items)
             db.keep(session.owner, record)
-            db.claim(fingerprints)
+            self._prints.claim(db.db, session, fingerprints)
             db.put(entries)
             return Receipt(nonce)
 
@@ -389,7 +382,7 @@ class SqliteStore:
                 return _refused(db, key, session, nonce)
             db.insert_items(key, commit.items)
             db.keep(session.owner, commit.record)
-            db.claim(commit.fingerprints)
+            self._prints.claim(db.db, session, commit.fingerprints)
             db.put(commit.entries)
             return Receipt(nonce)
 
@@ -433,6 +426,7 @@ class SqliteStore:
                 (ended, now, *key),
             )
             db.execute(f"DELETE FROM items WHERE {MINE}", key)
+            self._prints.forget(db.db, MINE, key)
             db.put(entries)
             db.destroyed = True
             return Receipt(nonce, count=1)
@@ -447,7 +441,8 @@ class SqliteStore:
             db.put(entries)
             db.forget(owner)
             count = db.execute("DELETE FROM sessions WHERE tenant = ? AND user = ?", names(owner)).rowcount
-            for table in ("items", "records", "fingerprints", "audit_owners"):
+            self._prints.forget(db.db, "tenant = ? AND user = ?", names(owner))
+            for table in ("items", "records", "audit_owners"):
                 db.execute(f"DELETE FROM {table} WHERE tenant = ? AND user = ?", names(owner))
             db.destroyed = True
             return Receipt(nonce, count=count)
@@ -461,15 +456,21 @@ class SqliteStore:
 
         return await self._writer.write(work)
 
-    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+    async def seed(self, scope: str, digests: Sequence[bytes], *, nonce: bytes) -> Receipt:
+        def work(db: Writing) -> Receipt:
+            return Receipt(nonce, count=self._prints.seed(db.db, scope, digests))
+
+        return await self._writer.write(work)
+
+    async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
         def work(db: Writing) -> Receipt:
             gone = db.execute(
                 "DELETE FROM sessions WHERE ended IS NOT NULL AND ended_at < ?", (tombstones_before,)
             ).rowcount
             rest = db.execute("DELETE FROM records WHERE expires_at <= ?", (now,)).rowcount
-            rest += db.execute("DELETE FROM fingerprints WHERE expires_at <= ?", (now,)).rowcount
-            db.destroyed = db.destroyed or bool(gone or rest)
-            return Receipt(nonce, count=gone)
+            over, dropped = self._prints.sweep(db.db, now, fingerprints)
+            db.destroyed = db.destroyed or bool(gone or rest or over or dropped)
+            return Receipt(nonce, count=gone, dropped=dropped)
 
         return await self._writer.write(work)
 

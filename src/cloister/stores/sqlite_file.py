@@ -13,7 +13,7 @@ from cloister.errors import CloisterError, ConfigurationError, IntegrityError, S
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import tag
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE sessions (
     tenant TEXT NOT NULL, user TEXT NOT NULL, session TEXT NOT NULL,
@@ -35,11 +35,15 @@ CREATE TABLE records (
     sealed BLOB NOT NULL, expires_at INTEGER NOT NULL,
     PRIMARY KEY (tenant, user, session, key)
 ) WITHOUT ROWID;
+CREATE TABLE claims (
+    number INTEGER PRIMARY KEY, tenant TEXT NOT NULL, user TEXT NOT NULL, session TEXT NOT NULL,
+    UNIQUE (tenant, user, session)
+);
 CREATE TABLE fingerprints (
-    scope TEXT NOT NULL, digest BLOB NOT NULL, tenant TEXT NOT NULL, user TEXT NOT NULL, expires_at INTEGER,
-    PRIMARY KEY (scope, digest, tenant, user)
+    scope TEXT NOT NULL, digest INTEGER NOT NULL, claim INTEGER NOT NULL,
+    PRIMARY KEY (scope, digest, claim)
 ) WITHOUT ROWID;
-CREATE INDEX fingerprints_by_owner ON fingerprints (tenant, user);
+CREATE INDEX fingerprints_by_claim ON fingerprints (claim);
 CREATE TABLE audit (
     writer TEXT NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL, severity TEXT NOT NULL,
     owner TEXT NOT NULL, other TEXT NOT NULL, session TEXT NOT NULL, detail TEXT NOT NULL,

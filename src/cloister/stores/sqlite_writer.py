@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from cloister.audit import Chain, Entry, Event, Heads, audit_id, columns, event, introduces
 from cloister.errors import CloisterError, SessionConflict, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession, from_micros
-from cloister.stores.base import MOST_CLAIMS, Fingerprint, Record
+from cloister.stores.base import Record
 from cloister.stores.sqlite_file import BUSY_SECONDS, MINE, SESSION, names, ours
 
 T = TypeVar("T")
@@ -232,19 +232,6 @@ class Writing:
                 raise SessionConflict("this idempotency key was answered meanwhile; send it again for the answer")
             values = (*names(owner), record.session, record.holder, record.key, record.sealed, record.expires_at)
             self.execute("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-
-    def claim(self, fingerprints: Sequence[Fingerprint]) -> None:
-        for fingerprint in fingerprints:
-            whose = ("", "") if fingerprint.common else names(fingerprint.owner)
-            key = (fingerprint.scope, fingerprint.digest)
-            self.execute(
-                "INSERT OR REPLACE INTO fingerprints VALUES (?, ?, ?, ?, ?)", (*key, *whose, fingerprint.expires_at)
-            )
-            (owners,) = self.execute("SELECT count(*) FROM fingerprints WHERE scope = ? AND digest = ?", key).fetchone()
-            if owners > MOST_CLAIMS:
-                self.execute(
-                    "INSERT OR IGNORE INTO fingerprints VALUES (?, ?, '', '', ?)", (*key, fingerprint.expires_at)
-                )
 
     def put(self, events: Sequence[Event]) -> None:
         for noted in events:

@@ -24,7 +24,20 @@ import msgspec
 from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
-from cloister.stores.base import Batch, Commit, Due, Fingerprint, Number, Off, Receipt, Record, Store, options_of
+from cloister.stores.base import (
+    Batch,
+    Claims,
+    Commit,
+    Due,
+    Fingerprint,
+    Number,
+    Off,
+    Receipt,
+    Record,
+    Store,
+    options_of,
+)
+from cloister.stores.prints import Prints
 from cloister.tokens import LIMIT, LONGEST_LIMIT, SHORTEST_LIMIT, Tokens
 
 T = TypeVar("T")
@@ -110,7 +123,10 @@ class Ledger:
 
 
 class Alone:
-    """Keep the audit log, and nothing else: the rest is in the tokens. What needs more raises `ConfigurationError`."""
+    """Keep the audit log, and nothing else: the rest is in the tokens. What needs more raises `ConfigurationError`.
+
+    Fingerprints are kept in this process: they are gone with it, and no other knows of them.
+    """
 
     path = None
     volatile = False
@@ -129,8 +145,12 @@ class Alone:
         self.tokens = tokens
         self.url = "token://?allow_replay=1"
         self.in_logging = audit is None
-        said = "without a ledger a token can be used again, and no session can be ended, erased or listed"
+        said = (
+            "without a ledger a token can be used again, no session can be ended, erased or listed, and the search for "
+            "leaks knows no more than this one process has heard"
+        )
         self.off = (Off("replay protection", "allow_replay=1", said),)
+        self._prints = Prints()
         self._log: _File | _Logger = _Logger() if audit is None else _File(Path(audit))
         self._chain = Chain.new()
         self._names: dict[Owner, str] = {}
@@ -159,10 +179,20 @@ class Alone:
         record: Record | None = None,
         instead_of: str | None = None,
     ) -> Receipt:
-        return await self.record(entries, nonce=nonce)
+        receipt = await self.record(entries, nonce=nonce)
+        self._prints.keep(session, fingerprints)
+        return receipt
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
-        return await self.record(commit.entries, nonce=nonce)
+        receipt = await self.record(commit.entries, nonce=nonce)
+        self._prints.keep(commit.session, commit.fingerprints)
+        return receipt
+
+    async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        return self._prints.claims(scope, digests, now=now, nonce=nonce)
+
+    async def seed(self, scope: str, digests: Sequence[bytes], *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=self._prints.seed(scope, digests))
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         # To its end, whoever is cancelled meanwhile: else the file would have what the chain does not know of, and
@@ -207,8 +237,8 @@ class Alone:
     async def release(self, owner: Owner, session_id: str, lease: bytes, *, nonce: bytes) -> Receipt:
         return Receipt(nonce)
 
-    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
-        return Receipt(nonce)
+    async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
+        return Receipt(nonce, dropped=self._prints.sweep(now, fingerprints))
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         return ()
