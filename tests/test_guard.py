@@ -423,7 +423,7 @@ async def test_a_planted_canary(home: House) -> None:
             assert turn.canary in system["content"]
             assert turn.messages[0] == system
             await turn.finish("I see.")
-        assert system not in [item.text for item in await ana.history()]
+        assert system["content"] not in [item.text for item in await ana.history()]
         ben = await house.ben.start(system="Be kind.")
         of(house).answer = ANAS
         assert (await ben.send("What do you know?")).text == ANAS
@@ -641,7 +641,7 @@ async def test_an_error_where_asked_for() -> None:
         with pytest.raises(ReplyBlocked):  # noqa: PT012 - the stream is what raises
             async with ben.stream("Which?") as stream:
                 async for piece in stream:
-                    read.append(piece)  # noqa: PERF401 - until it raises
+                    read.append(piece)
         assert "7731" not in "".join(read)
         assert await told(ben) == ["Which?", "Not for you."] * 2
 
