@@ -293,7 +293,7 @@ def test_interrupt() -> None:
                 self.cut, self.hang = (2, True) if self.asked == 1 else (None, False)
                 return super().stream(request)
 
-        sys.exit(chat.talk(Settings(provider=Once()), "ana", None, None, new=True, system=None))
+        sys.exit(chat.talk(Settings(provider=Once(), leaks=None), "ana", None, None, new=True, system=None))
     """
     child, terminal_side = pty.fork()
     if child == 0:

@@ -136,6 +136,7 @@ class Check:
         self._size = 0
         self._said: list[Item] = []
         self._documents: list[str] = []
+        self._looked_at: tuple[str, list[Feature]] = ("", [])  # the last text, which is wanted again for the commit
         self._own: list[tuple[str, bool]] = []
         self._before: Callable[[], Iterable[Item]] = tuple
         if self.guard is not None:
@@ -189,15 +190,25 @@ class Check:
         """Find what *text* says, but for what is part of a canary."""
         if self._marks is None or not text:
             return []
-        planted = self._marks.canaries(text)
-        found = features(text, self._words)
-        return [one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)]
+        if text != self._looked_at[0]:
+            planted = self._marks.canaries(text)
+            found = features(text, self._words)
+            if planted:
+                found = [
+                    one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)
+                ]
+            self._looked_at = text, found
+        return self._looked_at[1]
+
+    def _strangers(self, text: str) -> list[tuple[str, int, int]]:
+        """Find canaries of other sessions."""
+        planted = [] if self._marks is None else self._marks.canaries(text)
+        return [found for found in planted if found[0] != self.canary]
 
     def _shows(self, document: str) -> None:
-        assert self._marks is not None
-        planted = self._marks.canaries(document)
-        if any(canary != self.canary for canary, _, _ in planted):
-            self._note("document.foreign", None, canary=len(planted))
+        strangers = self._strangers(document)
+        if strangers:
+            self._note("document.foreign", None, canary=len(strangers))
             raise ReplyBlocked(
                 "a document or the result of a tool carries what was planted in another session, so it was not taken; "
                 "find out where it came from: document.foreign in the audit log says when"
@@ -256,10 +267,12 @@ class Check:
         """Give what judges an answer while it arrives: what it wants to know, `look` looks up. None without a guard."""
         if self.guard is None or self._marks is None:
             return None
-        limits = self.guard.thresholds
-        block = {"any": limits.alert, "strong": limits.block, "canary": math.inf}[self.guard.block]
-        case = Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
-        return StreamCheck(case, self._words, self._marks, self._known.get, wary=True)
+        return StreamCheck(self._case(self.guard), self._words, self._marks, self._known.get, wary=True)
+
+    def _case(self, guard: LeakGuard) -> Case:
+        limits = guard.thresholds
+        block = {"any": limits.alert, "strong": limits.block, "canary": math.inf}[guard.block]
+        return Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
 
     def _crowd(self, _: int) -> int:
         """Say how many numbers of one length are registered, as far as the index tells."""
@@ -346,15 +359,17 @@ class Check:
             self._note("reply.blocked", None, reason="limit")
             return True
         said = "\n".join(readable(item) for item in (*self._said, answer))
-        verdict = Verdict()
+        case = self._case(self.guard)
         with self._running():
-            check = self.stream()
-            assert check is not None
-            wanted = await _apart(said, lambda text: check.take(text, last=True))
-            await self.look(wanted)
-            check.give()
-            verdict = check.verdict
-        return self.settle(verdict)
+            found = await _apart(said, self._features)
+            await self.look([feature.text for feature in found])
+            for _, start, end in self._strangers(said):
+                case.canary(start, end)
+            for feature in found:
+                owners = self._known.get(feature.text)
+                if owners and case.hear(feature, owners, said[feature.start : feature.end]):
+                    break
+        return self.settle(case.verdict)
 
     def settle(self, verdict: Verdict) -> bool:
         """Put a *verdict* on record; say whether the reply is withheld."""
@@ -405,7 +420,7 @@ class Check:
     def forget(self) -> None:
         """Let go of all texts and keys: whoever keeps a turn does not keep them."""
         self._own, self._said, self._documents, self._before = [], [], [], tuple
-        self._claimed, self._known, self._marks = {}, {}, None
+        self._claimed, self._known, self._marks, self._looked_at = {}, {}, None, ("", [])
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
