@@ -24,19 +24,15 @@ from cloister.stores.base import MOST_CLAIMS, Fingerprint
 LIBRARY = """
 local function opened(meta, kind)
     local known = redis.call('HMGET', meta, kind, kind .. ' count')
-    return {meta = meta, kind = kind, base = string.sub(meta, 1, -2) .. kind, buckets = tonumber(known[1] or 1),
-            count = tonumber(known[2] or 0)}
-end
-local function half(t)
-    local size = 1
-    while size * 2 <= t.buckets do size = size * 2 end
-    return size
+    local t = {meta = meta, kind = kind, base = string.sub(meta, 1, -2) .. kind, buckets = tonumber(known[1] or 1),
+               count = tonumber(known[2] or 0), half = 1}
+    while t.half * 2 <= t.buckets do t.half = t.half * 2 end
+    return t
 end
 local function place(t, key)
     local one, two = string.byte(key, 1, 2)
-    local size = half(t)
-    local n = (one + 256 * two) % (size * 2)
-    return t.base .. (n < t.buckets and n or n - size)
+    local n = (one + 256 * two) % (t.half * 2)
+    return t.base .. (n < t.buckets and n or n - t.half)
 end
 local function saved(t)
     redis.call('HSET', t.meta, t.kind, t.buckets, t.kind .. ' count', t.count)
@@ -44,9 +40,10 @@ end
 local function put(t, key, value)
     t.count = t.count + redis.call('HSET', place(t, key), key, value)
     while t.count > 64 * t.buckets and t.buckets < 65536 do
-        local from = t.base .. (t.buckets - half(t))
+        local from = t.base .. (t.buckets - t.half)
         local held = redis.call('HGETALL', from)
         t.buckets = t.buckets + 1
+        if t.buckets == t.half * 2 then t.half = t.buckets end
         for n = 1, #held, 2 do
             local to = place(t, held[n])
             if to ~= from then
