@@ -332,7 +332,9 @@ async def test_an_owner_sees_only_his_own(database: Database, house: House) -> N
         "TRUNCATE cloister.audit",
         "UPDATE cloister.items SET sealed = ''",
         "SELECT * FROM cloister.tenancy",
-        "INSERT INTO cloister.fingerprints VALUES ('', '', '', '', 0)",
+        "INSERT INTO cloister.fingerprints VALUES (0, 0, '')",
+        "SELECT * FROM cloister.fingerprints",
+        "SELECT * FROM cloister.claims",
         "SET ROLE cloister_lookup",
         "ALTER TABLE cloister.items DISABLE ROW LEVEL SECURITY",
         "CREATE VIEW cloister.everything AS SELECT * FROM cloister.items",
@@ -492,8 +494,8 @@ async def test_what_reads_across_owners_is_named(database: Database) -> None:
     )
     across = {row["name"] for row in rows if row["prosecdef"]}
     assert across == {
-        "names", "settle", "settle_anew", "claim", "claims", "owner_of", "tenanted", "expired", "sweep",
-        "every_session", "audit_page", "audit_names",
+        "names", "settle", "settle_anew", "claim", "unclaim", "claims", "seed", "clear", "owner_of", "tenanted",
+        "expired", "sweep", "every_session", "audit_page", "audit_names",
     }  # fmt: skip
     for row in rows:
         if row["prosecdef"]:
@@ -540,7 +542,7 @@ async def test_a_sweep_takes_dead_leases(database: Database, house: House) -> No
         await database.run(
             f"INSERT INTO cloister.leases VALUES ('', '{user}', '{anas}', 'x', clock_timestamp() - interval '{age}')"
         )
-    await house.cloister.store.sweep(now=0, tombstones_before=0, nonce=nonce())
+    await house.cloister.store.sweep(now=0, tombstones_before=0, fingerprints=0, nonce=nonce())
     assert [row[0] for row in await database.run('SELECT "user" FROM cloister.leases')] == ["ana"]
 
 

@@ -406,7 +406,7 @@ async def test_the_fence() -> None:
             with pytest.raises(Trespass):
                 await request
         assert await fence.expired(now=1 << 60, limit=10, skip=0) == []
-        assert await fence.sweep(nonce=nonce, now=1 << 60, tombstones_before=1 << 60) == Receipt(nonce)
+        assert await fence.sweep(nonce=nonce, now=1 << 60, tombstones_before=1 << 60, fingerprints=0) == Receipt(nonce)
         assert len(await house.ana.sessions()) == 1
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.fakes import opened
 
-from cloister import stores
+from cloister import stores, upkeep
 from cloister.errors import ConfigurationError
+from cloister.leaks.fingerprints import SHARDS
 from cloister.model import Owner, SealedSession
-from cloister.stores.base import Commit, Loaded, Page, Receipt, Store
+from cloister.stores.base import Claims, Commit, Fingerprint, Loaded, Page, Receipt, Store
 from cloister.stores.memory import MemoryStore
-from cloister.testing import StoreConformance
+from cloister.stores.prints import Prints
+from cloister.testing import StoreConformance, entries_of
+from cloister.vault import Opened
 
 
 class TestStores(StoreConformance):
@@ -242,12 +246,20 @@ class TenantsMixed(MemoryStore):
         return None
 
 
+class RefusedClaims(MemoryStore):
+    """Files what a turn said before it looks whether the turn can be stored."""
+
+    async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        self._prints.keep(commit.session, commit.fingerprints)
+        return await super().commit(commit, nonce=nonce)
+
+
 BROKEN = [
     TenantsMixed,
     ItemsSwapped, PagesSwapped, AnybodysLease, AnybodysWrap, AnybodysPlace, RecordsMixed, RecordsKept, NamesComeBack,
     OwnerIgnored, OwnerIgnoredInPages, TenantIgnored, VersionIgnored, LeaseIgnored, TailReordered, RowsSwapped,
     EchoMissing, TurnStoredTwice, HalfCommitted, SecretKept, LateWrites, ErasesTooMuch, ListsEverybody, NamesInTheLog,
-    RotationLosesCommits,
+    RotationLosesCommits, RefusedClaims,
 ]  # fmt: skip
 
 
@@ -273,6 +285,142 @@ async def test_the_contract_rejects(store: type[MemoryStore]) -> None:
 async def test_the_contract_accepts() -> None:
     """The store from which the broken ones are made keeps every promise."""
     assert await _broken_promises(MemoryStore) == []
+
+
+class NeverEnding(Prints):
+    """Remembers what ended sessions said."""
+
+    def end(self, owner: Owner, session_id: str) -> None:
+        pass
+
+
+class NeverExpiring(Prints):
+    """Does not look at the time."""
+
+    def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        return super().claims(scope, digests, now=0, nonce=nonce)
+
+
+class EndsFixed(Prints):
+    """Lets what was said end when it would have ended at that time."""
+
+    def keep(self, session: SealedSession, fingerprints: Sequence[Fingerprint]) -> None:
+        if fingerprints:
+            super().keep(session, fingerprints)
+
+
+class FirstHolds(Prints):
+    """Leaves a claim with the session that was the first to say it."""
+
+    def keep(self, session: SealedSession, fingerprints: Sequence[Fingerprint]) -> None:
+        digests = [one.digest for one in fingerprints]
+        held = self.claims("acme", digests, now=0, nonce=b"").owners
+        super().keep(session, [one for one in fingerprints if session.owner not in held.get(one.digest, ())])
+
+
+class DeadCount(Prints):
+    """Counts claims that are over towards what is common."""
+
+    def keep(self, session: SealedSession, fingerprints: Sequence[Fingerprint]) -> None:
+        super().keep(msgspec.structs.replace(session, updated_at=0), fingerprints)
+
+
+class UniqueIgnored(Prints):
+    """Lets anything become common."""
+
+    def keep(self, session: SealedSession, fingerprints: Sequence[Fingerprint]) -> None:
+        super().keep(session, [msgspec.structs.replace(one, unique=False) for one in fingerprints])
+
+
+class NothingCommon(Prints):
+    """Takes every fingerprint for a unique one."""
+
+    def keep(self, session: SealedSession, fingerprints: Sequence[Fingerprint]) -> None:
+        super().keep(session, [msgspec.structs.replace(one, unique=True) for one in fingerprints])
+
+
+class SeedYields(Prints):
+    """Seeds only what nobody claims."""
+
+    def seed(self, scope: str, digests: Sequence[bytes]) -> int:
+        held = self.claims(scope, digests, now=0, nonce=b"").owners
+        return super().seed(scope, [digest for digest in digests if not held.get(digest)]) + len(held)
+
+
+class ScopesMixed(Prints):
+    """Files what all tenants said together."""
+
+    def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
+        return super().claims("", digests, now=now, nonce=nonce)
+
+    def keep(self, session: SealedSession, fingerprints: Sequence[Fingerprint]) -> None:
+        super().keep(session, [msgspec.structs.replace(one, scope="") for one in fingerprints])
+
+
+class NothingDropped(Prints):
+    """Has no bound."""
+
+    def sweep(self, now: int, most: int) -> int:
+        return super().sweep(now, 1 << 40)
+
+
+class CommonDropped(Prints):
+    """Lets go of what is common first."""
+
+    def sweep(self, now: int, most: int) -> int:
+        before = len(self._index)
+        for number in range(SHARDS):
+            self._index._grow(number, None, max(len(self._index) - most, 0))
+        return before - len(self._index) + super().sweep(now, most)
+
+
+_LIVES = "test_a_claim_lives_as_long_as_its_session"
+BROKEN_PRINTS: dict[type[Prints], str] = {
+    NeverEnding: _LIVES,
+    NeverExpiring: _LIVES,
+    EndsFixed: _LIVES,
+    FirstHolds: _LIVES,
+    DeadCount: "test_claims_that_are_over_do_not_make_common",
+    UniqueIgnored: "test_a_unique_fingerprint_is_never_common",
+    NothingCommon: "test_fingerprints_become_common",
+    SeedYields: "test_what_is_seeded_is_common",
+    ScopesMixed: "test_fingerprints_become_common",
+    NothingDropped: "test_the_oldest_fingerprints_are_dropped",
+    CommonDropped: "test_the_oldest_fingerprints_are_dropped",
+}
+"""Each with the promise that it breaks."""
+
+
+@pytest.mark.parametrize("prints", BROKEN_PRINTS)
+async def test_the_contract_rejects_fingerprints(prints: type[Prints]) -> None:
+    """A store that files fingerprints wrongly fails the promise that it breaks."""
+
+    class Broken(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__()
+            self._prints = prints()
+
+    assert BROKEN_PRINTS[prints] in await _broken_promises(Broken)
+
+
+async def test_what_was_dropped_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are too many fingerprints, sweeping drops some, and says how many in the log."""
+    monkeypatch.setattr(upkeep, "MOST_FINGERPRINTS", 5)
+    async with opened("memory://") as house:
+        vault = house.cloister.vault
+        for owner in (Owner(None, "ana"), Owner(None, "ben")):
+            prints = [Fingerprint("", f"{owner.user} {number}".encode().rjust(8)) for number in range(4)]
+            started = vault.begin(owner)
+            await vault.commit(started, fingerprints=prints[:3])
+            async with vault.work(started) as held:
+                assert isinstance(held, Opened)
+                await vault.commit(held, fingerprints=prints[3:])
+        await house.cloister.sweep()
+        assert [e.detail for e in await entries_of(house.cloister.store) if e.event == "fingerprints.dropped"] == [
+            '{"count":4}'
+        ]
+        await house.cloister.sweep()
+        assert len([e for e in await entries_of(house.cloister.store) if e.event == "fingerprints.dropped"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cloister.leaks.features import Feature, features
 from cloister.leaks.fingerprints import COMMON, Digests, Index, unique
 from cloister.leaks.streaming import StreamCheck
 from cloister.leaks.words import Frequencies, packed
-from cloister.model import Owner, Role
+from cloister.model import Owner, Role, to_micros
 
 HARD = frozenset(["email", "number", "identifier", "amount", "price", "place"])
 """What is registered from the assistant's own words too. Of the rest it makes common what nobody has claimed."""
@@ -61,7 +61,7 @@ class LeakDetector:
         """Remember whose details *text* carries. What a tool or the system says is nobody's."""
         if role not in ("user", "assistant"):
             return
-        claim = None
+        claim, at = None, _micros(now)
         planted = self._digests.canaries(text)
         for feature in _once(features(text, self._words)):
             if any(feature.start < end and start < feature.end for _, start, end in planted):
@@ -71,19 +71,19 @@ class LeakDetector:
                 continue
             digest = self._digests.of(feature.text)
             if soft:
-                owners = self.index.owners(digest, now)
+                owners = self.index.owners(digest, at)
                 if owners is None:
                     if feature.claim:
-                        self.index.add(digest, COMMON, now)
+                        self.index.add(digest, COMMON, at)
                     continue
                 if owner in owners or not owners:
                     continue
                 if feature.kind in PASSING:
-                    self.index.add(digest, COMMON, now)
+                    self.index.add(digest, COMMON, at)
                     continue
             if claim is None:
-                claim = self.index.claim(owner, session_id, expires_at)
-            new = self.index.add(digest, claim, now, unique(feature))
+                claim = self.index.claim(owner, session_id, _micros(expires_at))
+            new = self.index.add(digest, claim, at, unique(feature))
             if new and feature.kind in NUMBERS:
                 self._counts[room_of(feature)] += 1
 
@@ -115,11 +115,15 @@ class LeakDetector:
 
     def owners(self, feature: str, now: datetime | None = None) -> tuple[Owner, ...] | None:
         """Say whose a feature is: nobody's (None), common knowledge (empty), or these owners'."""
-        return self.index.owners(self._digests.of(feature), now)
+        return self.index.owners(self._digests.of(feature), _micros(now))
 
     def _look(self, now: datetime | None) -> Callable[[str], tuple[Owner, ...] | None]:
-        of, owners = self._digests.of, self.index.owners
-        return lambda text: owners(of(text), now)
+        of, owners, at = self._digests.of, self.index.owners, _micros(now)
+        return lambda text: owners(of(text), at)
+
+
+def _micros(moment: datetime | None) -> int | None:
+    return None if moment is None else to_micros(moment)
 
 
 def _once(found: list[Feature]) -> list[Feature]:

@@ -8,8 +8,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from hashlib import blake2b
 
 from cloister.leaks.features import Feature, room
@@ -109,23 +107,17 @@ class _Shard:
         return places, at
 
 
-@dataclass(slots=True)
-class _Claim:
-    owner: Owner
-    session_id: str
-    expires_at: datetime | None
-
-
 COMMON = -1
 SHARDS = 256
 _AT_ONCE = 1 << 18
+_NEVER = (1 << 63) - 1
 
 
 class Index:
     """Hold fingerprints in this process: whose they are, until when, and which are common knowledge.
 
     Bounded by *most* fingerprints; when it is full, those of the sessions that came first go, and are counted in
-    ``dropped``.
+    ``dropped``. Moments are microseconds since 1970; without one as *now*, nothing has expired.
     """
 
     def __init__(self, most: int = 4_000_000) -> None:
@@ -133,10 +125,12 @@ class Index:
             raise ValueError(f"an index holds at least {SHARDS * 8:,} fingerprints")
         self._most = most // SHARDS
         self._shards = [_Shard() for _ in range(SHARDS)]
-        # A claim's number is its place in the order in which sessions came; 0 is a free place of a shard.
-        self._claims: dict[int, _Claim] = {}
-        self._of: dict[Owner, dict[str, int]] = {}
-        self._next = 1
+        # A claim's number is its session's place in the order in which they came; 0 is a free place of a shard. The
+        # lists begin with the session of number `_first`: those before are over.
+        self._numbers: dict[tuple[Owner, str], int] = {}
+        self._first = 1
+        self._sessions: list[tuple[Owner, str] | None] = []
+        self._ends = array("q")
         self._used = 0
         self._due, self._turn = 0, 0  # how many shards hold what is over, perhaps, and which is the next of them
         self.dropped = 0
@@ -144,25 +138,31 @@ class Index:
     def __len__(self) -> int:
         return self._used
 
-    def claim(self, owner: Owner, session_id: str, expires_at: datetime | None) -> int:
+    def claim(self, owner: Owner, session_id: str, expires_at: int | None) -> int:
         """Give the number under which what is said in this session is filed; its end moves to *expires_at*."""
-        sessions = self._of.setdefault(owner, {})
-        number = sessions.get(session_id)
+        session = owner, session_id
+        number = self._numbers.get(session)
         if number is None:
-            number = sessions[session_id] = self._next
-            self._next += 1
-            self._claims[number] = _Claim(owner, session_id, expires_at)
-        else:
-            self._claims[number].expires_at = expires_at
+            number = self._numbers[session] = self._first + len(self._sessions)
+            self._sessions.append(session)
+            self._ends.append(_NEVER)
+        self._ends[number - self._first] = _NEVER if expires_at is None else expires_at
         return number
 
-    def extend(self, owner: Owner, session_id: str, expires_at: datetime | None) -> None:
+    def extend(self, owner: Owner, session_id: str, expires_at: int | None) -> None:
         """Move the end of what was said in a session, if anything was."""
-        number = self._of.get(owner, {}).get(session_id)
-        if number is not None:
-            self._claims[number].expires_at = expires_at
+        if (owner, session_id) in self._numbers:
+            self.claim(owner, session_id, expires_at)
 
-    def add(self, digest: bytes, claim: int, now: datetime | None, unique: bool = False) -> bool:
+    def _owner(self, number: int, now: int | None) -> Owner | None:
+        """Say whose a number is; nobody's, if its session is over."""
+        at = number - self._first
+        if at < 0 or (now is not None and self._ends[at] <= now):
+            return None
+        session = self._sessions[at]
+        return None if session is None else session[0]
+
+    def add(self, digest: bytes, claim: int, now: int | None, unique: bool = False) -> bool:
         """File *digest* under *claim*, or as `COMMON`; a *unique* one never becomes common by its number of owners.
 
         Say whether it is new.
@@ -170,41 +170,35 @@ class Index:
         key = int.from_bytes(digest, "little")
         shard = self._shards[key & 0xFF]
         places, free = shard.find(key)
-        owners: dict[Owner | None, int] = {}
-        for at in places:
-            held = shard.claims[at]
-            if held == COMMON:
-                return False
-            known = self._claims.get(held)
-            if known is None or self._over(known, now):
-                owners[None] = at
-            else:
-                owners[known.owner] = at
-        if claim == COMMON:
+        if places:
+            return self._add_to(shard, places, free, claim, now, unique)
+        self._put(shard, key, claim, free, now)
+        return True
+
+    def _add_to(self, shard: _Shard, places: list[int], free: int, claim: int, now: int | None, unique: bool) -> bool:
+        """File what is known already: in place of its owner's last claim or of one that is over, or beside the others."""
+        if shard.claims[places[0]] == COMMON:
+            return False
+        owners = {self._owner(shard.claims[at], now): at for at in places}
+        same = None if claim == COMMON else owners.get(self._owner(claim, None), owners.get(None))
+        if same is not None:
+            shard.claims[same] = claim
+        elif claim != COMMON and len(places) < MOST_OWNERS:
+            self._put(shard, shard.keys[places[0]], claim, free, now)
+        elif claim == COMMON or not unique:
             for at in places:
                 shard.claims[at] = COMMON
-            if places:
-                return False
-        else:
-            owner = self._claims[claim].owner
-            same = owners.get(owner, owners.get(None))
-            if same is not None:
-                shard.claims[same] = claim
-                return False
-            if len(places) >= MOST_OWNERS:
-                if not unique:
-                    for at in places:
-                        shard.claims[at] = COMMON
-                return False
+        return False
+
+    def _put(self, shard: _Shard, key: int, claim: int, free: int, now: int | None) -> None:
         shard.keys[free] = key
         shard.claims[free] = claim
         shard.used += 1
         self._used += 1
         if shard.used * 5 > len(shard.keys) * 4 or shard.used >= self._most:
             self._grow(key & 0xFF, now)
-        return not places
 
-    def owners(self, digest: bytes, now: datetime | None) -> tuple[Owner, ...] | None:
+    def owners(self, digest: bytes, now: int | None) -> tuple[Owner, ...] | None:
         """Say whose *digest* is: nobody's (None), common knowledge (empty), or these owners'."""
         key = int.from_bytes(digest, "little")
         shard = self._shards[key & 0xFF]
@@ -217,9 +211,9 @@ class Index:
             if keys[at] == key:
                 if held == COMMON:
                     return ()
-                known = self._claims.get(held)
-                if known is not None and not self._over(known, now):
-                    found = [*(found or ()), known.owner]
+                owner = self._owner(held, now)
+                if owner is not None:
+                    found = [*(found or ()), owner]
             at += 1
             if at == size:
                 at = 0
@@ -228,30 +222,30 @@ class Index:
 
     def erase(self, owner: Owner) -> None:
         """Forget everything of *owner*."""
-        gone = self._of.pop(owner, {})
-        for number in gone.values():
-            del self._claims[number]
+        gone = [session for session in self._numbers if session[0] == owner]
+        for session in gone:
+            self.end(*session)
         if gone:
             self._rebuild_all(None)
 
     def end(self, owner: Owner, session_id: str) -> None:
         """Forget what was said in one session."""
-        sessions = self._of.get(owner, {})
-        number = sessions.pop(session_id, None)
+        number = self._numbers.pop((owner, session_id), None)
         if number is not None:
-            del self._claims[number]
+            self._sessions[number - self._first] = None
             self._due = SHARDS
-            if not sessions:
-                del self._of[owner]
 
-    def sweep(self, now: datetime, most: int | None = None) -> None:
+    def sweep(self, now: int, most: int | None = None) -> None:
         """Remove what has expired and, where more than *most* is left, what is the oldest of it, counted.
 
         Of a large index only a part gives room back at once, and the rest the next times.
         """
-        gone = [claim for claim in self._claims.values() if self._over(claim, now)]
-        for claim in gone:
-            self.end(claim.owner, claim.session_id)
+        for session, until in zip(self._sessions, self._ends, strict=True):
+            if session is not None and until <= now:
+                self.end(*session)
+        over = next((at for at, session in enumerate(self._sessions) if session is not None), len(self._sessions))
+        del self._sessions[:over], self._ends[:over]
+        self._first += over
         room = _AT_ONCE
         while self._due and room > 0:
             room -= len(self._shards[self._turn].keys)
@@ -272,57 +266,53 @@ class Index:
             if beyond <= 0:
                 break
             beyond -= held[number]
-            if (claim := self._claims.get(number)) is not None:
-                self.end(claim.owner, claim.session_id)
+            session = self._sessions[number - self._first] if number >= self._first else None
+            if session is not None:
+                self.end(*session)
         self._rebuild_all(None)
         for number in range(SHARDS):
             if len(self) > most:
                 self._grow(number, None, len(self) - most)
-        self._due = 0
         self.dropped += before - len(self)
 
-    @staticmethod
-    def _over(claim: _Claim, now: datetime | None) -> bool:
-        return now is not None and claim.expires_at is not None and claim.expires_at <= now
-
-    def _rebuild_all(self, now: datetime | None) -> None:
+    def _rebuild_all(self, now: int | None) -> None:
         for number in range(SHARDS):
             self._grow(number, now)
+        self._due = 0
 
-    def _grow(self, number: int, now: datetime | None, spare: int = 0) -> None:
+    def _grow(self, number: int, now: int | None, spare: int = 0) -> None:
         """Build a shard anew, without what is over, and without the oldest if it would be too large.
 
         Up to *spare* of what is common goes too.
         """
         shard = self._shards[number]
-        kept: set[tuple[int, int]] = set()
-        for key, held in zip(shard.keys, shard.claims, strict=True):
-            if held == COMMON:
-                kept.add((held, key))
-            elif held:
-                known = self._claims.get(held)
-                if known is not None and not self._over(known, now):
-                    kept.add((held, key))
-        kept.difference_update(sorted(entry for entry in kept if entry[0] == COMMON)[:spare])
+        entries = [
+            (held, key)
+            for key, held in zip(shard.keys, shard.claims, strict=True)
+            if held and (held == COMMON or self._owner(held, now) is not None)
+        ]
+        common = {entry for entry in entries if entry[0] == COMMON}  # once each, of up to three owners
+        kept = [*(entry for entry in entries if entry[0] != COMMON), *sorted(common)[spare:]]
         if len(kept) >= self._most:
             # Common knowledge is the first to go only where nothing else is left: without it replies are refused.
-            first = sorted(kept, key=lambda entry: (entry[0] == COMMON, entry[0]))
+            kept.sort(key=lambda entry: (entry[0] == COMMON, entry[0]))
             gone = len(kept) - self._most * 7 // 8
             self.dropped += gone
-            kept = set(first[gone:])
+            del kept[:gone]
         made = _Shard(max(8, int(len(kept) * 1.5) + 2))
+        keys, claims, size = made.keys, made.claims, len(made.keys)
         for held, key in kept:
-            _, free = made.find(key)
-            made.keys[free] = key
-            made.claims[free] = held
-            made.used += 1
+            at = (key >> 8) % size
+            while claims[at]:
+                at = at + 1 if at + 1 < size else 0
+            keys[at] = key
+            claims[at] = held
+        made.used = len(kept)
         self._used += made.used - shard.used
         self._shards[number] = made
 
 
-def found(
-    index: Index, digests: Digests, features: Iterable[str], now: datetime | None
-) -> Mapping[str, tuple[Owner, ...]]:
+def found(index: Index, digests: Digests, features: Iterable[str], now: int | None) -> Mapping[str, tuple[Owner, ...]]:
     """Look *features* up: whose each known one is; no owner at all means common knowledge."""
     result = {}
     for feature in set(features):

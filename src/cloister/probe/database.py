@@ -17,7 +17,7 @@ from cloister.errors import ConfigurationError
 from cloister.probe.attack import Attack, Beyond, Leak
 from cloister.stores import postgres, postgres_schema, postgres_wire
 
-_OWNED = ("sessions", "items", "leases", "records", "fingerprints", "audit_owners")
+_OWNED = ("sessions", "items", "leases", "records", "audit_owners")
 _SAMPLES = 5
 _DEFINED = re.compile(r"CREATE FUNCTION cloister\.(\w+)\(.*?AS \$\$(.*?)\$\$;", re.DOTALL)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -74,11 +74,14 @@ async def policies(attack: Attack) -> str:
                 "SELECT count(*) FROM (SELECT FROM cloister.audit LIMIT 1) x",
                 "UPDATE cloister.audit SET detail = '' WHERE false",
                 "DELETE FROM cloister.audit WHERE false",
+                "SELECT count(*) FROM (SELECT FROM cloister.fingerprints LIMIT 1) x",
+                "SELECT count(*) FROM (SELECT FROM cloister.claims LIMIT 1) x",
             ):
-                await _must_deny(driver, f"the role may {statement.split()[0]} on cloister.audit", statement)
+                named = re.findall(r"cloister\.\w+", statement)[0]
+                await _must_deny(driver, f"the role may {statement.split()[0]} on {named}", statement)
             await driver.execute("SET LOCAL row_security = off")
             await _must_deny(driver, "row_security = off shows rows", "SELECT count(*) FROM cloister.sessions")
-        return f"{len(_OWNED)} tables read under no name and another's; 9 writes and reads that are denied"
+        return f"{len(_OWNED)} tables read under no name and another's; 11 writes and reads that are denied"
 
 
 async def _writes(driver: Any, attack: Attack, his: str) -> None:

@@ -45,6 +45,7 @@ T = TypeVar("T")
 _CONNECTIONS = 10
 _NAMES_AT_MOST = 10_000
 _PAGE = 1_000
+_SEED = 500
 _ROUNDS = 5
 """How often a request is made anew because somebody else's came in between, before that is an error."""
 _json = msgspec.json.Encoder().encode
@@ -360,23 +361,28 @@ class PostgresStore:
     # --- across owners ------------------------------------------------------------------------------------------------
 
     async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
-        row = await self._call("claims", scope, list(digests), now)
-        found: dict[bytes, list[tuple[str, str]]] = {}
-        for digest, *whose in zip(row["digests"] or (), row["tenants"] or (), row["users"] or (), strict=True):
-            found.setdefault(digest, []).append((whose[0], whose[1]))
-        owners = {
-            digest: () if ("", "") in whose else tuple(_owner(*names) for names in whose)
-            for digest, whose in found.items()
-        }
-        return Claims(nonce, owners)
+        row = await self._call("claims", scope, [_integer(digest) for digest in digests], now)
+        found: dict[bytes, tuple[Owner, ...]] = {}
+        for number, tenant, user in zip(row["digests"] or (), row["tenants"] or (), row["users"] or (), strict=True):
+            digest = number.to_bytes(8, signed=True)
+            found[digest] = () if user is None else (*found.get(digest, ()), _owner(tenant, user))
+        return Claims(nonce, found, row["size"])
+
+    async def seed(self, scope: str, digests: Sequence[bytes], *, nonce: bytes) -> Receipt:
+        count = 0
+        for first in range(0, len(digests), _SEED):
+            some = [_integer(digest) for digest in digests[first : first + _SEED]]
+            count += (await self._call("seed", scope, some))["made"]
+        return Receipt(nonce, count=count)
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         row = await self._call("expired", now, limit, skip)
         rows = zip(*(row[name] or () for name in ("tenants", "users", "sessions", "versions")), strict=True)
         return [Due(_owner(tenant, user), session, version) for tenant, user, session, version in rows]
 
-    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
-        return Receipt(nonce, count=(await self._call("sweep", now, tombstones_before))["gone"])
+    async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
+        row = await self._call("sweep", now, tombstones_before, fingerprints)
+        return Receipt(nonce, count=row["gone"], dropped=row["dropped"])
 
     async def owner_of(self, session_id: str) -> Owner | None:
         row = await self._call("owner_of", session_id)
@@ -526,13 +532,16 @@ def _written(entries: Sequence[Entry]) -> str:
 def _claims(fingerprints: Sequence[Fingerprint]) -> str | None:
     if not fingerprints:
         return None
-    rows = []
-    for one in fingerprints:
-        tenant, user = ("", "") if one.common else _names(one.owner)
-        rows.append(
-            {"tenant": tenant, "user": user, "scope": one.scope, "digest": one.digest.hex(), "until": one.expires_at}
-        )
-    return _json(rows).decode()
+    return _json(
+        [
+            {"scope": one.scope, "digest": _integer(one.digest), "common": one.common, "unique": one.unique}
+            for one in fingerprints
+        ]
+    ).decode()
+
+
+def _integer(digest: bytes) -> int:
+    return int.from_bytes(digest, signed=True)
 
 
 def _kept(record: Record | None) -> str | None:

@@ -1,4 +1,4 @@
--- The schema of the PostgreSQL store, version 1. `cloister migrate` runs it in one transaction, as its owner.
+-- The schema of the PostgreSQL store, version 2. `cloister migrate` runs it in one transaction, as its owner.
 --
 -- Three roles that nobody logs in as, and that others are granted: cloister_application may work for one owner at a time,
 -- cloister_operator may read the log and go through all sessions to rotate keys, cloister_lookup owns what reads across
@@ -9,7 +9,7 @@
 CREATE SCHEMA cloister;
 
 CREATE TABLE cloister.meta (version integer NOT NULL);
-INSERT INTO cloister.meta VALUES (1);
+INSERT INTO cloister.meta VALUES (2);
 
 -- Whether users have tenants here: settled by the first session, so that the two kinds never lie side by side.
 CREATE TABLE cloister.tenancy (named boolean NOT NULL);
@@ -49,13 +49,20 @@ CREATE TABLE cloister.records (
 );
 CREATE INDEX records_by_expiry ON cloister.records (expires_at);
 
-CREATE TABLE cloister.fingerprints (
-    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, scope text COLLATE "C" NOT NULL,
-    digest bytea NOT NULL, expires_at bigint,
-    PRIMARY KEY (tenant, "user", scope, digest)
+-- A session that said something has a number, under which its fingerprints lie: 0 is what anybody may say. Ending a
+-- session, or erasing its owner, takes the names away, and sweeping then what lies under a number that is nobody's.
+CREATE TABLE cloister.claims (
+    number bigint GENERATED ALWAYS AS IDENTITY,
+    tenant text COLLATE "C", "user" text COLLATE "C", session text COLLATE "C",
+    PRIMARY KEY (number), UNIQUE (tenant, "user", session)
 );
-CREATE INDEX fingerprints_by_digest ON cloister.fingerprints (scope, digest);
-CREATE INDEX fingerprints_by_expiry ON cloister.fingerprints (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX claims_of_nobody ON cloister.claims (number) WHERE session IS NULL;
+
+CREATE TABLE cloister.fingerprints (
+    claim bigint NOT NULL, digest bigint NOT NULL, scope text COLLATE "C" NOT NULL,
+    PRIMARY KEY (digest, scope, claim)
+);
+CREATE INDEX fingerprints_by_claim ON cloister.fingerprints (claim);
 
 CREATE TABLE cloister.audit (
     id bigint GENERATED ALWAYS AS IDENTITY, writer text NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
@@ -75,13 +82,13 @@ DO $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['meta', 'tenancy', 'sessions', 'items', 'leases', 'records', 'fingerprints', 'audit',
-                             'audit_owners'] LOOP
+    FOREACH t IN ARRAY ARRAY['meta', 'tenancy', 'sessions', 'items', 'leases', 'records', 'claims', 'fingerprints',
+                             'audit', 'audit_owners'] LOOP
         EXECUTE format('ALTER TABLE cloister.%I ENABLE ROW LEVEL SECURITY', t);
         EXECUTE format('ALTER TABLE cloister.%I FORCE ROW LEVEL SECURITY', t);
         EXECUTE format('CREATE POLICY lookup ON cloister.%I TO cloister_lookup USING (true) WITH CHECK (true)', t);
     END LOOP;
-    FOREACH t IN ARRAY ARRAY['sessions', 'items', 'leases', 'records', 'fingerprints', 'audit_owners'] LOOP
+    FOREACH t IN ARRAY ARRAY['sessions', 'items', 'leases', 'records', 'audit_owners'] LOOP
         EXECUTE format($policy$
             CREATE POLICY mine ON cloister.%I TO cloister_application
             USING (tenant = current_setting('cloister.tenant', true)
@@ -96,10 +103,10 @@ GRANT USAGE ON SCHEMA cloister TO cloister_application, cloister_lookup, cloiste
 GRANT SELECT ON cloister.meta TO cloister_application;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases TO cloister_application;
 GRANT SELECT, INSERT, DELETE ON cloister.items, cloister.records TO cloister_application;
-GRANT SELECT, DELETE ON cloister.fingerprints, cloister.audit_owners TO cloister_application;
+GRANT SELECT, DELETE ON cloister.audit_owners TO cloister_application;
 GRANT INSERT ON cloister.audit TO cloister_application;
 GRANT SELECT, DELETE ON cloister.sessions, cloister.records, cloister.leases TO cloister_lookup;
-GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.fingerprints, cloister.tenancy TO cloister_lookup;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.claims, cloister.fingerprints, cloister.tenancy TO cloister_lookup;
 GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
 GRANT SELECT ON cloister.audit TO cloister_lookup;
 
@@ -151,30 +158,125 @@ BEGIN
     settled := (SELECT t.named FROM cloister.tenancy t) = p_named;
 END $$;
 
-CREATE FUNCTION cloister.claim(p_claims json, most integer) RETURNS void
+CREATE FUNCTION cloister.hold(p_scopes text[], p_digests bigint[]) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    -- Nobody else changes these fingerprints until this transaction is over. Always in the same order, so that of many
+    -- who want the same ones none waits for another who waits for it; of very many, whole scopes at once.
+    IF cardinality(p_digests) > 512 THEN
+        PERFORM pg_advisory_xact_lock(k) FROM (
+            SELECT DISTINCT hashtextextended(s, 7163914) AS k FROM unnest(p_scopes) s ORDER BY k
+        ) x;
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock_shared(k) FROM (
+        SELECT DISTINCT hashtextextended(s, 7163914) AS k FROM unnest(p_scopes) s ORDER BY k
+    ) x;
+    PERFORM pg_advisory_xact_lock(k) FROM (
+        SELECT DISTINCT hashtextextended(s, d) AS k FROM unnest(p_scopes, p_digests) x(s, d) ORDER BY k
+    ) x;
+END $$;
+
+CREATE FUNCTION cloister.claim(p_session text, p_now bigint, p_claims json, most integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    c record;
+    me text := current_setting('cloister.user', true);
+    mine text := current_setting('cloister.tenant', true);
+    scopes text[];
+    digests bigint[];
+    commons boolean[];
+    uniques boolean[];
+    ours bigint;
 BEGIN
-    FOR c IN SELECT x.tenant, x."user", x.scope, decode(x.digest, 'hex') AS digest, x.until
-             FROM json_to_recordset(p_claims) AS x(tenant text, "user" text, scope text, digest text, until bigint)
-    LOOP
-        INSERT INTO cloister.fingerprints VALUES (c.tenant, c."user", c.scope, c.digest, c.until)
-        ON CONFLICT (tenant, "user", scope, digest) DO UPDATE SET expires_at = excluded.expires_at;
-        IF (SELECT count(*) FROM cloister.fingerprints f WHERE f.scope = c.scope AND f.digest = c.digest) > most THEN
-            INSERT INTO cloister.fingerprints VALUES ('', '', c.scope, c.digest, c.until) ON CONFLICT DO NOTHING;
-        END IF;
-    END LOOP;
+    SELECT array_agg(x.scope), array_agg(x.digest), array_agg(x.common), array_agg(x."unique")
+    INTO scopes, digests, commons, uniques FROM (
+        SELECT y.scope, y.digest, bool_or(y.common) AS common, bool_or(y."unique") AS "unique"
+        FROM json_to_recordset(p_claims) AS y(scope text, digest bigint, common boolean, "unique" boolean)
+        GROUP BY y.scope, y.digest
+    ) x;
+    SELECT c.number INTO ours FROM cloister.claims c
+    WHERE c.tenant = mine AND c."user" = me AND c.session = p_session FOR KEY SHARE;
+    IF NOT FOUND THEN
+        INSERT INTO cloister.claims (tenant, "user", session) VALUES (mine, me, p_session) RETURNING number INTO ours;
+    END IF;
+    PERFORM cloister.hold(scopes, digests);
+    WITH wanted AS (
+        SELECT * FROM unnest(scopes, digests, commons, uniques) AS x(scope, digest, common, "unique")
+    ), held AS (
+        SELECT f.scope, f.digest, f.claim, (c.tenant, c."user") <> (mine, me) AND s.session IS NOT NULL
+            AND s.ended IS NULL AND (s.expires_at IS NULL OR s.expires_at > p_now) AS counts
+        FROM wanted w JOIN cloister.fingerprints f ON f.digest = w.digest AND f.scope = w.scope
+        LEFT JOIN cloister.claims c ON c.number = f.claim
+        LEFT JOIN cloister.sessions s ON s.tenant = c.tenant AND s."user" = c."user" AND s.session = c.session
+    ), counted AS (
+        SELECT w.*, coalesce(h.known, false) AS known, coalesce(h.others, 0) AS others
+        FROM wanted w LEFT JOIN (
+            SELECT scope, digest, bool_or(claim = 0) AS known, count(*) FILTER (WHERE counts) AS others
+            FROM held GROUP BY scope, digest
+        ) h ON h.digest = w.digest AND h.scope = w.scope
+    ), wins AS (
+        SELECT scope, digest, CASE WHEN common OR others >= most THEN 0 ELSE ours END AS claim FROM counted
+        WHERE NOT known AND (common OR others < most OR NOT "unique")
+    ), gone AS (
+        DELETE FROM cloister.fingerprints f USING held h, wins w
+        WHERE h.digest = w.digest AND h.scope = w.scope AND h.claim <> w.claim AND (w.claim = 0 OR h.counts IS NOT TRUE)
+          AND f.digest = h.digest AND f.scope = h.scope AND f.claim = h.claim
+    )
+    INSERT INTO cloister.fingerprints SELECT claim, digest, scope FROM wins ON CONFLICT DO NOTHING;
+END $$;
+
+CREATE FUNCTION cloister.unclaim(p_session text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- One session's of the owner who is named, or all of theirs.
+    UPDATE cloister.claims c SET tenant = NULL, "user" = NULL, session = NULL
+    WHERE c.tenant = current_setting('cloister.tenant', true) AND c."user" = current_setting('cloister.user', true)
+      AND (p_session IS NULL OR c.session = p_session);
 END $$;
 
 CREATE FUNCTION cloister.claims(
-    nonce bytea, p_scope text, p_digests bytea[], p_now bigint,
-    OUT echo bytea, OUT digests bytea[], OUT tenants text[], OUT users text[]
+    nonce bytea, p_scope text, p_digests bigint[], p_now bigint,
+    OUT echo bytea, OUT digests bigint[], OUT tenants text[], OUT users text[], OUT size bigint
 )
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT nonce, array_agg(f.digest), array_agg(f.tenant), array_agg(f."user") FROM cloister.fingerprints f
-    WHERE f.scope = p_scope AND f.digest = ANY (p_digests) AND (f.expires_at IS NULL OR f.expires_at > p_now)
+    SELECT nonce, array_agg(f.digest), array_agg(c.tenant), array_agg(c."user"),
+        (SELECT greatest(p.reltuples, 0)::bigint FROM pg_class p WHERE p.oid = 'cloister.fingerprints'::regclass)
+    FROM cloister.fingerprints f LEFT JOIN cloister.claims c ON c.number = f.claim
+    LEFT JOIN cloister.sessions s ON s.tenant = c.tenant AND s."user" = c."user" AND s.session = c.session
+    WHERE f.digest = ANY (p_digests) AND f.scope = p_scope
+      AND (f.claim = 0 OR (s.session IS NOT NULL AND s.ended IS NULL AND (s.expires_at IS NULL OR s.expires_at > p_now)))
 $$;
+
+CREATE FUNCTION cloister.seed(nonce bytea, p_scope text, p_digests bigint[], OUT echo bytea, OUT made bigint)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    echo := nonce;
+    PERFORM cloister.hold(array_fill(p_scope, ARRAY[cardinality(p_digests)]), p_digests);
+    WITH gone AS (
+        DELETE FROM cloister.fingerprints f WHERE f.digest = ANY (p_digests) AND f.scope = p_scope AND f.claim <> 0
+    )
+    INSERT INTO cloister.fingerprints SELECT DISTINCT 0, d, p_scope FROM unnest(p_digests) d ON CONFLICT DO NOTHING;
+    GET DIAGNOSTICS made = ROW_COUNT;
+END $$;
+
+CREATE FUNCTION cloister.clear() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    numbers bigint[];
+    gone bigint;
+BEGIN
+    -- Past what others are at work on, for whom nobody waits here, and some at a time: the next sweep sees to the rest.
+    numbers := ARRAY(
+        SELECT c.number FROM cloister.claims c WHERE c.session IS NULL ORDER BY c.number LIMIT 5000 FOR UPDATE SKIP LOCKED
+    );
+    DELETE FROM cloister.fingerprints WHERE ctid = ANY (ARRAY(
+        SELECT f.ctid FROM cloister.fingerprints f WHERE f.claim = ANY (numbers) FOR UPDATE SKIP LOCKED
+    ));
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    DELETE FROM cloister.claims c WHERE c.number = ANY (numbers)
+        AND NOT EXISTS (SELECT FROM cloister.fingerprints f WHERE f.claim = c.number);
+    RETURN gone;
+END $$;
 
 CREATE FUNCTION cloister.owner_of(nonce bytea, p_session text, OUT echo bytea, OUT tenant text, OUT "user" text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -198,16 +300,53 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     ) d
 $$;
 
-CREATE FUNCTION cloister.sweep(nonce bytea, p_now bigint, p_before bigint, OUT echo bytea, OUT gone bigint)
+CREATE FUNCTION cloister.sweep(
+    nonce bytea, p_now bigint, p_before bigint, p_most bigint, OUT echo bytea, OUT gone bigint, OUT dropped bigint
+)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    beyond bigint;
+    common bigint;
 BEGIN
     echo := nonce;
+    dropped := 0;
     DELETE FROM cloister.records WHERE expires_at <= p_now;
-    DELETE FROM cloister.fingerprints WHERE expires_at <= p_now;
     -- Left behind by a process that died, perhaps for a session that was erased at that moment. On the database's clock.
     DELETE FROM cloister.leases WHERE until < clock_timestamp() - interval '1 minute';
     DELETE FROM cloister.sessions WHERE ended IS NOT NULL AND ended_at < p_before;
     GET DIAGNOSTICS gone = ROW_COUNT;
+    UPDATE cloister.claims SET tenant = NULL, "user" = NULL, session = NULL WHERE number IN (
+        SELECT c.number FROM cloister.sessions s
+        JOIN cloister.claims c ON c.tenant = s.tenant AND c."user" = s."user" AND c.session = s.session
+        WHERE s.ended IS NULL AND s.expires_at <= p_now FOR UPDATE OF c SKIP LOCKED
+    );
+    PERFORM cloister.clear();
+    -- Counting takes a while where there are many, so the database's own estimate says when it is worth it.
+    SELECT p.reltuples - p_most INTO beyond FROM pg_class p WHERE p.oid = 'cloister.fingerprints'::regclass
+        AND p.reltuples BETWEEN 100000 AND p_most * 0.9;
+    IF NOT FOUND THEN
+        SELECT count(*) - p_most INTO beyond FROM cloister.fingerprints;
+    END IF;
+    IF beyond > 0 THEN
+        WITH held AS (
+            SELECT claim, count(*) AS n FROM cloister.fingerprints WHERE claim <> 0 GROUP BY claim
+        ), summed AS (
+            SELECT claim, sum(n) OVER (ORDER BY claim) - n AS before FROM held
+        )
+        UPDATE cloister.claims SET tenant = NULL, "user" = NULL, session = NULL WHERE number IN (
+            SELECT c.number FROM summed JOIN cloister.claims c ON c.number = summed.claim
+            WHERE summed.before < beyond FOR UPDATE OF c SKIP LOCKED
+        );
+        dropped := cloister.clear();
+        IF NOT EXISTS (SELECT FROM cloister.fingerprints WHERE claim <> 0) THEN
+            DELETE FROM cloister.fingerprints WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM cloister.fingerprints WHERE claim = 0 LIMIT greatest(beyond - dropped, 0)
+                FOR UPDATE SKIP LOCKED
+            ));
+            GET DIAGNOSTICS common = ROW_COUNT;
+            dropped := dropped + common;
+        END IF;
+    END IF;
 END $$;
 
 CREATE FUNCTION cloister.every_session(
@@ -431,7 +570,7 @@ BEGIN
     INSERT INTO cloister.items
     SELECT p_session.tenant, p_session."user", p_session.session, x.* FROM unnest(positions, roles, counts, seals) x;
     IF p_claims IS NOT NULL THEN
-        PERFORM cloister.claim(p_claims, p_most);
+        PERFORM cloister.claim(p_session.session, p_session.updated_at, p_claims, p_most);
     END IF;
     PERFORM cloister.put(p_entries);
     outcome := 'stored';
@@ -503,7 +642,7 @@ BEGIN
     INSERT INTO cloister.items
     SELECT p_tenant, p_user, p_session, x.* FROM unnest(positions, roles, counts, seals) x;
     IF p_claims IS NOT NULL THEN
-        PERFORM cloister.claim(p_claims, p_most);
+        PERFORM cloister.claim(p_session, p_updated, p_claims, p_most);
     END IF;
     PERFORM cloister.put(p_entries);
     outcome := 'stored';
@@ -543,6 +682,7 @@ BEGIN
     WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session;
     DELETE FROM cloister.items x WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session;
     DELETE FROM cloister.leases x WHERE x.tenant = p_tenant AND x."user" = p_user AND x.session = p_session;
+    PERFORM cloister.unclaim(p_session);
     PERFORM cloister.put(p_entries);
     outcome := 'stored';
 END $$;
@@ -567,7 +707,7 @@ BEGIN
     DELETE FROM cloister.items x WHERE x.tenant = p_tenant AND x."user" = p_user;
     DELETE FROM cloister.leases x WHERE x.tenant = p_tenant AND x."user" = p_user;
     DELETE FROM cloister.records x WHERE x.tenant = p_tenant AND x."user" = p_user;
-    DELETE FROM cloister.fingerprints x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    PERFORM cloister.unclaim(NULL);
     DELETE FROM cloister.audit_owners x WHERE x.tenant = p_tenant AND x."user" = p_user;
     outcome := 'stored';
 END $$;

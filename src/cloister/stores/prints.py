@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from cloister.model import Owner, SealedSession, from_micros, to_micros
+from cloister.model import Owner, SealedSession
 from cloister.stores.base import MOST_FINGERPRINTS, Claims, Fingerprint
 
 if TYPE_CHECKING:
     from cloister.leaks.fingerprints import Index
-
-_LAST = to_micros(datetime.max.replace(tzinfo=UTC))
 
 
 class Prints:
@@ -39,7 +36,7 @@ class Prints:
         if fingerprints:
             from cloister.leaks.fingerprints import COMMON
 
-            index, now = self._index, _moment(session.updated_at)
+            index, now = self._index, session.updated_at
             claim = None
             for one in fingerprints:
                 if one.common:
@@ -49,8 +46,7 @@ class Prints:
                     claim = index.claim(session.owner, session.id, None)
                 index.add(_key(one.scope, one.digest), claim, now, one.unique)
         if self._used:
-            until = None if session.expires_at is None else _moment(session.expires_at)
-            self._index.extend(session.owner, session.id, until)
+            self._index.extend(session.owner, session.id, session.expires_at)
 
     def end(self, owner: Owner, session_id: str) -> None:
         """Forget what was said in a session."""
@@ -61,8 +57,7 @@ class Prints:
         """Answer `Store.claims`."""
         if not self._used:
             return Claims(nonce, {})
-        at = _moment(now)
-        found = {digest: self._index.owners(_key(scope, digest), at) for digest in digests}
+        found = {digest: self._index.owners(_key(scope, digest), now) for digest in digests}
         known = {digest: owners for digest, owners in found.items() if owners is not None}
         return Claims(nonce, known, len(self._index))
 
@@ -84,13 +79,9 @@ class Prints:
         """
         if not self._used:
             return 0
-        self._index.sweep(_moment(now), most)
+        self._index.sweep(now, most)
         told, self._told = self._told, self._index.dropped
         return self._told - told
-
-
-def _moment(micros: int) -> datetime:
-    return from_micros(min(micros, _LAST))
 
 
 @lru_cache(1024)

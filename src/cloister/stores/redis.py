@@ -12,7 +12,7 @@ import heapq
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha1, sha256
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,12 +23,11 @@ from redis.exceptions import RedisError
 from cloister.audit import Entry, Event, Heads, audit_id
 from cloister.errors import ConfigurationError, SessionConflict, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
-from cloister.sealing import fields, owner_fields
+from cloister.sealing import owner_fields
 from cloister.sessions import place_of
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import (
     LEASE,
-    MOST_CLAIMS,
     Batch,
     Claims,
     Commit,
@@ -46,16 +45,14 @@ from cloister.stores.base import (
 )
 from cloister.stores.pool import Lent, Pool, named
 from cloister.stores.redis_nodes import Address, Nodes, address_of
+from cloister.stores.redis_prints import Prints
 from cloister.stores.redis_rows import (
     PLACES,
     Keys,
-    ends_beside,
     entry_of,
-    field_of,
     item_of,
     names,
     owner_of,
-    owner_of_field,
     place_prefix,
     record_of,
     row_of,
@@ -178,6 +175,7 @@ class RedisStore:
         given_up = {eviction: allow_eviction, unchecked: (driver or {}).get("ssl_cert_reqs") == "none"}
         self.off = tuple(off for off, chosen in given_up.items() if chosen)
         self._known: dict[Owner, tuple[str, float]] = {}
+        self._prints = Prints(prefix, self._script)
 
     async def open(self) -> None:
         try:
@@ -253,9 +251,8 @@ class RedisStore:
             lives, longer, kept, *rest = before
             return [lives, longer, kept, len(packed), len(items), *rest, *plain, *live, *packed, *map(row_of, items)]
 
-        receipt = _receipt(
-            await self._write(scripts.CREATE, [*keys.all, instead, filed], args, entries, fingerprints), nonce
-        )
+        said = await self._store(scripts.CREATE, session, keys, [instead, filed], args, entries, fingerprints)
+        receipt = _receipt(said, nonce)
         # And after it: an erasure, or a listing that tidies up, may have taken the entry for one that leads nowhere.
         await self._script(scripts.READ, [index], ["ZADD", session.created_at, session.id])
         return receipt
@@ -319,7 +316,8 @@ class RedisStore:
                 *map(row_of, commit.items),
             ]
 
-        return _receipt(await self._write(scripts.COMMIT, keys.all, args, commit.entries, commit.fingerprints), nonce)
+        said = await self._store(scripts.COMMIT, session, keys, (), args, commit.entries, commit.fingerprints)
+        return _receipt(said, nonce)
 
     async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
         start = max(first - 1, 0)
@@ -371,7 +369,10 @@ class RedisStore:
             only = "" if version is None else version
             return [ended, now, only, lease or b"", keys.digest, len(packed), *packed]
 
-        return Receipt(nonce, count=int(await self._write(scripts.END, keys.all, args, entries) == b"stored"))
+        outcome, *said = await self._write(scripts.END, keys.all, args, entries)
+        if said:
+            await self._prints.forget(keys.number, said[0])
+        return Receipt(nonce, count=int(outcome == b"stored"))
 
     async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
         await self.record(entries, nonce=nonce)
@@ -381,13 +382,10 @@ class RedisStore:
         while listed := (await self._script(scripts.READ, [index], ["ZRANGE", 0, _PAGE - 1]))[0]:
             for member in listed:
                 keys = self._keys(owner, member.decode())
-                gone += (await self._script(scripts.DESTROY, keys.all, [keys.digest]))[1]
+                _, there, said = await self._script(scripts.DESTROY, keys.all, [keys.digest])
+                await self._prints.forget(keys.number, said)
+                gone += there
                 await self._script(scripts.READ, [index], ["ZREM", member])
-        prints = self._of(owner, b"prints")
-        while claimed := (await self._script(scripts.READ, [prints], ["SRANDMEMBER", _PAGE]))[0]:
-            for key in claimed:
-                await self._script(scripts.UNCLAIM, [ends_beside(key), key], [field_of(owner)])
-                await self._script(scripts.READ, [prints], ["SREM", key])
         await self._script(scripts.READ, [self._of(owner, b"name")], ["DEL"])
         self._known.pop(owner, None)
         return Receipt(nonce, count=gone)
@@ -408,33 +406,27 @@ class RedisStore:
     # --- across owners ------------------------------------------------------------------------------------------------
 
     async def claims(self, scope: str, digests: Sequence[bytes], *, now: int, nonce: bytes) -> Claims:
-        found: dict[bytes, tuple[Owner, ...]] = {}
-        if not digests:
-            return Claims(nonce, found)
-        keys = [self._print(scope, digest) for digest in digests]
-        (said,) = await self._script(scripts.CLAIMS, keys, [])
-        for digest, values in zip(digests, said, strict=True):
-            live = [
-                field
-                for field, until in zip(values[::2], values[1::2], strict=True)
-                if until == b"" or int(until) > now
-            ]
-            if live:
-                found[digest] = () if b"*" in live else tuple(owner_of_field(field) for field in live)
-        return Claims(nonce, found)
+        return Claims(nonce, *await self._prints.whose(scope, digests, now))
 
-    async def sweep(self, *, now: int, tombstones_before: int, nonce: bytes) -> Receipt:
+    async def seed(self, scope: str, digests: Sequence[bytes], *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=await self._prints.seed(scope, digests))
+
+    async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
         gone = 0
         for place in range(PLACES):
             base = place_prefix(self._prefix, place)
-            keys = [base + name for name in (b"over", b"ends", b"all", b"prints")]
-            whose = (await self._script(scripts.SWEEP, keys, [now, tombstones_before, base]))[1]
+            keys = [base + name for name in (b"over", b"ends", b"all", b"gone")]
+            _, whose, silenced = await self._script(scripts.SWEEP, keys, [now, tombstones_before, base])
+            for member in silenced:
+                number, tag = member.split()
+                await self._prints.forget(bytes.fromhex(number.decode()), tag)
+                await self._script(scripts.READ, [base + b"gone"], ["SREM", member])
             for tenant, user, session_id in whose:
                 if session_id is not None:
                     index = self._of(owner_of(tenant, user), b"sessions")
                     await self._script(scripts.READ, [index], ["ZREM", session_id])
             gone += len(whose)
-        return Receipt(nonce, count=gone)
+        return Receipt(nonce, count=gone, dropped=await self._prints.sweep(now, fingerprints))
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
         found: list[Due] = []
@@ -576,10 +568,6 @@ class RedisStore:
         digest = sha256(owner_fields(owner)).hexdigest()[:32]
         return f"{self._prefix}{{o:{digest}}}:".encode() + name
 
-    def _print(self, scope: str, digest: bytes) -> bytes:
-        scoped = sha256(fields(scope)).hexdigest()
-        return place_prefix(self._prefix, int(scoped[:2], 16)) + f"f:{scoped[:32]}:{digest.hex()}".encode()
-
     @property
     def _mark(self) -> bytes:
         return f"{self._prefix}{{tenancy}}".encode()
@@ -603,32 +591,50 @@ class RedisStore:
         keys: Sequence[bytes],
         args: Callable[[Sequence[bytes]], Sequence[Any]],
         events: Sequence[Event],
-        fingerprints: Iterable[Fingerprint] = (),
-    ) -> bytes:
-        """Run a script that puts *events* on record; its outcome is for the caller to judge."""
+    ) -> list[Any]:
+        """Run a script that puts *events* on record; its outcome, the first it says, is for the caller to judge."""
         names = {owner: await self._name(owner, introduce) for owner, introduce in named(events)}
-        claimed = [(one, await self._claim(one)) for one in fingerprints]
 
-        async def work(pool: Pool[Wire], lent: Lent[Wire]) -> bytes:
+        async def work(pool: Pool[Wire], lent: Lent[Wire]) -> list[Any]:
             chain, entries = lent.extend(events, lambda owner: names.get(owner, ""))
             said = await lent.connection.run(script, keys, args([_encode(entry) for entry in entries]))
-            outcome: bytes = said[0]
-            if outcome == b"stored":
+            if said[0] == b"stored":
                 pool.confirm(lent, chain)
-            if outcome in (b"stored", b"repeated") and self._wait:
+            if said[0] in (b"stored", b"repeated") and self._wait:
                 reached = await lent.connection.plain("WAIT", self._wait, 2_000)
                 if reached < self._wait:
                     raise StoreUnavailable(
                         f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
                         "became of it is unknown, so send it again"
                     )
-            return outcome
+            return said
 
-        outcome = await self._nodes.run(keys[0], work)
-        if outcome not in (b"stored", b"repeated"):
-            for one, new in claimed:
-                await self._unclaim(one, new)
-        return outcome
+        return await self._nodes.run(keys[0], work)
+
+    async def _store(
+        self,
+        script: str,
+        session: SealedSession,
+        keys: Keys,
+        more: Sequence[bytes],
+        args: Callable[[Sequence[bytes]], Sequence[Any]],
+        events: Sequence[Event],
+        fingerprints: Sequence[Fingerprint],
+    ) -> bytes:
+        """Run a script that stores a turn, and file its fingerprints with it; in a cluster before, to be undone."""
+        said = await self._prints.keys(fingerprints)
+        if not self._nodes.clustered:
+            also = self._prints.args(session, keys.number, said)
+            known = [*keys.all, *more, *said]
+            return bytes((await self._write(script, known, lambda packed: [*args(packed), *also], events))[0])
+        undo = await self._prints.claim(session, keys.number, said)
+        also = self._prints.args_apart(undo)
+        outcome, *tags = await self._write(script, [*keys.all, *more], lambda packed: [*args(packed), *also], events)
+        if tags:
+            await self._prints.move(session, keys.number, tags[0], said)
+        elif outcome != b"repeated":
+            await self._prints.undo(undo)
+        return bytes(outcome)
 
     async def _name(self, owner: Owner, introduce: bool) -> str:
         """Give the name under which *owner* stands in the log, a new one where it may be introduced."""
@@ -662,21 +668,6 @@ class RedisStore:
             if there:
                 return True
         return False
-
-    async def _claim(self, one: Fingerprint) -> list[bytes]:
-        """Put a fingerprint down; give what of it is new."""
-        key = self._print(one.scope, one.digest)
-        field = b"*" if one.common else field_of(one.owner)
-        until = "" if one.expires_at is None else one.expires_at
-        if not one.common:
-            await self._script(scripts.READ, [self._of(one.owner, b"prints")], ["SADD", key])
-        (new,) = await self._script(scripts.CLAIM, [ends_beside(key), key], [field, until, MOST_CLAIMS])
-        return list(new)
-
-    async def _unclaim(self, one: Fingerprint, new: Sequence[bytes]) -> None:
-        if new:
-            key = self._print(one.scope, one.digest)
-            await self._script(scripts.UNCLAIM, [ends_beside(key), key], new)
 
 
 def _receipt(outcome: bytes, nonce: bytes) -> Receipt:

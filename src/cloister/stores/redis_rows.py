@@ -27,6 +27,7 @@ class Keys:
     def __init__(self, prefix: str, owner: Owner, session_id: str) -> None:
         place = place_of(session_id)
         self.digest = sha256(owner_fields(owner) + fields(session_id)).hexdigest()[:32]
+        self.number = bytes.fromhex(self.digest[:16])
         base = place_prefix(prefix, place)
         digest = self.digest.encode()
         own = [base + kind + digest for kind in (b"p:", b"h:", b"i:", b"l:", b"r:")]
@@ -101,25 +102,6 @@ def record_of(session_id: str, key: bytes | None, value: bytes | None) -> Record
     except msgspec.MsgspecError:
         raise IntegrityError("a record's row in the store was changed; see the audit log") from None
     return Record(session_id, holder, key, sealed, expires_at)
-
-
-def field_of(owner: Owner) -> bytes:
-    """Name an owner among those of a fingerprint; no such name is a star."""
-    return owner_fields(owner).hex().encode()
-
-
-def owner_of_field(field: bytes) -> Owner:
-    try:
-        data = bytes.fromhex(field.decode())
-        size = int.from_bytes(data[:4], "big")
-        return owner_of(data[4 : 4 + size], data[8 + size :])
-    except ValueError:
-        raise IntegrityError("a fingerprint's row in the store was changed; see the audit log") from None
-
-
-def ends_beside(key: bytes) -> bytes:
-    """Name where the ends of the fingerprints lie among which *key* is one."""
-    return key[: key.index(b"}:") + 2] + b"prints"
 
 
 def entry_of(values: Sequence[bytes]) -> Entry:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 
+from cloister.stores.redis_prints import LIBRARY
+
 # KEYS of a session, in this order wherever one is meant: what outlives it, what is destroyed with it, items, lease,
 # records, and where its place keeps what is due, what is over, all there is, whose an id is, the log, and when records
 # end. Before them all, ARGV[1] is the nonce.
@@ -94,9 +96,11 @@ return {nonce, 'done'}
 )
 
 # ARGV: nonce, times to live in ms (secret and tombstone or '', record), count of entries, of items, 'instead' or '',
-# the record's field, value, end and whose it is, then `plain` and `live` as they are to be, entries, items.
+# the record's field, value, end and whose it is, then `plain` and `live` as they are to be, entries, items, what was
+# said. KEYS has what it comes instead of, where the record is filed, and scopes behind those of the session.
 CREATE = (
     _NAMES
+    + LIBRARY
     + """
 local instead, filed = KEYS[12], KEYS[13]
 local n = 11
@@ -129,15 +133,18 @@ for k = n + entries + 1, n + entries + rows do redis.call('RPUSH', items, ARGV[k
 redis.call('SET', whose, fields[9])
 redis.call('ZADD', all, 0, fields[9])
 if fields[6] ~= '' then redis.call('ZADD', due, fields[6], fields[9]) end
+local said = spoken(plain, n + entries + rows + 1, 14)
 if ARGV[2] ~= '' then live_for(ARGV[2], ARGV[3]) end
-return {nonce, 'stored'}
+return {nonce, 'stored', said}
 """
 )
 
 # ARGV: nonce, version read, lease, turn, times to live (secret, tombstone, records), version, count, tokens, updated,
-# expires, head, digest, record's field, record's value, count of entries, of items, the record's end, entries, items.
+# expires, head, digest, record's field, record's value, count of entries, of items, the record's end, entries, items,
+# what was said. KEYS has scopes behind those of the session.
 COMMIT = (
     _NAMES
+    + LIBRARY
     + """
 local s, h = state()
 if not s[1] or s[8] then return {nonce, 'ended'} end
@@ -163,19 +170,21 @@ end
 local entries, rows = tonumber(ARGV[17]), tonumber(ARGV[18])
 write(20, entries)
 for k = 20 + entries, 19 + entries + rows do redis.call('RPUSH', items, ARGV[k]) end
+local said = spoken(plain, 20 + entries + rows, 12)
 if ARGV[5] ~= '' then
     live_for(ARGV[5], ARGV[6])
 else
     for _, key in ipairs({plain, live, items, whose}) do redis.call('PERSIST', key) end
 end
 redis.call('DEL', lease)
-return {nonce, 'stored'}
+return {nonce, 'stored', said}
 """
 )
 
 # ARGV: nonce, 'expired' or 'ended', now, version or '', lease or '', digest, count of entries, entries
 END = (
     _NAMES
+    + LIBRARY
     + """
 local s, h = state()
 if not s[1] or (not h[1] and (s[8] == 'ended' or redis.call('HGET', plain, 'ended') == ARGV[2])) then
@@ -186,23 +195,25 @@ if ARGV[4] ~= '' then
     if s[9] ~= ARGV[4] or (holder and holder ~= ARGV[5]) then return {nonce, 'nothing'} end
 end
 redis.call('DEL', live, items, lease)
+local said = silenced(plain, due, ARGV[6])
 redis.call('HSET', plain, 'ended', ARGV[2])
 if ARGV[2] ~= 'expired' then redis.call('HDEL', plain, 'carry') end
 redis.call('ZREM', due, ARGV[6])
 redis.call('ZADD', over, ARGV[3], ARGV[6])
 write(8, tonumber(ARGV[7]))
-return {nonce, 'stored'}
+return {nonce, 'stored', said}
 """
 )
 
 # ARGV: nonce, digest
 DESTROY = (
     _NAMES
+    + LIBRARY
     + """
-local there = redis.call('EXISTS', plain)
+local there, said = redis.call('EXISTS', plain), silenced(plain, due, ARGV[2])
 redis.call('DEL', plain, live, items, lease, records, whose)
 for _, key in ipairs({due, over, all}) do redis.call('ZREM', key, ARGV[2]) end
-return {nonce, 'done', there}
+return {nonce, 'done', there, said}
 """
 )
 
@@ -249,30 +260,8 @@ end
 return {ARGV[1], mark}
 """
 
-# KEYS: when fingerprints end, a fingerprint, both of one scope; ARGV: nonce, the owner's field, until ('' for ever),
-# how many owners at most. Says which fields are new.
-CLAIM = """
-local new = {}
-local function add(field)
-    if redis.call('HSET', KEYS[2], field, ARGV[3]) == 1 then new[#new + 1] = field end
-    if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], ARGV[3], field .. ' ' .. KEYS[2]) end
-end
-add(ARGV[2])
-if redis.call('HLEN', KEYS[2]) > tonumber(ARGV[4]) and redis.call('HEXISTS', KEYS[2], '*') == 0 then add('*') end
-return {ARGV[1], new}
-"""
-
-# KEYS: as above; ARGV: nonce, fields
-UNCLAIM = """
-for n = 2, #ARGV do
-    redis.call('HDEL', KEYS[2], ARGV[n])
-    redis.call('ZREM', KEYS[1], ARGV[n] .. ' ' .. KEYS[2])
-end
-return {ARGV[1], 'done'}
-"""
-
-# KEYS: what is over, when records end, all there is, when fingerprints end; of one place. ARGV: nonce, now, what
-# tombstones are older than, the beginning of the keys of this place. Says whose they were.
+# KEYS: what is over, when records end, all there is, what ended sessions said; of one place. ARGV: nonce, now, what
+# tombstones are older than, the beginning of the keys of this place. Says whose they were, and what they said.
 SWEEP = """
 local gone, whose = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3]), {}
 for n, digest in ipairs(gone) do
@@ -287,19 +276,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[2])) d
     redis.call('HDEL', ARGV[4] .. 'r:' .. digest, field)
     redis.call('ZREM', KEYS[2], member)
 end
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', ARGV[2])) do
-    local field, key = string.match(member, '^(%S+) (.+)$')
-    redis.call('HDEL', key, field)
-    redis.call('ZREM', KEYS[4], member)
-end
-return {ARGV[1], 'done', whose}
-"""
-
-# KEYS: fingerprints; ARGV: nonce
-CLAIMS = """
-local found = {}
-for n, key in ipairs(KEYS) do found[n] = redis.call('HGETALL', key) end
-return {ARGV[1], found}
+return {ARGV[1], 'done', whose, redis.call('SMEMBERS', KEYS[4])}
 """
 
 # KEYS: what is due; ARGV: nonce, the digest of a session that is not there any more
