@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -146,17 +146,18 @@ def _scan(
     for file in files:
         if file.is_dir():
             raise Trouble(f"{terminal.line(file)} is a folder; name the files in it")
-    sources = [Source(None if str(file) == "-" else file) for file in files]
-    survey = Survey(sources, Fields(fields), secrets.token_bytes(32))
-    with _bar("bytes read", sum(source.size() for source in sources)) as done:
-        survey.take(done)
-    made = Scan(survey, scope, texts)
-    with _bar("messages judged", survey.messages) as done:
-        made.judge(done)
-    _must_say_something(made)
-    if made.findings:
-        with _bar("messages traced", survey.messages) as done:
-            made.trace(done)
+    with ExitStack() as stack:
+        sources = [stack.enter_context(Source(None if str(file) == "-" else file)) for file in files]
+        survey = Survey(sources, Fields(fields), secrets.token_bytes(32))
+        with _bar("bytes read", sum(source.size() for source in sources)) as done:
+            survey.take(done)
+        made = Scan(survey, scope, texts)
+        with _bar("messages judged", survey.messages) as done:
+            made.judge(done)
+        _must_say_something(made)
+        if made.findings:
+            with _bar("messages traced", survey.messages) as done:
+                made.trace(done)
     return reports.make(made, _version(), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", show=show)
 
 

@@ -12,6 +12,7 @@ import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -25,8 +26,7 @@ LONGEST_LINE = 1 << 24
 MOST_FAULTS = 20
 """How many of the lines that cannot be read are named."""
 _STEP = 500  # lines, or messages, between two steps of a progress bar
-_KEPT = 64  # lines that are kept taken apart while they are read in the order of time
-_SMALL = 1 << 16  # bytes of a line that is kept
+_KEPT = 1 << 24  # bytes, or so, of lines that are kept taken apart while they are read in the order of time
 
 Done = Callable[[int], None]
 
@@ -62,6 +62,13 @@ class Source:
         if path is None:
             self._copied = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (read until the scan is over)
             shutil.copyfileobj(sys.stdin.buffer, self._copied)
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._copied is not None:
+            self._copied.close()
 
     def size(self) -> int:
         """Give how many bytes there are to read, packed as they are."""
@@ -259,29 +266,34 @@ class Survey:
                         yield file, number, message
 
     def _sorted(self) -> Iterator[tuple[int, int, Message]]:
-        opened = [source.seekable() for source in self.sources]
-        kept: OrderedDict[int, list[Message | str]] = OrderedDict()
-        last: tuple[int, list[Message | str]] = (-1, [])
+        with ExitStack() as stack:
+            opened = []
+            for source in self.sources:
+                opened.append(source.seekable())
+                stack.callback(source.close, opened[-1])
+            yield from self._in_time(opened)
+
+    def _in_time(self, opened: Sequence[BinaryIO]) -> Iterator[tuple[int, int, Message]]:
+        kept: OrderedDict[int, tuple[int, list[Message | str]]] = OrderedDict()
+        size = 0
         for n in sorted(range(self.messages), key=self._times.__getitem__):
             at = self._lines[n]
             file = self._files[at]
-            if at != last[0]:
-                found = kept.get(at)
-                if found is None:
-                    opened[file].seek(self._starts[at])
-                    line = opened[file].readline(LONGEST_LINE + 1)
-                    found = list(_parsed(line.removeprefix(b"\xef\xbb\xbf"), self.fields))
-                    if len(line) <= _SMALL:
-                        kept[at] = found
-                        if len(kept) > _KEPT:
-                            kept.popitem(last=False)
-                last = (at, found)
-            message = last[1][self._parts[n]] if self._parts[n] < len(last[1]) else None
+            if at in kept:
+                kept.move_to_end(at)
+            else:
+                opened[file].seek(self._starts[at])
+                line = opened[file].readline(LONGEST_LINE + 1)
+                parts = list(_parsed(line.removeprefix(b"\xef\xbb\xbf"), self.fields))
+                kept[at] = len(line) + 500 * len(parts), parts
+                size += kept[at][0]
+                while size > _KEPT and len(kept) > 1:
+                    size -= kept.popitem(last=False)[1][0]
+            parts = kept[at][1]
+            message = parts[self._parts[n]] if self._parts[n] < len(parts) else None
             if not isinstance(message, Message):
                 raise Broken(f"{self.sources[file].name} was changed while it was read: scan it again")
             yield file, self._numbers[at], message
-        for source, lines in zip(self.sources, opened, strict=True):
-            source.close(lines)
 
     # --- who is who ---------------------------------------------------------------------------------------------------
 

@@ -65,20 +65,34 @@ class Fields:
 
     def __init__(self, given: Mapping[What, str] | None = None) -> None:
         self._given = {what: path.split(".") for what, path in (given or {}).items()}
+        self._plain: dict[str, str] = {}
 
     def of(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Give *values* by names that can be compared."""
-        return {name.lower().replace("_", "").replace("-", ""): value for name, value in values.items()}
+        plain = self._plain
+        try:
+            return {plain[name]: value for name, value in values.items()}
+        except KeyError:
+            if len(plain) < 1_000:
+                plain.update((name, _plain(name)) for name in values if len(name) < 100)
+            return {_plain(name): value for name, value in values.items()}
 
     def get(self, what: What, values: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
         """Give the field of *values*; *named* is what `of` made of them."""
         path = self._given.get(what)
         if path is None:
-            return next((named[name] for name in NAMES[what] if named.get(name) is not None), None)
+            for name in NAMES[what]:
+                if (value := named.get(name)) is not None:
+                    return value
+            return None
         found: Any = values
         for name in path:
             found = found.get(name) if isinstance(found, dict) else None
         return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def read(line: bytes, fields: Fields) -> Iterator[Message | str]:
@@ -160,7 +174,7 @@ def _texts(fields: Fields, values: Mapping[str, Any], named: Mapping[str, Any]) 
     spoken = fields.get("role", values, named)
     if not isinstance(spoken, str):
         raise Unreadable("has no role")
-    role = ROLES.get(spoken.lower().replace("_", "").replace("-", ""))
+    role = ROLES.get(_plain(spoken))
     if role is None:
         raise Unreadable("has a role that is not known")
     content = fields.get("text", values, named)
