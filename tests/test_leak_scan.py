@@ -309,6 +309,12 @@ def test_one_message_without_a_time_leaves_the_files_order(scan: Runner) -> None
     assert places(scan.report(lines[:2])) == [("block", 1, 1)]
 
 
+def test_what_is_a_time() -> None:
+    """Seconds, milliseconds and dates, in UTC unless they say otherwise, are the same moment."""
+    same = [1_760_000_000, 1_760_000_000_000, "1760000000", "2025-10-09T08:53:20", "2025-10-09T10:53:20+02:00"]
+    assert {moment(value) for value in same} == {1_760_000_000.0}
+
+
 @pytest.mark.parametrize("value", [None, True, "", "soon", "9" * 400, float("nan"), [1], {"at": 1}, "2026-13-01"])
 def test_what_is_no_time(value: object) -> None:
     """What cannot be read as a moment is none."""
@@ -329,6 +335,14 @@ def test_what_the_receiver_was_shown_is_no_evidence(scan: Runner) -> None:
     block = {"role": "user", "content": [{"type": "tool_result", "content": [{"type": "text", "text": SECRET}]}]}
     own["messages"][1] = block
     assert places(scan.report([talk("ana", TOLD), own])) == []
+
+
+def test_a_name_in_two_fields_was_shown(scan: Runner) -> None:
+    """What a tool returned is taken by its words, and what a user typed only as a whole."""
+    own = talk("ben", "Who?", "It was Marta Feldkamp.")
+    for role, expected in (("tool", []), ("user", [("alert", 2, 3)])):
+        own["messages"][1:-1] = [{"role": role, "content": "first: Marta\nlast: Feldkamp"}]
+        assert places(scan.report([talk("ana", "My name is Marta Feldkamp."), own])) == expected
 
 
 def test_system_text_is_no_evidence(scan: Runner) -> None:
@@ -569,9 +583,9 @@ def test_a_mark_before_the_first_line_is_no_obstacle(scan: Runner) -> None:
     """A byte order mark, and Windows line ends, belong to no line."""
     scan.file.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(_GOOD) + b"\r\n")
     assert places(scan.report()) == [("block", 2, 2)]
-    timed = [message("ana", "user", TOLD, time=1), message("ben", "assistant", LEAK, time=0)]
-    scan.file.write_bytes(b"\xef\xbb\xbf" + scan.write(list(reversed(timed))).read_bytes())
-    assert scan.report()["unread"] == []
+    backwards = scan.write([message("ben", "assistant", LEAK, time=2), message("ana", "user", TOLD, time=1)])
+    scan.file.write_bytes(b"\xef\xbb\xbf" + backwards.read_bytes())
+    assert places(scan.report()) == [("block", 1, 1)]
 
 
 def test_a_line_is_read_or_refused(scan: Runner) -> None:
@@ -670,11 +684,15 @@ def test_the_page_is_inert(scan: Runner) -> None:
             ("ben", ("Hi", f"{payload} Order QX-77{n}1-84 {payload}")),
         )
     ]
+    lines += [
+        talk("ana", "Mine is marta.feld@example.com."),
+        talk("ben", "Hi", "It is marta.feld <at> example <dot> com."),
+    ]
     scan.file = scan.folder / "<b onclick=x>.jsonl"
     scan.write(lines, scan.file.name)
     html = scan.folder / "report.html"
     found = scan.report(None, "--html", html, "--show")
-    assert found["counts"]["blocked"] == len(_PAYLOADS)
+    assert found["counts"]["blocked"] == len(_PAYLOADS) + 1
     page = html.read_text("ascii")
     tags = Tags(page)
     allowed = "html head meta title style body h1 h2 h3 p b table tr th td ul li article span code q mark"

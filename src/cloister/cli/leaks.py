@@ -17,7 +17,7 @@ from cloister.cli.base import Failure
 from cloister.errors import CloisterError
 
 if TYPE_CHECKING:
-    from cloister.scan.judge import Scan, Scope
+    from cloister.scan.judge import Scope
     from cloister.scan.report import Report, Row
     from cloister.scan.transcripts import What
 
@@ -154,17 +154,10 @@ def _scan(
         made = Scan(survey, scope, texts)
         with _bar("messages judged", survey.messages) as done:
             made.judge(done)
-        _must_say_something(made)
         if made.findings:
             with _bar("messages traced", survey.messages) as done:
                 made.trace(done)
     return reports.make(made, _version(), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", show=show)
-
-
-def _must_say_something(scan: Scan) -> None:
-    """Refuse to call it clean where nothing could be found."""
-    if not scan.replies:
-        raise Trouble("there is no reply of an assistant to judge; --field role=NAME says where the role stands")
 
 
 def _bar(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -194,14 +187,16 @@ def _write(report: Report, json_file: Path | None, html_file: Path | None) -> No
 
 def _say(report: Report) -> None:
     """Print the figures, what has to be known about them, and the worst replies."""
+    from cloister.scan.report import many
+
     counts = report.counts
     for note in report.notes:
         terminal.say(terminal.line(note), stderr=True)
     for each in report.unread:
         terminal.say(terminal.line(f"{each.file}, line {each.line}: {each.why}"), "yellow", stderr=True)
     terminal.say(
-        f"{counts.messages:,} messages in {counts.conversations:,} conversations of {counts.users:,} users; "
-        f"{counts.replies:,} replies judged"
+        f"{many(counts.messages, 'message')} in {many(counts.conversations, 'conversation')} of "
+        f"{many(counts.users, 'user')}; {many(counts.replies, 'reply', 'replies')} judged"
     )
     told = f"{counts.blocked:,} would have been blocked, {counts.alerted:,} alerted"
     terminal.say(told, "bold red" if counts.blocked else "yellow" if counts.alerted else "green")

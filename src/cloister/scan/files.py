@@ -154,6 +154,7 @@ class Survey:
     fields: Fields
     key: bytes
     messages: int = 0
+    replies: int = 0
     lines: int = 0
     unreadable: int = 0
     faults: list[Fault] = field(default_factory=list)
@@ -197,6 +198,9 @@ class Survey:
                 self.unreadable += not readable
             if self.messages == before:
                 raise Broken(_nothing(source.name, self.lines - lines, self.faults))
+        if not self.replies:
+            # To call this clean would be a mistake that nobody notices.
+            raise Broken("there is no reply of an assistant to judge; --field role=NAME says where the role stands")
 
     def _take_line(self, file: int, number: int, line: bytes | None) -> bool:
         """Take one line; say whether all of it could be read."""
@@ -216,6 +220,7 @@ class Survey:
                     self.shared.add(conversation)
             self._note_time(found.time, part)
             self.messages += 1
+            self.replies += found.role == "assistant" and not found.call
         return readable
 
     def _note_line(self, file: int, number: int, at: int) -> None:

@@ -65,7 +65,6 @@ class Scan:
     scope: Scope = "tenant"
     seeds: tuple[str, ...] = ()
     most_known: int = MOST_KNOWN
-    replies: int = 0
     alerted: int = 0
     blocked: int = 0
     forgotten: int = 0
@@ -93,7 +92,6 @@ class Scan:
         detector = self._detector(said.owner.tenant)
         context = self._context(said, detector)
         if role == "assistant":
-            self.replies += not said.message.call
             verdict = detector.check(said.owner, context, text)
             if verdict.action != "pass":
                 self._found(said, verdict)

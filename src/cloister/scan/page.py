@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from html import escape
 
-from cloister.scan.report import Detail, Report, Row, Where, Who, Words
+from cloister.scan.report import Detail, Report, Row, Where, Who, Words, many
 
 MOST_ROWS = 1_000
 """How many replies the page lists: a browser has to show it."""
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --bad: #b3261e; --mark: #ffe08a; --ink: #1a1a1a }
+:root { color-scheme: light dark; --line: #8884; --bad: #b3261e; --mark: #ffe08a; --ink: #1a1a1a }
 @media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --mark: #ffd54f } }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
@@ -47,16 +47,17 @@ def _page(report: Report) -> Iterator[str]:
     yield f"<title>Replies with another user's details</title><style>{_STYLE}</style></head><body>"
     yield "<h1>Replies that carried another user's details</h1>"
     yield (
-        f"<p>{counts.replies:,} replies to {counts.users:,} users were judged, each with what had been said before it: "
+        f"<p>{many(counts.replies, 'reply', 'replies')} to {many(counts.users, 'user')} judged, each with what "
+        "had been said before it: "
         f"<b>{counts.blocked:,} would have been blocked, {counts.alerted:,} alerted</b>.</p>"
     )
     yield "<table>"
     facts = [
         ("scanned", ", ".join(report.files)),
         ("lines", f"{counts.lines:,}, of which {counts.unreadable:,} could not be read"),
-        ("messages", f"{counts.messages:,} in {counts.conversations:,} conversations"),
+        ("messages", f"{counts.messages:,} in {many(counts.conversations, 'conversation')}"),
         ("order", report.order),
-        ("compared", "all users" if report.scope == "all" else f"users of one tenant ({counts.tenants:,} are named)"),
+        ("compared", "users of one tenant" if counts.tenants and report.scope == "tenant" else "all users"),
         ("made", f"{report.made}, by cloister {report.cloister}"),
     ]
     yield from (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts)

@@ -125,7 +125,7 @@ def make(scan: Scan, version: str, made: str, *, show: bool) -> Report:
             lines=survey.lines,
             unreadable=survey.unreadable,
             messages=survey.messages,
-            replies=scan.replies,
+            replies=survey.replies,
             conversations=len(survey.left),
             users=len(survey.owners) + survey.nameless,
             tenants=len(survey.tenants - {None}),
@@ -145,6 +145,8 @@ def notes(scan: Scan) -> list[str]:
         more = f"; the first {len(survey.faults)} are named" if survey.unreadable > len(survey.faults) else ""
         said.append(f"{survey.unreadable:,} of {survey.lines:,} lines could not be read, or not all of them{more}")
     said.append(_order(survey))
+    if len(survey.owners) + survey.nameless == 1:
+        said.append("there is one user only, so there was nobody whose details could be told to another")
     if survey.nameless:
         said.append(
             f"{survey.nameless:,} of {len(survey.left):,} conversations name no user, and each was taken for a user of "
@@ -170,6 +172,11 @@ def notes(scan: Scan) -> list[str]:
     if scan.alerted + scan.blocked > len(scan.findings):
         said.append(f"the {MOST_FOUND:,} worst replies are listed, of {scan.alerted + scan.blocked:,}")
     return said
+
+
+def many(count: int, one: str, more: str = "") -> str:
+    """Give a number of things in words."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
 
 
 def _order(survey: Survey) -> str:
