@@ -80,7 +80,7 @@ def test_help(run: Run, command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     options = ("--from", "--to") if command == ("copy",) else ("--store",)
-    assert command in ((), ("sessions",), ("keys",), ("audit",), ("scrub",)) or all(
+    assert command in ((), ("sessions",), ("keys",), ("audit",), ("scrub",), ("leaks",), ("leaks", "scan")) or all(
         name in result.stdout for name in options
     )
 
