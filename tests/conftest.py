@@ -54,6 +54,15 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_refuse_network)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Let one process run all tests where a server is named, whose roles and settings two would both change.
+
+    Otherwise each starts servers of its own, and there are as many as there are cores.
+    """
+    return 1 if any(name.startswith("CLOISTER_TEST_") for name in os.environ) else None
+
+
 KINDS = ["memory", "sqlite", "redis", "postgres"]
 
 
