@@ -297,6 +297,7 @@ def running_redis(*options: str) -> Iterator[Server]:
         port = free_port()
         base = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(place), "--save", ""]
         server = Server([redis_program(), *base, "--appendonly", "no", *options], port, place)
+        server.ready = lambda: "LOADING" not in talk(port, "PING")  # it listens before it has read its file
         server.start()
         try:
             yield server
