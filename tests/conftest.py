@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import secrets
@@ -61,6 +62,12 @@ def pytest_xdist_auto_num_workers() -> int | None:
     Otherwise each starts servers of its own, and there are as many as there are cores.
     """
     return 1 if any(name.startswith("CLOISTER_TEST_") for name in os.environ) else None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all collections of garbage to come: tests ask for hundreds."""
+    gc.collect()
+    gc.freeze()
 
 
 KINDS = ["memory", "sqlite", "redis", "postgres"]
