@@ -95,6 +95,10 @@ async def _room(store: Store) -> int:
                 return int(found)
 
             return int(await store._run(size))  # type: ignore[attr-defined]
+    return _mine()
+
+
+def _mine() -> int:
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
