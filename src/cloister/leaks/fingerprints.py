@@ -176,11 +176,7 @@ class Index:
         return True
 
     def _add_to(self, shard: _Shard, places: list[int], free: int, claim: int, now: int | None, unique: bool) -> bool:
-<<<<<<< HEAD
-        """File what is known: in place of its owner's last claim or of one that is over, or beside the others."""
-=======
         """File what is known already: in place of its owner's last claim or one that is over, or beside the others."""
->>>>>>> origin/prints
         if shard.claims[places[0]] == COMMON:
             return False
         owners = {self._owner(shard.claims[at], now): at for at in places}
