@@ -41,6 +41,7 @@ EVENTS: Mapping[str, str] = {
     "reply.alerted": "warning",
     "reply.unchecked": "alert",
     "document.foreign": "alert",
+    "index.seeded": "notice",
     "item.hidden": "info",
     "owner.exported": "notice",
     "owner.erased": "notice",

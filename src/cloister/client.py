@@ -239,7 +239,9 @@ class AsyncCloister:
             )
         if self.leaks.scope == "tenant":
             self._check_named(tenant)
-        return await self._watch.seed(text, tenant)
+        count = await self._watch.seed(text, tenant)
+        await self.vault.ask(self.store.record, [event("index.seeded", self.vault.now(), count=count)])
+        return count
 
     async def note_operator(self, owner: Owner, action: str, reason: str) -> None:
         """Put on record that an operator is about to do *action* to what is *owner*'s, and why."""

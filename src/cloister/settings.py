@@ -50,7 +50,7 @@ def _provider(value: object) -> str | Provider:
     return value if value is not None and hasattr(value, "complete") else _text(value)  # type: ignore[return-value]
 
 
-def _duration(value: object) -> timedelta:
+def duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
@@ -63,7 +63,7 @@ def _lifetime(value: object) -> timedelta | None:
     if value is None or value == "never":
         return None
     try:
-        length = _duration(value)
+        length = duration(value)
     except ValueError as error:
         raise ValueError(f"{error}, or never") from None
     try:
@@ -175,7 +175,7 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "idle_timeout": (_lifetime, "how long a session lives after what was last said"),
     "absolute_timeout": (_lifetime, "how long a session lives in all"),
     "keep_days": (_days, "instead of both: keep a session for so many days after it was last used"),
-    "turn_wait": (_duration, "how long a turn waits for the one before it"),
+    "turn_wait": (duration, "how long a turn waits for the one before it"),
     "context_tokens": (_count, "how many tokens a turn may send to the model"),
     "tenancy": (_tenancy, "single, or required: every user belongs to a tenant"),
     "scrub": (

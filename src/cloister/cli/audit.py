@@ -31,7 +31,7 @@ def audit() -> None:
 
 
 @contextlib.asynccontextmanager
-async def _reading(settings: Settings) -> AsyncGenerator[Store, None]:
+async def reading(settings: Settings) -> AsyncGenerator[Store, None]:
     """Open the store alone: no keys are needed to read its audit log."""
     store = settings.connect()
     must_exist(store)
@@ -57,7 +57,7 @@ async def _tail(settings: Settings, count: int, as_json: bool) -> None:
     from cloister.model import from_micros
 
     styles = {"notice": None, "warning": "yellow", "alert": "bold red"}
-    async with _reading(settings) as store:
+    async with reading(settings) as store:
         entries = await store.audit_tail(count)
         owners = await store.audit_owners()
     names = {audit_id: str(owner) for audit_id, owner in owners.items()}
@@ -92,7 +92,7 @@ def verify(read: Callable[..., Settings], public_key: str | None) -> None:
 
     async def check() -> bool:
         settings = read()
-        async with _reading(settings) as store:
+        async with reading(settings) as store:
             signed = doctor.signed_heads(settings, store, public_key)
             report, faults = await doctor.verify(store, signed)
         terminal.say(f"{report.entries} entries by {report.writers} writers; {report.unsigned} not signed for yet")

@@ -34,7 +34,7 @@ def sessions() -> None:
     """
 
 
-def _operator(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
+def operator(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any]:
     """Make an operator's command of *command*: it names a user and a reason, and opens a store that is there."""
 
     @store_option
@@ -58,7 +58,7 @@ def _operator(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
 
 
 @sessions.command("list")
-@_operator
+@operator
 async def list_sessions(cloister: AsyncCloister, user: User, reason: str) -> None:
     """List a user's live sessions, latest first; personal data in titles stays replaced."""
     await cloister.note_operator(user.owner, "list", reason)
@@ -76,7 +76,7 @@ async def list_sessions(cloister: AsyncCloister, user: User, reason: str) -> Non
 
 
 @sessions.command()
-@_operator
+@operator
 @click.argument("session_id", metavar="SESSION")
 async def show(cloister: AsyncCloister, user: User, reason: str, session_id: str) -> None:
     """Print the history of one session; personal data in it stays replaced."""
@@ -92,7 +92,7 @@ async def show(cloister: AsyncCloister, user: User, reason: str, session_id: str
 
 
 @sessions.command()
-@_operator
+@operator
 @click.argument("session_id", metavar="[SESSION]", required=False)
 @click.option("--all", "every", is_flag=True, help="End all of the user's sessions.")
 async def end(cloister: AsyncCloister, user: User, reason: str, session_id: str | None, every: bool) -> None:
@@ -109,7 +109,7 @@ async def end(cloister: AsyncCloister, user: User, reason: str, session_id: str 
 
 
 @sessions.command()
-@_operator
+@operator
 @click.option("-o", "--output", metavar="FILE", help="A new file, for you alone, instead of standard output.")
 async def export(cloister: AsyncCloister, user: User, reason: str, output: str | None) -> None:
     """Write all that is a user's as JSON lines: each session, followed by its items."""
@@ -137,7 +137,7 @@ async def export(cloister: AsyncCloister, user: User, reason: str, output: str |
 
 
 @sessions.command()
-@_operator
+@operator
 @click.option("--yes", is_flag=True, help="Do not ask.")
 async def erase(cloister: AsyncCloister, user: User, reason: str, yes: bool) -> None:
     """Destroy everything of a user's, at once and for good, and print the receipt."""
