@@ -8,7 +8,7 @@ demo: ## the main job, on the embedded store; PROVIDER=openai and the like for a
 
 test: ## all tests but the long ones; ARGS="-k window" for some
 	@scripts/setup dev
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: ## format, lint, types, layers, snippets of the documents
 	@scripts/check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import secrets
@@ -52,6 +53,21 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 # An audit hook, not a patched socket: it sees connections made from C as well. uvloop goes past both.
 sys.addaudithook(_refuse_network)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Let one process run all tests where a server is named, whose roles and settings two would both change.
+
+    Otherwise each starts servers of its own, and there are as many as there are cores.
+    """
+    return 1 if any(name.startswith("CLOISTER_TEST_") for name in os.environ) else None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all collections of garbage to come: tests ask for hundreds."""
+    gc.collect()
+    gc.freeze()
 
 
 KINDS = ["memory", "sqlite", "redis", "postgres"]

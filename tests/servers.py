@@ -33,10 +33,14 @@ _PATIENCE = 30.0  # seconds, for what takes one or two
 def free_port() -> int:
     """A port that nobody listens on, and whose cluster bus port is one.
 
-    Both lie below those that outgoing connections are given, so that none takes it before the server does.
+    Both lie below those that outgoing connections are given, so that none takes it before the server does, and
+    processes that share in the tests are never given the same.
     """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     for _ in range(100):
-        port = random.SystemRandom().randrange(10_000, 22_000)  # not the generator that pytest-randomly seeds
+        # Not the generator that pytest-randomly seeds.
+        port = random.SystemRandom().randrange(10_000 + number % processes, 22_000, processes)
         with socket.socket() as one, socket.socket() as bus, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
             bus.bind(("127.0.0.1", port + 10_000))
@@ -293,6 +297,7 @@ def running_redis(*options: str) -> Iterator[Server]:
         port = free_port()
         base = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(place), "--save", ""]
         server = Server([redis_program(), *base, "--appendonly", "no", *options], port, place)
+        server.ready = lambda: "LOADING" not in talk(port, "PING")  # it listens before it has read its file
         server.start()
         try:
             yield server

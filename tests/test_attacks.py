@@ -95,7 +95,7 @@ async def test_a_left_renewal_is_not_stored(tmp_path: Path) -> None:
         house.clock.move(hours=1)
 
         async def words() -> object:
-            yield "one "
+            yield "one. "
             yield "two"
 
         async with session.turn("hello", on_expired="renew") as turn:

@@ -335,7 +335,7 @@ async def test_a_stream_of_ones_own_is_closed(house: House) -> None:
 
     async def source() -> AsyncIterator[str]:
         try:
-            yield "word "
+            yield "words. "
             yield "and more"
         finally:
             closed.append(True)

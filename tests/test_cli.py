@@ -80,7 +80,7 @@ def test_help(run: Run, command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     options = ("--from", "--to") if command == ("copy",) else ("--store",)
-    assert command in ((), ("sessions",), ("keys",), ("audit",), ("scrub",)) or all(
+    assert command in ((), ("sessions",), ("keys",), ("audit",), ("scrub",), ("leaks",), ("leaks", "scan")) or all(
         name in result.stdout for name in options
     )
 
@@ -293,7 +293,7 @@ def test_interrupt() -> None:
                 self.cut, self.hang = (2, True) if self.asked == 1 else (None, False)
                 return super().stream(request)
 
-        sys.exit(chat.talk(Settings(provider=Once()), "ana", None, None, new=True, system=None))
+        sys.exit(chat.talk(Settings(provider=Once(), leaks=None), "ana", None, None, new=True, system=None))
     """
     child, terminal_side = pty.fork()
     if child == 0:

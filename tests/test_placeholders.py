@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from itertools import pairwise
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.steps import growth, longest
 
 from cloister.scrub import placeholders as rules
 from cloister.scrub.placeholders import Placeholders, Restorer, put_back, replace, restore, stands_for
@@ -280,33 +280,48 @@ def test_arguments_of_tools() -> None:
     assert change_json("[" * 100_000, str) == "[" * 100_000
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[" * 100_000,
-        "[PERSON~" * 12_500,
-        ANA * 4_000,
-        FOREIGN * 4_000,
-        "<a " + f"{ANA} " * 4_000,
-        "](" + f"{ANA} " * 4_000,
-        "https://" + ANA * 4_000,
-        'href="' * 16_000,
-        "<" * 100_000,
-        "a" * 100_000 + ANA,
-        "~" * 100_000,
-        " " * 100_000,
-        "\\" * 100_000,
-    ],
-    ids=lambda text: text[:12],
-)
-def test_no_text_takes_long(text: str) -> None:
-    """A text made to be expensive, in small pieces, costs no more than some seconds: its square would be minutes."""
+def in_pieces(text: str) -> None:
     restorer = Restorer(OURS, VALUES)
-    start = time.process_time()
     for at in range(0, len(text), 50):
         restorer.feed(text[at : at + 50])
     restorer.finish()
-    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("before", "again"),
+    [
+        ("", "["),
+        ("", "[PERSON~"),
+        ("", ANA),
+        ("", FOREIGN),
+        ("<a ", f"{ANA} "),
+        ("](", f"{ANA} "),
+        ("https://", ANA),
+        ("", 'href="'),
+        ("", "<"),
+        ("", "a"),
+        ("", "~"),
+        ("", " "),
+        ("", "\\"),
+    ],
+)
+def test_steps_grow_with_the_text(before: str, again: str) -> None:
+    """A text made to be expensive, in small pieces, takes four times the steps where it is four times as long."""
+    assert growth(lambda size: in_pieces(before + again * size), 5_000 // len(again), rules) < 5
+
+
+def test_a_restorer_that_reads_all_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that held back all it was fed would take the square."""
+    monkeypatch.setattr(rules, "_undecided", lambda text, at: at)
+    assert growth(lambda size: in_pieces("~" * size), 5_000, rules) > 10
+
+
+def test_every_pattern_has_an_end() -> None:
+    """What patterns try in vain is no step that could be counted, but none of them reads on without bound."""
+    patterns = [value for value in vars(rules).values() if isinstance(value, re.Pattern)]
+    assert len(patterns) == 3
+    assert all(longest(pattern) <= rules.LONGEST for pattern in patterns)
+    assert longest(re.compile(r"\[\w*")) > 1 << 20
 
 
 def test_no_value_shows_in_a_repr() -> None:

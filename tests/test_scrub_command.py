@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -108,3 +111,37 @@ def test_a_line_too_long_to_search_is_not_passed_on(run: Run) -> None:
     result = run(said="x" * 999_990 + " ana@example.com\n")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "line 1 of standard input is longer than 1,000,000 bytes" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_bar_shows_how_far_it_has_come(tmp_path: Path) -> None:
+    """With a terminal beside the file that is written, the bytes of a long input go by, and none of its text does."""
+    import pty
+    import termios
+
+    (tmp_path / "long").write_bytes(b"ana@example.com\n" + b"nothing\n" * 60_000)
+    (tmp_path / "short").write_bytes(b"ana@example.com\n")
+
+    def shown(name: str) -> bytes:
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 200))
+        with (tmp_path / "out").open("wb") as out:
+            command = [sys.executable, "-c", _COMMAND, "scrub", str(tmp_path / name)]
+            done = subprocess.Popen(command, stdout=out, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # Linux says so that the other side was closed
+            while more := os.read(ours, 65_536):
+                seen += more
+        os.close(ours)
+        assert done.wait(timeout=60) == 0
+        return seen
+
+    seen = shown("long")
+    size = len((tmp_path / "long").read_bytes())
+    assert (tmp_path / "out").read_bytes() == b"[EMAIL]\n" + b"nothing\n" * 60_000
+    steps = [int(done) for done in re.findall(rf"bytes .*?(\d+)/{size}".encode(), seen)]
+    assert len(set(steps)) > 2
+    assert (steps, steps[-1]) == (sorted(steps), size)
+    assert b"ana@" not in seen
+    assert shown("short") == b""

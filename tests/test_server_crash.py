@@ -6,8 +6,6 @@ import asyncio
 import os
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from tests.databases import forget_leases, made_database
 from tests.fakes import House, opened, told
 from tests.histories import Event, ask, problems
+from tests.killing import keys, killed, user_of
 from tests.servers import Server, running_postgres, running_redis, talk
 
 from cloister import Keyring
@@ -37,84 +36,6 @@ from cloister.user import Session
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
 
 NOT_WAITING = Limits(turn_wait=timedelta(0))
-MOST_REQUESTS = 60
-
-# Every write to a socket of the child is counted, and the process is killed before number N, or right after it, when
-# the server has the request and nobody is there for its answer. A fresh fork of one prepared process for each.
-_KILLED = """
-import asyncio, os, signal, socket, sys
-from pathlib import Path
-import asyncpg, redis.asyncio.connection
-import cloister.stores.postgres, cloister.stores.redis
-from cloister import Keyring
-from tests.fakes import opened
-
-url, folder, action, most = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-left = None
-
-class Counting(socket.socket):
-    def send(self, data, *flags):
-        global left
-        if left is None or self.family != socket.AF_INET:
-            return super().send(data, *flags)
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        sent = super().send(data, *flags)
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return sent
-
-socket.socket = Counting
-
-async def run(number):
-    global left
-    async with opened(url, keyring=Keyring.from_file(folder / "keys")) as house:
-        user = house.cloister.user(f"ana {number}")
-        session = await user.start(system="Be kind.")
-        await session.send("before")
-        (folder / f"{number}.id").write_text(session.id)
-        left = number
-        if action == "send":
-            await session.send("question", idempotency_key="k")
-        elif action == "renew":
-            house.clock.move(hours=1)
-            await session.send("question")
-        elif action == "end":
-            await session.end()
-        elif action == "erase":
-            await user.erase()
-        left = None
-
-for number in range(1, most):
-    child = os.fork()
-    if not child:
-        asyncio.run(run(number))
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status != -signal.SIGKILL:
-        print(number, status)
-        break
-"""
-
-
-def killed(url: str, folder: Path, action: str) -> dict[int, str]:
-    """Give the sessions of processes that were killed at their first, second … request; the last one lived."""
-    root = Path(__file__).parent.parent
-    paths = os.pathsep.join([str(root / "src"), str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, url, str(folder), action, str(MOST_REQUESTS)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    assert done.stdout.split()[1:] == ["0"], done.stderr
-    count = int(done.stdout.split()[0])
-    assert count >= 3, "whatever it did took no request"
-    return {number: (folder / f"{number}.id").read_text() for number in range(1, count + 1)}
 
 
 async def at_last(house: House, url: str, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -132,24 +53,18 @@ async def events_of(house: House, session_id: str) -> list[str]:
     return [entry.event for entry in await house.entries() if entry.session == digest(session_id)]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    Keyring.create_file(tmp_path / "keys")
-    return tmp_path
-
-
 _SERVERS = pytest.mark.parametrize("url", ["redis", "postgres", "cluster", "pooler"], indirect=True)
 
 
 @_SERVERS
-def test_a_turn_killed_anywhere_is_whole_or_absent(url: str, folder: Path) -> None:
+def test_a_turn_killed_anywhere_is_whole_or_absent(url: str, tmp_path: Path) -> None:
     """Question, answer, record of the key and audit entry are there together or not at all (row 33)."""
 
     async def check() -> list[bool]:
         outcomes = []
         for number, known in killed_sessions.items():
-            async with opened(url, keyring=Keyring.from_file(folder / "keys"), limits=NOT_WAITING) as house:
-                session = await house.cloister.user(f"ana {number}").resume(known)
+            async with opened(url, keyring=keys(tmp_path), limits=NOT_WAITING) as house:
+                session = await user_of(house, number).resume(known)
 
                 async def send(session: Session = session) -> None:
                     await session.send("question", idempotency_key="k")
@@ -165,22 +80,22 @@ def test_a_turn_killed_anywhere_is_whole_or_absent(url: str, folder: Path) -> No
                 assert (await house.audited()).faults == []
         return outcomes
 
-    killed_sessions = killed(url, folder, "send")
+    killed_sessions = killed(url, tmp_path, "send")
     outcomes = asyncio.run(check())
     assert outcomes == sorted(outcomes), "stored first and then not"
     assert set(outcomes) == {False, True}
 
 
 @_SERVERS
-def test_a_renewal_killed_anywhere_is_whole_or_absent(url: str, folder: Path) -> None:
+def test_a_renewal_killed_anywhere_is_whole_or_absent(url: str, tmp_path: Path) -> None:
     """The new session is there with its first turn or not at all; the old one's content never is beside it."""
 
     async def check() -> list[bool]:
         outcomes = []
         for number, known in killed_sessions.items():
-            async with opened(url, keyring=Keyring.from_file(folder / "keys"), limits=NOT_WAITING) as house:
+            async with opened(url, keyring=keys(tmp_path), limits=NOT_WAITING) as house:
                 house.clock.move(hours=1)
-                user = house.cloister.user(f"ana {number}")
+                user = user_of(house, number)
                 listed = [await told(session) for session in await user.sessions()]
                 assert listed in ([], [["Be kind.", "question", "You said: question"]]), f"at request {number}"
                 old = await user.resume(known)
@@ -192,7 +107,7 @@ def test_a_renewal_killed_anywhere_is_whole_or_absent(url: str, folder: Path) ->
                 outcomes.append(bool(listed))
         return outcomes
 
-    killed_sessions = killed(url, folder, "renew")
+    killed_sessions = killed(url, tmp_path, "renew")
     outcomes = asyncio.run(check())
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
@@ -200,14 +115,14 @@ def test_a_renewal_killed_anywhere_is_whole_or_absent(url: str, folder: Path) ->
 
 @_SERVERS
 @pytest.mark.parametrize("action", ["end", "erase"])
-def test_destruction_killed_anywhere_is_whole_or_to_be_repeated(url: str, folder: Path, action: str) -> None:
+def test_destruction_killed_anywhere_is_whole_or_to_be_repeated(url: str, tmp_path: Path, action: str) -> None:
     """A session is there as it was, or it is gone, whether or not its owner was told; done again, it is gone."""
 
     async def check() -> list[bool]:
         outcomes = []
         for number, known in killed_sessions.items():
-            async with opened(url, keyring=Keyring.from_file(folder / "keys"), limits=NOT_WAITING) as house:
-                user = house.cloister.user(f"ana {number}")
+            async with opened(url, keyring=keys(tmp_path), limits=NOT_WAITING) as house:
+                user = user_of(house, number)
                 gone = SessionExpired if action == "end" else SessionNotFound
                 try:
                     session = await user.resume(known)
@@ -223,7 +138,7 @@ def test_destruction_killed_anywhere_is_whole_or_to_be_repeated(url: str, folder
                 assert (await house.audited()).faults == []
         return outcomes
 
-    killed_sessions = killed(url, folder, action)
+    killed_sessions = killed(url, tmp_path, action)
     outcomes = asyncio.run(check())
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}

@@ -70,13 +70,13 @@ def test_own_model_whole_and_streamed(cloister: Cloister) -> None:
         assert turn.chat() == {"messages": [{"role": "user", "content": "one"}]}
         assert turn.finish("whole").text == "whole"
     with session.turn("two") as turn:
-        assert list(turn.stream(iter(["in ", "parts"]))) == ["in ", "parts"]
-    assert turn.reply.text == "in parts"
+        assert list(turn.stream(iter(["in. ", "parts"]))) == ["in. ", "parts"]
+    assert turn.reply.text == "in. parts"
     with session.turn("three") as turn:
         next(iter(turn.stream(iter(["left ", "early"]))))
     with pytest.raises(RuntimeError):
         _ = turn.reply
-    assert [item.text for item in session.history()] == ["one", "whole", "two", "in parts"]
+    assert [item.text for item in session.history()] == ["one", "whole", "two", "in. parts"]
 
 
 def test_an_error_leaves_the_block(cloister: Cloister) -> None:

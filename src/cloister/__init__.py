@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         TokenInvalid,
     )
     from cloister.keyring import Keyring
+    from cloister.leaks.detector import LeakDetector
+    from cloister.leaks.settings import LeakGuard
     from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
     from cloister.providers.anthropic import Anthropic
     from cloister.providers.base import Provider, Request
@@ -54,6 +56,8 @@ _HOMES = {
         " SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
+    "leaks.detector": "LeakDetector",
+    "leaks.settings": "LeakGuard",
     "model": "Erasure Item Limits Owner Reply Usage",
     "providers.anthropic": "Anthropic",
     "providers.base": "Provider Request",
@@ -81,6 +85,8 @@ __all__ = [
     "IntegrityError",
     "Item",
     "Keyring",
+    "LeakDetector",
+    "LeakGuard",
     "Limits",
     "MasterKeys",
     "NoScope",

@@ -16,7 +16,9 @@ import msgspec
 from cloister import providers, sinks, stores, upkeep, window
 from cloister.audit import AuditKey, event
 from cloister.errors import CloisterError, ConfigurationError
+from cloister.guard import Watch
 from cloister.keyring import Keyring
+from cloister.leaks.settings import LeakGuard
 from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
@@ -48,7 +50,7 @@ class AsyncCloister:
         context_tokens: int | None = None,
         tenancy: Tenancy = "single",
         scrub: Scrub | None = Scrub(),
-        leaks: None = None,
+        leaks: LeakGuard | None = LeakGuard(),
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
@@ -62,12 +64,10 @@ class AsyncCloister:
         room for its reply. *clock* gives aware datetimes. How far the audit log has come is signed with *audit_key*
         into the file *audit_heads*; both lie beside an embedded store unless given, and other stores sign nothing
         without them. With *keep_failed* a question whose answer failed stays in the history, marked. *scrub* says what
-        becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* is None
-        until that part is here. Raises `ConfigurationError`.
+        becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* says what
+        becomes of replies with other users' details; None lets them pass, which is put on record too. Raises
+        `ConfigurationError`.
         """
-        guard: object = leaks
-        if guard is not None:
-            raise ConfigurationError("leaks is None for now: that protection is planned, not here yet")
         return cls(
             stores.connect(url),
             providers.connect(provider),
@@ -80,6 +80,7 @@ class AsyncCloister:
             audit_heads,
             keep_failed,
             scrub or Scrub(where="off"),
+            leaks,
         )
 
     def __init__(
@@ -95,7 +96,10 @@ class AsyncCloister:
         audit_heads: str | os.PathLike[str] | None,
         keep_failed: bool,
         scrub: Scrub,
+        leaks: LeakGuard | None,
     ) -> None:
+        if leaks is not None and not isinstance(leaks, LeakGuard):
+            raise ConfigurationError(f"leaks is a LeakGuard, or None for no protection, not {type(leaks).__name__}")
         if not isinstance(scrub, Scrub):
             raise ConfigurationError(f"scrub is a Scrub, or None for no protection, not {type(scrub).__name__}")
         if tenancy not in ("single", "required"):
@@ -111,6 +115,7 @@ class AsyncCloister:
         self._prepared: set[str | None] = set()
         self.keep_failed = keep_failed
         self.scrub = scrub
+        self.leaks = leaks
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
@@ -128,6 +133,7 @@ class AsyncCloister:
         await self.store.open()
         try:
             self._vault = self._over(keyring)
+            self._watch = Watch(self.leaks, self._vault)
             await self._check_tenancy()
             await self._note_off()
             self.sign_heads()
@@ -167,6 +173,8 @@ class AsyncCloister:
             options.append(("limits", "idle_timeout=None, absolute_timeout=None"))
         if self.scrub.where == "off":
             options.append(("personal data", "scrub=None"))
+        if self.leaks is None:
+            options.append(("others' details", "leaks=None"))
         noted = [event("protection.off", self.vault.now(), what=what, option=option) for what, option in options]
         if noted:
             await self.vault.ask(self.store.record, noted)
@@ -193,16 +201,24 @@ class AsyncCloister:
             raise ConfigurationError("this cloister is not open: use it inside `async with AsyncCloister.open(…)`")
         return self._vault
 
+    @property
+    def watch(self) -> Watch:
+        """Give what the checks of all turns have in common."""
+        return self._watch
+
     def user(self, user: str, *, tenant: str | None = None) -> User:
         """Give the door to what belongs to *user*; nothing of anybody else's is reachable through it.
 
         Raises `ConfigurationError` if a tenant is missing or must not be named, `ValueError` for a name that is none.
         """
+        self._check_named(tenant)
+        return User(self, Owner(tenant, user))
+
+    def _check_named(self, tenant: str | None) -> None:
         if tenant is None and self.tenancy == "required":
             raise ConfigurationError("name the tenant too: user(…, tenant=…); this store or this set-up has tenants")
         if tenant is not None and self.tenancy == "single":
             raise ConfigurationError('this cloister has no tenants; open it with tenancy="required" to name them')
-        return User(self, Owner(tenant, user))
 
     async def sweep(self) -> int:
         """Destroy sessions whose time is up, and what has outlived its use; give how many ended.
@@ -210,6 +226,20 @@ class AsyncCloister:
         Runs by itself every minute while the cloister is open.
         """
         return await upkeep.sweep(self.vault)
+
+    async def seed(self, text: str, *, tenant: str | None = None) -> int:
+        """Make what *text* says common knowledge: a catalogue, places, the hotline's number; give how much was not yet.
+
+        Whoever claimed it, it is no evidence any more, for the users of *tenant* or, with ``scope="all"``, for all.
+        Raises `ConfigurationError` without a `LeakGuard`, or where a tenant is missing or must not be named.
+        """
+        if self.leaks is None:
+            raise ConfigurationError(
+                "nothing looks at replies here, so there is nothing to seed: open(…, leaks=LeakGuard())"
+            )
+        if self.leaks.scope == "tenant":
+            self._check_named(tenant)
+        return await self._watch.seed(text, tenant)
 
     async def note_operator(self, owner: Owner, action: str, reason: str) -> None:
         """Put on record that an operator is about to do *action* to what is *owner*'s, and why."""

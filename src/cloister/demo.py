@@ -423,6 +423,47 @@ async def personal_data(stage: Stage) -> None:
     stage.verdict("and so does her history", own[0] == said)
 
 
+async def misbehaving_model(stage: Stage) -> None:
+    """10. The model tells Ben of Ana's project"""
+    project, code = "NIGHTHAWK", "NH-4827-X"
+    told = (
+        f"Project {project} has the code {code}.",
+        "It is nh 4827 x, of the project night-hawk.",
+        "The code reads N H 4 8 2 7 X, and the name is NightHawk.",
+    )
+    model = Offline()
+    shown: list[str] = []
+    async with stage.open(model) as cloister:
+        ana, ben = [await stage.user(cloister, who).start() for who in (stage.ana, stage.ben)]
+        await say(ana, f"My project is called {project} and its code is {code}.")
+        for said in told:
+            model.leak = said
+            whole = await say(ben, "Which projects do you know?")
+            with ben.scope():
+                async with ben.stream("Which projects do you know?") as reply:
+                    streamed = "".join([piece async for piece in reply])
+            stage.happened(f"the model says:     {said}")
+            stage.happened(f"Ben reads:          {whole}")
+            stage.happened(f"streamed, he reads: {' '.join(streamed.split())}")
+            shown += [whole, streamed]
+        model.leak = None
+        ordinary = await say(ben, "My order number is 55120. What is my order number?")
+        kept = [item.text for item in await ben.history()]
+        owners = {audit_id: owner.user for audit_id, owner in (await cloister.store.audit_owners()).items()}
+        alarms = [entry for entry in await cloister.store.audit_tail(50) if entry.event == "reply.blocked"]
+    seen = [(owners.get(entry.owner), owners.get(entry.other)) for entry in alarms]
+    stage.happened(f"on record: {len(alarms)} times reply.blocked, {alarms[-1].detail if alarms else ''}")
+
+    def clean(text: str) -> bool:
+        plain = "".join(character for character in text.lower() if character.isalnum())
+        return not any(secret in plain for secret in ("nighthawk", "4827"))
+
+    stage.verdict("no byte of name or code left, whole or streamed word by word", all(map(clean, shown)))
+    stage.verdict("nor was it kept in Ben's history", all(map(clean, kept)))
+    stage.verdict("the audit log has every alarm, and whose it was", seen == [(stage.ben, stage.ana)] * 2 * len(told))
+    stage.verdict("an ordinary question is answered", "55120" in ordinary)
+
+
 async def audit_log(stage: Stage) -> None:
     """8. Somebody changes one byte of the audit log"""
 
@@ -467,7 +508,7 @@ async def one_changed_byte(stage: Stage, signed: doctor.Signed) -> None:
 
 SCENES: tuple[Scene, ...] = (
     the_bug, two_at_once, remembered, foreign, moved_row, model_failure, expiry, small_window, audit_log,
-    personal_data,
+    personal_data, misbehaving_model,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from cloister import client, files
 from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
 from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
 from cloister.keyring import Keyring
+from cloister.leaks.settings import LeakGuard
 from cloister.scrub.placeholders import LABELS
 from cloister.scrub.settings import Scrub
 from cloister.settings import Settings
@@ -347,7 +348,7 @@ def _span(length: timedelta | None) -> str:
 
 def _protections(settings: Settings) -> Iterator[Finding]:
     yield _scrub(settings.scrub)
-    yield Finding("off", "leaks", "replies are not searched for other users' details: this version cannot do it yet")
+    yield _leaks(settings.leaks)
     if settings.keep_failed:
         yield Finding("note", "keep_failed", "questions whose answer failed are kept, marked")
 
@@ -363,6 +364,20 @@ def _scrub(scrub: Scrub) -> Finding:
     if scrub.where == "store":
         return Finding("note", "scrub", said, "CLOISTER_SCRUB=model keeps it from the model too")
     return Finding("ok", "scrub", said)
+
+
+def _leaks(guard: LeakGuard | None) -> Finding:
+    if guard is None:
+        return Finding("off", "leaks", "replies are not searched for other users' details", "unset CLOISTER_LEAKS")
+    among = "of all tenants" if guard.scope == "all" else "of the same tenant"
+    said = {
+        "strong": f"replies with details of other users {among} are withheld, with weak evidence put on record",
+        "any": f"replies with the least evidence of other users' details, {among}, are withheld",
+        "canary": "no reply is withheld but those with what was planted in another session; others are put on record",
+    }[guard.block]
+    if guard.on_failure == "alert":
+        return Finding("note", "leaks", f"{said}; where the search fails they pass", "set on_failure=refuse")
+    return Finding("note" if guard.block == "canary" else "ok", "leaks", said)
 
 
 def _mode(path: Path) -> int:

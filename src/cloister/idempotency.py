@@ -29,6 +29,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     renewed: bool
     token: str = ""
     """What the application held after that turn, where it is a token."""
+    blocked: bool = False
 
 
 class Key(msgspec.Struct, frozen=True):

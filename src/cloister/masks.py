@@ -11,7 +11,7 @@ import msgspec
 from cloister import window
 from cloister.audit import Event
 from cloister.model import Item
-from cloister.scrub.masking import NOTICE, Mask
+from cloister.scrub.masking import NOTICE, Mask, shown
 from cloister.scrub.settings import Scrub
 from cloister.vault import Opened
 
@@ -55,6 +55,11 @@ def said_before(opened: Opened) -> list[Item]:
     if without:
         items = [item for position, item in enumerate(items, first) if position not in without]
     return [item for item in items if item.error is None]
+
+
+def shown_before(opened: Opened) -> list[Item]:
+    """Give what was said before, and the system text, as the owner knows them."""
+    return [*([opened.system] if opened.system else []), *map(shown, said_before(opened))]
 
 
 async def ready(mask: Mask, opened: Opened, system: Item | None) -> None:

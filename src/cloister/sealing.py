@@ -247,6 +247,11 @@ def after_name(blob: bytes) -> bytes:
     return blob[2 + blob[1] :]
 
 
+async def tenant_keys(keys: MasterKeys, tenant: str | None, purpose: str) -> Mapping[str, bytes]:
+    """Derive a tenant's key for one *purpose* from each master key, by its id, newest last."""
+    return await keys.derive(f"{purpose}/{hashlib.sha256(fields(tenant or '')).hexdigest()}")
+
+
 class TenantKeys:
     """Seal what has to outlive a session's secret, under a tenant-level key for one *purpose*."""
 
@@ -257,8 +262,7 @@ class TenantKeys:
     @classmethod
     async def derive(cls, keys: MasterKeys, owner: Owner, purpose: str) -> TenantKeys:
         """Derive the keys of *owner*'s tenant from each master key."""
-        tenant = hashlib.sha256(fields(owner.tenant or "")).hexdigest()
-        return cls(await keys.derive(f"{purpose}/{tenant}"), purpose)
+        return cls(await tenant_keys(keys, owner.tenant, purpose), purpose)
 
     def seal(self, owner: Owner, session_id: str, plain: bytes) -> bytes:
         """Seal *plain* under the newest key, bound to owner and session."""

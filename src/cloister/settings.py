@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from cloister import files, providers, stores
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
+from cloister.leaks.settings import PARTS, Block, LeakGuard
 from cloister.model import Limits
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
@@ -130,6 +131,31 @@ def _scrub(value: object) -> Scrub:
     )
 
 
+def _leaks(value: object) -> LeakGuard | None:
+    if value is None or isinstance(value, LeakGuard):
+        return value
+    said: dict[str, Any] = {}
+    if value == "off":
+        return None
+    if value in get_args(Block):
+        said["block"] = value
+    elif isinstance(value, str):
+        said = {name.strip(): part.strip() for name, _, part in (part.partition("=") for part in value.split(","))}
+    elif isinstance(value, dict):
+        said = dict(value)
+    try:
+        if "plant" in said:
+            said["plant"] = _flag(said["plant"])
+        if said and said.keys() <= set(PARTS):
+            return LeakGuard(**said)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"right in each part: {error}") from None
+    raise ValueError(f"{', '.join(get_args(Block))}, off, or parts such as block=any,hold=reply; {_PARTS_SAID}")
+
+
+_PARTS_SAID = f"the parts are {', '.join(PARTS)}"
+
+
 def _keys(value: object) -> Keyring:
     if not isinstance(value, Keyring):
         raise ValueError("in the environment only (CLOISTER_KEYS); in a file, name a key_file")
@@ -155,6 +181,10 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "scrub": (
         _scrub,
         "what becomes of personal data: model (replaced before model and store), store, off, seed, or parts",
+    ),
+    "leaks": (
+        _leaks,
+        "which replies with other users' details are withheld: strong (evidence), any, canary, off, or parts",
     ),
     "keep_failed": (_flag, "keep questions whose answer failed, marked"),
 }
@@ -185,6 +215,7 @@ class Settings:
     context_tokens: int | None = None
     tenancy: Tenancy = "single"
     scrub: Scrub = Scrub()
+    leaks: LeakGuard | None = LeakGuard()
     keep_failed: bool = False
     config: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -262,6 +293,7 @@ class Settings:
             audit_heads=self.heads_path(),
             keep_failed=self.keep_failed,
             scrub=self.scrub,
+            leaks=self.leaks,
         )
 
 

@@ -19,6 +19,7 @@ from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.content import Content
 from cloister.errors import ConfigurationError
+from cloister.leaks.settings import LeakGuard
 from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
@@ -83,7 +84,7 @@ class Cloister:
         context_tokens: int | None = None,
         tenancy: Tenancy = "single",
         scrub: Scrub | None = Scrub(),
-        leaks: None = None,
+        leaks: LeakGuard | None = LeakGuard(),
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
@@ -441,15 +442,19 @@ class Turn:
         if self._inner.repeated:
             yield self._inner.reply.text
             return
-        reader = wire.Reader()
+        reader, run = wire.Reader(), self._session._cloister.run
         try:
             for chunk in source:
                 yield from self._inner.read(reader, chunk)
+                if self._inner.waiting:
+                    yield from run(self._inner.look())
+                if self._inner.withheld:
+                    break
         finally:
             close = getattr(source, "close", None)
             if close is not None:
                 close()
-        self.finish(reader.finish())
+        yield from run(self._inner.end(reader))
 
     def finish(self, answer: object) -> Reply[Session]:
         """Store the turn with *answer*, which is text or any SDK's response, and give the reply."""

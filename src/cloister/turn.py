@@ -1,10 +1,10 @@
 """One turn, from question to reply.
 
     load (owner, id), lease taken → check owner, limits → replace personal data → fit the window → provider
-    → put the owner's own data back → commit all at once → reply
+    → put the owner's own data back → look for other users' → commit all at once → reply
 
 The steps before the window are ``Session._turn``'s in `cloister.user`; opening and sealing are the `Vault`'s, replacing
-and putting back the `Mask`'s.
+and putting back the `Mask`'s, looking the `Check`'s.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import msgspec
 from cloister import idempotency, sessions, window, wire
 from cloister.audit import Event, event
 from cloister.content import checked
-from cloister.errors import CloisterError, ProviderError, SessionConflict
+from cloister.errors import CloisterError, ProviderError, ReplyBlocked, SessionConflict
+from cloister.guard import Check, Watch
 from cloister.idempotency import Kept, Key
+from cloister.leaks.streaming import StreamCheck
 from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.providers.base import Provider, Request
@@ -51,6 +53,9 @@ class Services(Protocol):
     def scrub(self) -> Scrub: ...
 
     @property
+    def watch(self) -> Watch: ...
+
+    @property
     def keep_failed(self) -> bool: ...
 
     async def prepare(self, model: str | None) -> None: ...
@@ -72,6 +77,7 @@ class Turn(Generic[SessionT]):
         said: Sequence[Item],
         settle: Callable[[Opened], SessionT],
         mask: Mask,
+        check: Check,
         *,
         system: Item | None = None,
         budget: int,
@@ -83,6 +89,7 @@ class Turn(Generic[SessionT]):
         self._opened = opened
         self._model = model
         self._mask = mask
+        self._check = check
         self._new = [self._counted(item) for item in said]
         self._settle = settle
         self._system = system or opened.system
@@ -94,6 +101,10 @@ class Turn(Generic[SessionT]):
         self._closed = False
         self._heard: list[str] = []
         self._restorers: dict[str, Restorer | None] = {}
+        self._streams: dict[str, StreamCheck | None] = {}
+        self._read: list[str] = []
+        self._wanted: list[str] = []
+        self._shown = False
         self._spent = Usage()
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
@@ -113,6 +124,15 @@ class Turn(Generic[SessionT]):
         turn._fitted = None
         turn._reply = reply
         return turn
+
+    @property
+    def canary(self) -> str:
+        """Give what marks this session: planted where only its model reads, it tells if it turns up elsewhere.
+
+        A reply or a document of another session with this in it is withheld. Empty where no `LeakGuard` watches.
+        """
+        self._unfinished()
+        return self._check.canary
 
     @property
     def reply(self) -> Reply[SessionT]:
@@ -150,7 +170,8 @@ class Turn(Generic[SessionT]):
         """Record an item between question and reply: an assistant's tool calls, as an SDK gave them, or their results.
 
         Gives it as the application may use it: with the owner's data back in the arguments of the tools that may have
-        it. Raises `ValueError` for what is neither a message nor an answer.
+        it. Raises `ValueError` for what is neither a message nor an answer, `ReplyBlocked` for the result of a tool
+        that carries what was planted in another session.
         """
         self._unfinished()
         if isinstance(item, Item) or _is_message(item):
@@ -162,6 +183,7 @@ class Turn(Generic[SessionT]):
         if added.role == "assistant":
             self._fit()
             added = self._mask.answered(added)
+        self._check.takes(added)
         self._mask.brought(added)
         self._new.append(self._counted(self._mask.hide(added)))
         self._fitted = None
@@ -170,7 +192,8 @@ class Turn(Generic[SessionT]):
     async def stream(self, source: AsyncIterator[Any]) -> AsyncGenerator[str, None]:
         """Give the text of a streamed answer as it comes, and store the turn when it has come to its end.
 
-        *source* is any SDK's stream, or an async iterator of text, whose normal end is its finish marker.
+        *source* is any SDK's stream, or an async iterator of text, whose normal end is its finish marker. Where it
+        comes to another user's details it is closed, and the safe text comes instead.
         Raises `ProviderError` if the stream breaks off, or what storing the turn raises.
         """
         if self.repeated:
@@ -186,34 +209,87 @@ class Turn(Generic[SessionT]):
             async for chunk in source:
                 for text in self.read(reader, chunk):
                     yield text
+                if self.waiting:
+                    for text in await self.look():
+                        yield text
+                if self.withheld:
+                    break
         finally:
             await _close(source)
-        answer = reader.finish()
-        for text in self._rest():
+        for text in await self.end(reader):
             yield text
-        self._unfinished()  # the block may have been left, or the turn finished, while the stream was read
-        await self._commit(answer)
 
     def read(self, reader: wire.Reader, chunk: object) -> list[str]:
-        """Read one *chunk* of a streamed answer, and give what of it may be shown."""
+        """Read one *chunk* of a streamed answer; give what of it may be shown: nothing while something is `waiting`."""
         pieces = reader.feed(chunk)
         self._heard += [text for _, text in pieces]
         if pieces and self._first_at is None:
             self._first_at = time.perf_counter()
-        texts = [self._restored(channel, text) for channel, text in pieces if channel in ("text", "refusal")]
-        return [text for text in texts if text]
+        for channel, text in pieces:
+            if channel in ("text", "refusal"):
+                self._take(channel, text)
+        return [] if self.waiting else self._given()
 
-    def _restored(self, channel: str, text: str) -> str:
+    def _take(self, channel: str, text: str, *, last: bool = False) -> None:
+        """Put the owner's data back into *text*, and note whose of it must be looked up before it is shown."""
         if channel not in self._restorers:
             self._fit()
             self._restorers[channel] = self._mask.restorer()
-        restorer = self._restorers[channel]
-        return text if restorer is None else restorer.feed(text)
+            self._streams[channel] = None if self._check.holds else self._check.stream()
+        restorer, judged = self._restorers[channel], self._streams[channel]
+        if restorer is not None:
+            text = restorer.finish() if last else restorer.feed(text)
+        if judged is None:
+            self._read.append(text)
+        else:
+            self._wanted += judged.take(text, last=last)
 
-    def _rest(self) -> list[str]:
-        """Give what was held back of a streamed answer, in case a placeholder had just begun."""
-        rest = [restorer.finish() for restorer in self._restorers.values() if restorer is not None]
-        return [text for text in rest if text]
+    def _given(self) -> list[str]:
+        """Give what was read and may be shown."""
+        texts, self._read = self._read, []
+        if self._check.holds:
+            return []
+        texts += [judged.give() for judged in self._streams.values() if judged is not None]
+        texts = [text for text in texts if text]
+        self._shown = self._shown or bool(texts)
+        return texts
+
+    @property
+    def waiting(self) -> bool:
+        """Say whether something was read that cannot be shown before `look`."""
+        return bool(self._wanted)
+
+    @property
+    def withheld(self) -> bool:
+        """Say whether what was read carries another user's details: nothing more of it is to be read or shown."""
+        return any(judged is not None and judged.blocked for judged in self._streams.values())
+
+    async def look(self) -> list[str]:
+        """Look up whose what was read is; give what may be shown then. Raises `StoreUnavailable`."""
+        wanted, self._wanted = self._wanted, []
+        await self._check.look(wanted)
+        return self._given()
+
+    async def end(self, reader: wire.Reader) -> list[str]:
+        """Store the turn with the answer that *reader* has read; give the rest that may be shown, or the safe text.
+
+        Raises `ProviderError` if the answer is not whole.
+        """
+        self._unfinished()  # the block may have been left, or the turn finished, while the stream was read
+        shown, texts = self._shown, list[str]()
+        answer = None if self.withheld else reader.finish()
+        if answer is not None:
+            for channel in self._restorers:
+                self._take(channel, "", last=True)
+            texts = await self.look() if self.waiting else self._given()
+        for judged in self._streams.values():
+            if judged is not None and judged.blocked:
+                answer = None
+                self._check.settle(judged.verdict)
+        reply = await self._commit(answer)
+        if reply.blocked:
+            return ["\n\n" + reply.text if shown else reply.text]
+        return [reply.text] if self._check.holds and reply.text else texts
 
     async def finish(self, answer: object) -> Reply[SessionT]:
         """Store the turn with *answer*, which is text or any SDK's response, and give the reply.
@@ -231,47 +307,63 @@ class Turn(Generic[SessionT]):
             raise
         return await self._commit(read)
 
-    async def _commit(self, answer: wire.Answer) -> Reply[SessionT]:
-        cloister = self._cloister
-        usage = answer.usage
+    async def _commit(self, answer: wire.Answer | None) -> Reply[SessionT]:
+        """Store the turn with *answer*, or, where that carries another user's details, with the safe text.
+
+        None is an answer that was found to do so while it arrived.
+        """
+        cloister, check = self._cloister, self._check
         self._closed = True
+        heard = kept = Item("assistant", "".join(self._heard))
         self._heard.clear()
-        self._spent += usage or Usage()
-        sent = self._fit()
-        ((whole, kept),) = await beside([wire.answer_item(answer)], self._taken)
-        item = self._counted(kept)
+        if answer is not None:
+            ((heard, kept),) = await beside([wire.answer_item(answer)], self._taken)
+        kept = self._counted(kept)
+        usage = None if answer is None else answer.usage
         if usage is None:
-            usage = Usage(sum([one.tokens for one in sent]), item.tokens, estimated=True)
-            item = msgspec.structs.replace(item, usage=usage)
-            self._spent += usage
+            usage = Usage(sum([one.tokens for one in self._fit()]), kept.tokens, estimated=True)
+        self._spent += usage
+        blocked = answer is None or await check.judge(heard)
+        if answer is None or blocked:
+            model = None if answer is None else answer.model
+            answer = wire.Answer(check.safe_text, model=model, finish_reason="content_filter")
+            heard, kept = self._taken(wire.answer_item(answer))
+            kept = self._counted(kept)
+        # What tools and model said on the way may be what was withheld.
+        said = [item for item in self._new if not blocked or item.role in ("user", "system")]
+        item = msgspec.structs.replace(kept, usage=usage)
         opened = self._opened
         first = [opened.system] if opened.fresh and opened.system else []
-        items = [*first, *self._new, item]
+        items = [*first, *said, item]
         await cloister.vault.commit(
             opened,
             items,
             usage=self._spent,
             entries=self._entries(len(items), answer),
-            record=None if self._key is None else self._recorder(self._key, answer),
+            fingerprints=check.fingerprints(None if blocked else heard),
+            record=None if self._key is None else self._recorder(self._key, answer, blocked),
         )
         now = time.perf_counter()
         self._reply = Reply(
-            text=whole.text,
+            text=heard.text,
             session=self._settle(opened),
             usage=self._spent,
             model=answer.model or self._model,
-            tool_calls=tuple(whole.tool_calls or ()),
+            tool_calls=tuple(heard.tool_calls or ()),
             finish_reason=answer.finish_reason,
+            blocked=blocked,
             renewed=self._renewed,
             notice=RENEWED if self._renewed else None,
             latency=timedelta(seconds=now - self._asked_at),
             time_to_first_token=None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at),
         )
+        if blocked and check.raises:
+            raise ReplyBlocked("the reply carried another user's details, so the safe text was stored instead of it")
         return self._reply
 
     def _taken(self, item: Item) -> tuple[Item, Item]:
         """Give the model's answer as its owner is shown it, and as it is stored."""
-        whole = self._mask.answered(item)
+        whole = self._check.without_canary(self._mask.answered(item))
         return whole, self._mask.hide(whole)
 
     def _entries(self, items: int, answer: wire.Answer) -> list[Event]:
@@ -291,19 +383,19 @@ class Turn(Generic[SessionT]):
         """Give what is to be put on record of an answer, whether it is stored or not."""
         # A streamed answer is read twice, as it comes and as a whole.
         met = max(self._mask.foreign, sum(one.foreign for one in self._restorers.values() if one is not None))
-        return [self._event("placeholder.foreign", count=met)] if met else []
+        return [*self._check.events, *([self._event("placeholder.foreign", count=met)] if met else [])]
 
     def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
         opened = self._opened
         return event(kind, self._cloister.vault.now(), opened.owner, sessions.digest(opened.id), **detail)
 
-    def _recorder(self, key: Key, answer: wire.Answer) -> Recorder:
+    def _recorder(self, key: Key, answer: wire.Answer, blocked: bool) -> Recorder:
         """Give what makes the idempotency record once the answer's position is known."""
         until = to_micros(self._cloister.vault.now() + idempotency.LIVE)
 
         def record(opened: Opened, head: Head, name: str) -> Record:
             token = "" if name == opened.id else name
-            kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed, token)
+            kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed, token, blocked)
             return key.seal(opened, kept, until)
 
         return record
@@ -322,6 +414,7 @@ class Turn(Generic[SessionT]):
         finally:
             self._opened.forget()
             self._mask.forget()
+            self._check.forget()
 
     async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
@@ -346,7 +439,8 @@ class Turn(Generic[SessionT]):
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
                 if kept:
                     entries = [*replaced(noted[0], self._mask), *noted]
-                    await vault.commit(opened, kept, usage=self._spent, entries=entries)
+                    prints = self._check.fingerprints()
+                    await vault.commit(opened, kept, usage=self._spent, entries=entries, fingerprints=prints)
                 else:
                     await vault.commit(opened, head=head, entries=noted)
                 return
@@ -366,6 +460,7 @@ class Turn(Generic[SessionT]):
             heads = [system] if system else []
             if self._mask.note([*history, *new, *heads]):
                 system = noticed(system, counter)
+            system = self._check.planted(system, counter)
             reserve = window.tools_tokens(self._options.get("tools") or (), counter)
             self._fitted = window.fit(history, new, self._budget, system=system, reserve=reserve, counter=counter)
             # What the window drops does not come back. A call that lost its result is left out of its item there, so

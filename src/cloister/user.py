@@ -12,9 +12,18 @@ import msgspec
 from cloister import scope, sessions
 from cloister.audit import Event, event
 from cloister.content import Content, checked, said, several
-from cloister.errors import CloisterError, ConfigurationError, IntegrityError, SessionExpired, TokenInvalid
+from cloister.errors import (
+    CloisterError,
+    ConfigurationError,
+    IntegrityError,
+    ReplyBlocked,
+    SessionExpired,
+    TokenInvalid,
+)
+from cloister.guard import Check, remembered
 from cloister.idempotency import Key
-from cloister.masks import counted, hidden, mask_of, ready, replaced
+from cloister.leaks.evidence import Verdict
+from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_before
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.scrub.masking import described, shown
@@ -57,9 +66,11 @@ class User:
         mask = mask_of(cloister.scrub, opened)
         opened.head = mask.describe(opened.head)
         kept = [counted(cloister, mask, item) for item in await hidden(mask, imported)]
+        prints = await remembered(cloister.watch, opened, imported)
         noted = self._event("session.started", opened.id, imported=len(imported))
         entries = [noted, *replaced(noted, mask)]
-        await vault.commit(opened, [*([first] if first else []), *kept], entries=entries)
+        stored = [*([first] if first else []), *kept]
+        await vault.commit(opened, stored, entries=entries, fingerprints=prints)
         return Session(self._cloister, self.owner, opened.name, opened.head, opened.id)
 
     async def resume(self, session_id: str) -> Session:
@@ -158,6 +169,7 @@ class User:
         """Destroy everything of this user's, at once and for good; the receipt names what remains elsewhere."""
         vault = self._cloister.vault
         count = await vault.erase(self.owner, [self._event("owner.erased")])
+        self._cloister.watch.forget(self.owner)
         return Erasure(self.owner, vault.now(), count)
 
     async def _end(self, session_id: str) -> int:
@@ -313,6 +325,7 @@ class Session:
                 return
             opened = await self._admit(found, on_expired)
             mask = mask_of(cloister.scrub, opened)
+            check = await self._check(opened, [*asked, *([over] if over else [])], documents)
             await ready(mask, opened, over or opened.system)
             turn = Turn(
                 cloister,
@@ -320,6 +333,7 @@ class Session:
                 await hidden(mask, asked),
                 self._settled,
                 mask,
+                check,
                 system=over,
                 budget=budget,
                 model=model,
@@ -336,6 +350,16 @@ class Session:
                 raise
             await turn.leave(None)
             self._follow(opened)
+
+    async def _check(self, opened: Opened, said: Sequence[Item], documents: Sequence[str]) -> Check:
+        """Begin the search for other users' details in a turn; what it refuses to start with is put on record."""
+        check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
+        try:
+            await check.hears(said, documents)
+        except ReplyBlocked:
+            await self._cloister.vault.note(check.events)
+            raise
+        return check
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
@@ -394,6 +418,7 @@ class Session:
                 model=kept.model,
                 tool_calls=() if gone else tuple(item.tool_calls or ()),
                 finish_reason=kept.finish_reason,
+                blocked=kept.blocked,
                 renewed=kept.renewed,
                 notice=RENEWED if kept.renewed else None,
             )
@@ -407,10 +432,28 @@ class Session:
         async with self._work() as opened:
             mask = mask_of(self._cloister.scrub, opened)
             kept = [counted(self._cloister, mask, item) for item in await hidden(mask, added)]
+            prints = await remembered(self._cloister.watch, opened, added)
             noted = self._event("items.appended", items=len(added))
             entries = [noted, *replaced(noted, mask)]
-            stored = await self._cloister.vault.commit(opened, kept, entries=entries)
+            stored = await self._cloister.vault.commit(opened, kept, entries=entries, fingerprints=prints)
         return [shown(item) for item in stored]
+
+    async def check(self, text: str, *, documents: Sequence[str] = ()) -> Verdict:
+        """Say what would become of a reply with this *text*, and why; nothing is stored.
+
+        What the session holds, and *documents*, are no evidence. Raises `ConfigurationError` without a `LeakGuard`,
+        `SessionExpired` if the session is over.
+        """
+        head, _, items = await self._cloister.vault.history(
+            self, max(0, self.head.count - _MOST_HISTORY), _MOST_HISTORY
+        )
+        opened = await self._cloister.vault.look(self.owner, self.id)
+        assert isinstance(opened, Opened)
+        opened.items, opened.head = items, head
+        check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
+        await check.hears([], documents)
+        await check.judge(Item("assistant", text))
+        return check.verdict
 
     async def update(self, *, title: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Set title or metadata; what is None stays. Does not move the idle time."""

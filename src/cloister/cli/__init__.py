@@ -19,6 +19,7 @@ from cloister.cli.audit import audit
 from cloister.cli.base import Commands, Failure, store_option
 from cloister.cli.copy import copy
 from cloister.cli.keys import keys
+from cloister.cli.leaks import leaks
 from cloister.cli.migrate import migrate
 from cloister.cli.prove import prove
 from cloister.cli.scrub import scrub
@@ -59,7 +60,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, migrate, copy, prove, scrub):
+for command in (sessions, keys, audit, migrate, copy, prove, scrub, leaks):
     main.add_command(command)
 
 

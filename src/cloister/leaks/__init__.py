@@ -11,6 +11,7 @@ from cloister.leaks.detector import LeakDetector
 from cloister.leaks.evidence import Context, Evidence, Thresholds, Verdict, judge, keys
 from cloister.leaks.features import Feature, features
 from cloister.leaks.fingerprints import Digests, Index
+from cloister.leaks.settings import LeakGuard
 from cloister.leaks.streaming import StreamCheck
 from cloister.leaks.words import Frequencies, Table, packed
 
@@ -22,6 +23,7 @@ __all__ = [
     "Frequencies",
     "Index",
     "LeakDetector",
+    "LeakGuard",
     "StreamCheck",
     "Table",
     "Thresholds",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from cloister.leaks.features import Feature, features, figures, room
 from cloister.leaks.forms import WORD
@@ -185,6 +186,8 @@ class Case:
     def canary(self, start: int, end: int) -> bool:
         """Count the canary of another session, which blocks by itself."""
         self._count(None, Evidence("canary", CERTAIN, start, end), CERTAIN)
+        if self.verdict.action != "block":
+            self.verdict = replace(self.verdict, action="block", cut=start)
         return True
 
     def _count(self, owner: Owner | None, piece: Evidence, weight: float) -> None:

@@ -18,7 +18,7 @@ MOST_OWNERS = 3
 UNIQUE_ROOM = 7
 """An identifier with this many digits of room, or an e-mail address, never becomes common by being repeated."""
 
-CANARY = re.compile(r"zq([a-z2-7]{16})")
+BEGUN, PART, LENGTH = re.compile(r"z[\W_]*q", re.IGNORECASE), re.compile(r"zq?[a-z2-7]*"), 18
 SEPARATORS = re.compile(r"[\W_]+")
 
 
@@ -58,20 +58,29 @@ class Digests:
 
     def canaries(self, text: str) -> list[tuple[str, int, int]]:
         """Find canaries of this key in *text*, however they are spaced and cased: what, from where, to where."""
-        lowered = text.lower()
-        if "z" not in lowered or "q" not in lowered or len(lowered) != len(text):
-            return []
-        places = [n for n, character in enumerate(lowered) if character.isalnum()]
-        flat = "".join(lowered[n] for n in places)
         found = []
-        for at in (n for n in range(len(flat)) if flat.startswith("zq", n)):
-            match = CANARY.match(flat, at)
-            if match is None:
+        for begun in BEGUN.finditer(text):
+            read = _read(text, begun.start())
+            if read is None:
                 continue
-            raw = base64.b32decode(match[1].upper())
+            canary, end = read
+            raw = base64.b32decode(canary[2:].upper())
             if hmac.compare_digest(self._proof(raw[:5]), raw[5:]):
-                found.append((match[0], places[at], places[match.end() - 1] + 1))
+                found.append((canary, begun.start(), end))
         return found
+
+
+def _read(text: str, start: int) -> tuple[str, int] | None:
+    """Read what may be a canary from *start* on, without what stands between its characters; and where it ends."""
+    read = ""
+    for at in range(start, len(text)):
+        if text[at].isalnum():
+            read += text[at].lower()
+            if not PART.fullmatch(read):
+                return None
+            if len(read) == LENGTH:
+                return read, at + 1
+    return None
 
 
 class _Shard:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from cloister.leaks.evidence import Case, Verdict
 from cloister.leaks.features import MOST_SINGLES, ORDINARY, REACH, Feature, features
-from cloister.leaks.fingerprints import Digests
 from cloister.leaks.forms import DIGITS, TENS, WORD
 from cloister.leaks.words import Frequencies, fold
 from cloister.model import Owner
@@ -32,71 +32,123 @@ SPELLED = re.compile(
 CANARY_BEGUN = re.compile(r"z(?:q[a-z2-7]{0,15})?\Z")
 
 
+class Marks(Protocol):
+    """Makes and finds canaries."""
+
+    def canary(self, session_id: str) -> str: ...
+
+    def canaries(self, text: str) -> list[tuple[str, int, int]]: ...
+
+
 class StreamCheck:
     """Take a reply in pieces and give back what may be shown by now.
 
     However the reply is cut, the verdict is that on the whole. Once it is to block, nothing of the detail that tipped
-    it, or after it, is given back.
+    it, or after it, is given back. A *wary* check gives back nothing from where a reply begins to alert, until its end
+    shows that it does not tip.
     """
 
     def __init__(
-        self, case: Case, words: Frequencies, digests: Digests, look: Callable[[str], tuple[Owner, ...] | None]
+        self,
+        case: Case,
+        words: Frequencies,
+        marks: Marks,
+        look: Callable[[str], tuple[Owner, ...] | None],
+        *,
+        wary: bool = False,
     ) -> None:
         self._case = case
+        self._wary = wary
+        self._held = ""
+        self._last = False
         self._words = words
-        self._digests = digests
+        self._marks = marks
         self._look = look
         self._window = ""
         self._base = 0  # where in the reply the window begins
         self._settled = 0  # up to where features that begin before have been judged
-        self._seen: set[tuple[str, int, int]] = set()
+        self._until = 0
+        self._waiting: list[Feature] = []  # those that begin behind what is settled, and before `_until`
+        self._own: list[tuple[int, int]] = []
 
     @property
     def verdict(self) -> Verdict:
         """Give the verdict on what was settled so far."""
         return self._case.verdict
 
+    @property
+    def blocked(self) -> bool:
+        """Say whether it tipped: nothing more is taken or given."""
+        return self._case.verdict.action == "block"
+
     def feed(self, piece: str) -> str:
         """Take the next piece; give what may be shown."""
-        if self.verdict.action == "block":
-            return ""
-        self._window += piece
-        shown = self._settle(self._base + self._open())
-        self._forget()
-        return shown
+        self.take(piece)
+        return self.give()
 
     def whole(self, text: str) -> Verdict:
         """Give the verdict on a reply that is there as a whole."""
-        self._window = text
-        self._settle(len(text))
+        self.take(text, last=True)
+        self.give()
         return self.verdict
 
     def finish(self) -> str:
         """Say that there is no more; give the rest that may be shown."""
-        return "" if self.verdict.action == "block" else self._settle(self._base + len(self._window))
+        self.take("", last=True)
+        return self.give()
 
-    def _settle(self, until: int) -> str:
-        """Judge all features that begin before *until*; give the text up to there, or to the cut."""
-        before = self._settled
-        if until <= before:
+    def take(self, piece: str, *, last: bool = False) -> list[str]:
+        """Take the next piece; give the features whose owners must be known before `give`."""
+        if self.blocked:
+            return []
+        self._window += piece
+        self._last = last
+        self._until = self._base + (len(self._window) if last else self._open())
+        if self._until <= self._settled:
+            self._waiting = []
+            return []
+        low, high = self._settled - self._base, self._until - self._base
+        self._waiting = [feature for feature in self._candidates() if low <= feature.start < high]
+        return [feature.text for feature in self._waiting if feature.kind != "canary"]
+
+    def give(self) -> str:
+        """Judge what was taken; give what of it may be shown."""
+        before, until, offset = self._settled, self._until, self._base
+        if self.blocked or (until <= before and not self._held):
             return ""
-        offset = self._base
-        for feature in self._candidates():
-            start = feature.start + offset
-            if before <= start < until and self._tips(feature, offset):
-                self._settled = cut = start
-                return self._window[before - offset : cut - offset]
-        self._settled = until
-        return self._window[before - offset : until - offset]
+        for feature in self._waiting:
+            if self._tips(feature, offset):
+                until = feature.start + offset
+                break
+        self._settled, self._waiting = until, []
+        shown = self._without_own(before - offset, until - offset)
+        if self._wary and self.verdict.action != "pass":
+            from_here = max(self.verdict.evidence[0].start, before)
+            alarming = self._without_own(min(from_here, until) - offset, until - offset)
+            shown, self._held = shown[: len(shown) - len(alarming)], self._held + alarming
+        if self._last and not self.blocked:
+            shown, self._held = shown + self._held, ""
+        self._forget()
+        return shown
+
+    def _without_own(self, start: int, end: int) -> str:
+        """Give the window from *start* to *end* without the receiver's own canary, which is nobody's to read."""
+        shown, at = "", start
+        for first, beyond in self._own:
+            if start <= first and beyond <= end:
+                shown, at = shown + self._window[at:first], beyond
+        return shown + self._window[at:end]
 
     def _candidates(self) -> list[Feature]:
         found = features(self._window, self._words, claims=False)
-        planted = self._digests.canaries(self._window)
+        planted = self._marks.canaries(self._window)
+        self._own = []
         if planted:
             own = self._case.context.session_id
-            mine = self._digests.canary(own) if own is not None else None
+            mine = self._marks.canary(own) if own is not None else None
             for text, start, end in planted:
                 if text == mine:
+                    self._own.append((start, end))
                     found = [each for each in found if each.end <= start or each.start >= end]
             found += [Feature(text, "canary", 0, start, end, False) for text, start, end in planted if text != mine]
             found.sort(key=lambda feature: (feature.start, feature.end))
@@ -106,8 +158,6 @@ class StreamCheck:
         if feature.kind == "canary":
             place = feature._replace(start=feature.start + offset, end=feature.end + offset)
             return self._case.canary(place.start, place.end)
-        if self._case.context.exempts(feature):
-            return False
         owners = self._look(feature.text)
         if not owners:
             return False

@@ -122,6 +122,26 @@ def _called(call: dict[str, Any], change: Change, instead: Call | None) -> dict[
 _SAYS: dict[str, tuple[str, Kind]] = {"function": ("arguments", "json"), "custom": ("input", "text")}
 
 
+def readable(item: Item) -> str:
+    """Give all that whoever gets *item* could read, each text in a line of its own, JSON without its escapes."""
+    if isinstance(item.content, str) and not (item.tool_calls or item.extra):
+        return item.content
+    texts: list[str] = []
+
+    def take(text: str, kind: Kind) -> str:
+        texts.extend(_strings(text) if kind == "json" and "\\" in text and is_json(text) else [text])
+        return text
+
+    mapped(item, take, signed=True)
+    return "\n".join(texts)
+
+
+def _strings(text: str) -> Iterator[str]:
+    for literal in _LITERAL.finditer(text):
+        yield unescaped(literal[1])
+    yield _LITERAL.sub(" ", text)  # numbers stand between them
+
+
 # --- texts in JSON ----------------------------------------------------------------------------------------------------
 
 

@@ -1,120 +1,23 @@
-"""The promises as tests, for any store and any provider: subclass, give a fixture, run pytest.
-
-::
-
-    class TestMine(StoreConformance):
-        @pytest.fixture
-        async def store(self) -> AsyncIterator[Store]:
-            store = MyStore()
-            await store.open()
-            yield store
-            await store.close()
-
-The fixtures and tests are coroutines: set ``asyncio_mode = auto`` for pytest-asyncio. Nothing here is optional.
-"""
+"""What any store must do, as tests."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import secrets
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
 
-from cloister import audit, sessions, wire
+from cloister import audit, sessions
 from cloister.audit import Entry, Event, event
 from cloister.errors import ConfigurationError, SessionConflict
-from cloister.model import Owner, SealedItem, SealedSession, to_micros
-from cloister.providers.base import Provider, Request
+from cloister.model import Owner, SealedSession, to_micros
 from cloister.sealing import tag
-from cloister.stores.base import Commit, Fingerprint, Loaded, Record, Store
-
-ANA = Owner("acme", "ana")
-BEN = Owner("acme", "ben")
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-_FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
-
-# Owners that a store which joins, folds, trims or interprets names would take for one another.
-LOOKALIKES = (
-    Owner("ana", "acme"),
-    Owner("acme", "ana"),
-    Owner("acme", "Ana"),
-    Owner("acme2", "ana"),
-    Owner("acme", "an"),
-    Owner("a:b", "c"),
-    Owner("a", "b:c"),
-    Owner("acme", "%"),
-    Owner("acme", "_na"),
-    Owner("acme", "*"),
-    Owner("acme", "{ana}"),
-    Owner("acme", "ana'--"),
-    Owner("acme", "\N{FULLWIDTH LATIN SMALL LETTER A}na"),
-    Owner("acme", "x" * 256),
-)
-
-
-class FakeClock:
-    """Be a clock that stands still until it is moved."""
-
-    def __init__(self, now: datetime = START) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def forward(self, by: timedelta) -> None:
-        """Move on, or back."""
-        self.now += by
-
-
-def sealed_session(owner: Owner = ANA, session_id: str | None = None, **changes: Any) -> SealedSession:
-    """Make a session as a store sees it: bytes that it cannot open."""
-    made = SealedSession(
-        owner=owner,
-        id=session_id or sessions.new_id(),
-        wrapped=secrets.token_bytes(61),
-        head=secrets.token_bytes(160),
-        version=1,
-        count=0,
-        tokens=0,
-        created_at=to_micros(START),
-        updated_at=to_micros(START),
-        expires_at=to_micros(START + timedelta(minutes=30)),
-        turn=secrets.token_bytes(16),
-        carry=secrets.token_bytes(40),
-    )
-    return msgspec.structs.replace(made, **changes)
-
-
-def sealed_items(count: int, first: int = 0, tokens: int = 10) -> list[SealedItem]:
-    """Make items as a store sees them."""
-    roles = ("user", "assistant")
-    return [SealedItem(n, roles[n % 2], tokens, secrets.token_bytes(60)) for n in range(first, first + count)]
-
-
-def grown(session: SealedSession, items: Sequence[SealedItem], lease: bytes, **changes: Any) -> Commit:
-    """Make the commit that appends *items* to *session*."""
-    after = msgspec.structs.replace(
-        session,
-        version=session.version + 1,
-        head=secrets.token_bytes(160),
-        count=session.count + len(items),
-        tokens=session.tokens + sum(item.tokens for item in items),
-        turn=secrets.token_bytes(16),
-    )
-    entry = event("turn.committed", START, session.owner, sessions.digest(session.id))
-    made = Commit(session.version, lease, after, items, [entry])
-    return msgspec.structs.replace(made, **changes)
-
-
-def nonce() -> bytes:
-    """Make what an answer has to echo."""
-    return secrets.token_bytes(16)
+from cloister.stores.base import Fingerprint, Loaded, Record, Store
+from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, nonce, sealed_items, sealed_session
 
 
 async def load(store: Store, owner: Owner, session_id: str, budget: int = 10_000, **options: Any) -> Loaded:
@@ -157,6 +60,9 @@ async def _leased(store: Store, session: SealedSession) -> bytes:
     lease = secrets.token_bytes(16)
     assert not (await load(store, session.owner, session.id, lease=lease)).busy
     return lease
+
+
+_FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
 
 
 class StoreConformance:
@@ -771,47 +677,3 @@ class StoreConformance:
         changed = (await load(store, BEN, made[0].id)).session
         assert changed is not None
         assert (changed.wrapped, changed.carry) == (b"new", None)
-
-
-class ProviderConformance:
-    """What any provider must do. Give a ``provider`` fixture."""
-
-    async def test_answers_whole(self, provider: Provider) -> None:
-        """A whole answer can be read, and is text."""
-        answer = wire.read(await provider.complete(Request([{"role": "user", "content": "Say something."}])))
-        assert answer.text
-
-    async def test_streams_with_an_end(self, provider: Provider) -> None:
-        """A streamed answer can be read to its finish marker."""
-        reader = wire.Reader()
-        async for chunk in provider.stream(Request([{"role": "user", "content": "Say something."}])):
-            reader.feed(chunk)
-        assert reader.finish().text
-
-    async def test_a_stream_can_be_left(self, provider: Provider) -> None:
-        """A stream that is closed before its end lets go of its call, and the next one is its own."""
-        stream: Any = provider.stream(Request([{"role": "user", "content": "Say something long."}]))
-        await anext(stream)
-        await stream.aclose()
-        answer = wire.read(await provider.complete(Request([{"role": "user", "content": "Say something else."}])))
-        assert answer.text
-
-    async def test_names_itself(self, provider: Provider) -> None:
-        """A provider says what it is and which model it asks, and shows no key."""
-        assert provider.name
-        assert provider.model
-        assert "key" not in repr(provider).lower() or "…" in repr(provider) or "***" in repr(provider)
-
-
-__all__ = [
-    "LOOKALIKES",
-    "FakeClock",
-    "ProviderConformance",
-    "StoreConformance",
-    "entries_of",
-    "grown",
-    "load",
-    "nonce",
-    "sealed_items",
-    "sealed_session",
-]

@@ -1,0 +1,479 @@
+"""Other users' details on the path of a turn: what is looked up when, what is withheld, and what is remembered.
+
+A turn's `Check` is told what is said and shown (`hears`, `takes`), judges the answer (`judge`, or `stream` while it
+arrives), and says what goes with the commit (`fingerprints`, `events`). Its rules are those of `cloister.leaks`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from cloister import sessions, window
+from cloister.audit import Event, event
+from cloister.errors import IntegrityError, ReplyBlocked, StoreUnavailable
+from cloister.leaks.detector import HARD, PASSING
+from cloister.leaks.evidence import CROWD, Case, Context, Thresholds, Verdict, keys, weigh
+from cloister.leaks.features import Feature, features, figures
+from cloister.leaks.fingerprints import Digests, unique
+from cloister.leaks.settings import LeakGuard
+from cloister.leaks.streaming import StreamCheck
+from cloister.model import Item, Owner, to_micros
+from cloister.scrub.texts import Kind, mapped, readable
+from cloister.sealing import MasterKeys, tenant_keys
+from cloister.stores.base import Fingerprint
+from cloister.vault import Opened, Vault
+
+T = TypeVar("T")
+
+_MOST_REGISTERED = 400  # of one turn: nobody is to push others' details out of the index
+_MOST_OF_DOCUMENT = 30
+_LARGE = 4_000  # characters: of a longer document the numbers alone are looked up
+_LONG = 20_000  # characters: beyond, they are looked at beside the loop
+_SEEDED_AT_ONCE = 1_000
+_OWNERS_AT_MOST = 10_000
+_SHARE = 0.05  # of all fingerprints, numbers of one length, at most; `bench/leaks.py` prints it
+_KEYS = 2  # the newest master keys, under which fingerprints are written and looked up
+
+
+class Marks:
+    """Make fingerprints and canaries in the scope of one owner, under each key of its tenant that is in use."""
+
+    def __init__(self, scope: str, derived: Sequence[bytes]) -> None:
+        self.scope = scope
+        self._digests = [Digests(key) for key in derived]
+
+    @classmethod
+    async def derive(cls, master: MasterKeys, guard: LeakGuard, tenant: str | None) -> Marks:
+        """Derive the keys of *tenant*, or of the whole deployment."""
+        if guard.scope == "all":
+            return cls("", list((await master.derive("fingerprints")).values())[-_KEYS:])
+        derived = await tenant_keys(master, tenant, "fingerprints")
+        return cls(tenant or "", list(derived.values())[-_KEYS:])
+
+    def of(self, feature: str) -> list[bytes]:
+        """Give the digests of *feature*: one under each key."""
+        return [digests.of(feature) for digests in self._digests]
+
+    def prints(self, found: Iterable[Feature], *, common: bool = False) -> list[Fingerprint]:
+        """Give the fingerprints of features, under each key."""
+        return [
+            Fingerprint(self.scope, digest, common, not common and unique(feature))
+            for feature in found
+            for digest in self.of(feature.text)
+        ]
+
+    def canary(self, session_id: str) -> str:
+        """Give the canary of a session, under the newest key."""
+        return self._digests[-1].canary(session_id)
+
+    def canaries(self, text: str) -> list[tuple[str, int, int]]:
+        """Find canaries of any of the keys: what, from where, to where."""
+        return [found for digests in self._digests for found in digests.canaries(text)]
+
+
+class Watch:
+    """Keep what a cloister's checks have in common: the settings, and to whom how much was withheld lately."""
+
+    def __init__(self, guard: LeakGuard | None, vault: Vault) -> None:
+        self.guard = guard
+        self.vault = vault
+        self._withheld: OrderedDict[Owner, deque[datetime]] = OrderedDict()
+
+    def withheld(self, owner: Owner) -> None:
+        """Count a reply that was withheld from *owner*."""
+        assert self.guard is not None
+        times = self._withheld.setdefault(owner, deque(maxlen=self.guard.most_blocks))
+        times.append(self.vault.now())
+        self._withheld.move_to_end(owner)
+        if len(self._withheld) > _OWNERS_AT_MOST:
+            self._withheld.popitem(last=False)
+
+    def capped(self, owner: Owner) -> bool:
+        """Say whether so much was withheld from *owner* that all is, for a while."""
+        times, guard = self._withheld.get(owner), self.guard
+        if times is None or guard is None or len(times) < guard.most_blocks:
+            return False
+        return times[0] > self.vault.now() - guard.block_window
+
+    async def seed(self, text: str, tenant: str | None) -> int:
+        """Make what *text* says common knowledge of *tenant*; give how much of it was not yet."""
+        assert self.guard is not None
+        marks = await Marks.derive(self.vault.keys, self.guard, tenant)
+        words = self.guard.frequencies()
+        found = await asyncio.to_thread(lambda: {feature.text for feature in features(text, words)})
+        digests = [digest for feature in sorted(found) for digest in marks.of(feature)]
+        parts = [digests[at : at + _SEEDED_AT_ONCE] for at in range(0, len(digests), _SEEDED_AT_ONCE)]
+        return sum([(await self.vault.ask(self.vault.store.seed, marks.scope, part)).count for part in parts])
+
+    def forget(self, owner: Owner) -> None:
+        """Forget an owner who was erased."""
+        self._withheld.pop(owner, None)
+
+
+class Check:
+    """Watch over one turn of one session. Without a guard it lets everything pass and remembers nothing."""
+
+    def __init__(self, watch: Watch, opened: Opened, marks: Marks | None) -> None:
+        self.guard = watch.guard
+        self.events: list[Event] = []
+        """What is to be put on record, whether or not the turn is stored."""
+        self._watch = watch
+        self._owner = opened.owner
+        self._session = opened.id
+        self.verdict = Verdict()
+        """What was found in the answer."""
+        self._marks = marks
+        self._claimed: dict[str, Feature] = {}
+        self._known: dict[str, tuple[Owner, ...] | None] = {}
+        self._size = 0
+        self._said: list[Item] = []
+        self._documents: list[str] = []
+        self._looked_at: tuple[str, list[Feature]] = ("", [])  # the last text, which is wanted again for the commit
+        self._own: list[tuple[str, bool]] = []
+        self._before: Callable[[], Iterable[Item]] = tuple
+        if self.guard is not None:
+            self._words = self.guard.frequencies()
+            self._context = Context(self._words, opened.id)
+            """What this owner said and was shown: it is no evidence."""
+            self._typed = Context(self._words, opened.id)
+            """What this owner said: of a document it is no evidence."""
+
+    @classmethod
+    async def over(cls, watch: Watch, opened: Opened, before: Callable[[], Iterable[Item]] = tuple) -> Check:
+        """Begin the check of a turn of *opened*; *before* gives what was said and shown before, if it is wanted."""
+        guard = watch.guard
+        marks = None if guard is None else await Marks.derive(watch.vault.keys, guard, opened.owner.tenant)
+        check = cls(watch, opened, marks)
+        check._before = before
+        return check
+
+    # --- what is said and shown ---------------------------------------------------------------------------------------
+
+    async def hears(self, items: Sequence[Item], documents: Sequence[str] = ()) -> None:
+        """Take note of what goes into the session, before personal data is replaced, and of *documents*."""
+        if self.guard is not None:
+            if sum(len(item.text) for item in items) + sum(map(len, documents)) > _LONG:
+                await asyncio.to_thread(self._hear, items, documents)
+            else:
+                self._hear(items, documents)
+
+    def _hear(self, items: Sequence[Item], documents: Sequence[str]) -> None:
+        for item in items:
+            self.takes(item)
+        for document in documents:
+            self._shows(document)
+
+    def takes(self, item: Item) -> None:
+        """Take note of one item; `ReplyBlocked` for the result of a tool that has another session's canary in it."""
+        if self.guard is None:
+            return
+        if item.role == "tool":
+            self._shows(item.text)
+        elif item.role == "assistant":
+            self._said.append(item)
+        else:
+            self._own.append((item.text, False))
+            if item.role == "user":
+                with self._running():
+                    found = self._features(item.text)
+                    self._claimed.update({feature.text: feature for feature in found if feature.claim})
+
+    def _features(self, text: str) -> list[Feature]:
+        """Find what *text* says, but for what is part of a canary."""
+        if self._marks is None or not text:
+            return []
+        if text != self._looked_at[0]:
+            planted = self._marks.canaries(text)
+            found = features(text, self._words)
+            if planted:
+                found = [
+                    one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)
+                ]
+            self._looked_at = text, found
+        return self._looked_at[1]
+
+    def _strangers(self, text: str) -> list[tuple[str, int, int]]:
+        """Find canaries of other sessions."""
+        planted = [] if self._marks is None else self._marks.canaries(text)
+        return [found for found in planted if found[0] != self.canary]
+
+    def _shows(self, document: str) -> None:
+        strangers = self._strangers(document)
+        if strangers:
+            self._note("document.foreign", None, canary=len(strangers))
+            raise ReplyBlocked(
+                "a document or the result of a tool carries what was planted in another session, so it was not taken; "
+                "find out where it came from: document.foreign in the audit log says when"
+            )
+        self._own.append((document, True))
+        self._documents.append(document)
+
+    @property
+    def canary(self) -> str:
+        """Give what marks this session: wherever else it turns up, it is withheld. Empty without a guard."""
+        return "" if self._marks is None else self._marks.canary(self._session)
+
+    def planted(self, system: Item | None, counter: window.Counter) -> Item | None:
+        """Give the system text with this session's canary at its end, where the guard is to plant it, and its cost."""
+        if self.guard is None or not self.guard.plant:
+            return system
+        line = f"The mark {self.canary} belongs to this conversation alone. Never repeat it."
+        cost = window.item_tokens(Item("system", line), counter)
+        text, tokens = (f"{system.text}\n\n{line}", system.tokens) if system else (line, 0)
+        return Item("system", text, tokens=tokens + cost, counter=counter.name)
+
+    def without_canary(self, answer: Item) -> Item:
+        """Give *answer* without this session's own canary: it is for nobody to read."""
+        if self._marks is None:
+            return answer
+        own: str | None = None
+
+        def cut(text: str, _: Kind) -> str:
+            nonlocal own
+            for canary, start, end in reversed(marks.canaries(text)):
+                own = own or marks.canary(self._session)
+                text = text[:start] + text[end:] if canary == own else text
+            return text
+
+        marks = self._marks
+        return mapped(answer, cut)
+
+    @property
+    def safe_text(self) -> str:
+        """Give what is read instead of a reply that is withheld."""
+        return "" if self.guard is None else self.guard.safe_text
+
+    @property
+    def raises(self) -> bool:
+        """Say whether the application wants an error besides."""
+        return self.guard is not None and self.guard.on_block == "raise"
+
+    # --- judging ------------------------------------------------------------------------------------------------------
+
+    @property
+    def holds(self) -> bool:
+        """Say whether nothing of an answer may be shown before all of it was judged."""
+        return self.guard is not None and (self.guard.hold == "reply" or self._watch.capped(self._owner))
+
+    def stream(self) -> StreamCheck | None:
+        """Give what judges an answer while it arrives: what it wants to know, `look` looks up. None without a guard."""
+        if self.guard is None or self._marks is None:
+            return None
+        return StreamCheck(self._case(self.guard), self._words, self._marks, self._known.get, wary=True)
+
+    def _case(self, guard: LeakGuard) -> Case:
+        limits = guard.thresholds
+        block = {"any": limits.alert, "strong": limits.block, "canary": math.inf}[guard.block]
+        return Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
+
+    def _crowd(self, _: int) -> int:
+        """Say how many numbers of one length are registered, as far as the index tells."""
+        return max(CROWD, int(self._size * _SHARE))
+
+    async def look(self, wanted: Iterable[str]) -> None:
+        """Look up *wanted* features, and those of the documents that came since, in one round trip.
+
+        Raises `StoreUnavailable` if that cannot be done, unless the guard was told to go on.
+        """
+        with self._running():
+            documents, self._documents = self._documents, []
+            looked = [(text, await _apart(text, self._found)) for text in documents]
+            chosen = [text for _, found in looked for text in keys(found, most=_MOST_OF_DOCUMENT)]
+            texts = {*wanted, *chosen} - self._known.keys()
+            if texts:
+                await self._ask(texts)
+            if any(self._foreign(text) for text in texts):
+                await self._fill()
+            for text, found in looked:
+                self._judge_document(text, found)
+
+    def _found(self, document: str) -> list[Feature]:
+        if len(document) > _LARGE:
+            return figures(document, self._words)
+        return features(document, self._words, claims=False)
+
+    async def _ask(self, texts: set[str]) -> None:
+        assert self._marks is not None
+        vault = self._watch.vault
+        whose = {digest: text for text in texts for digest in self._marks.of(text)}
+        scope, now = self._marks.scope, to_micros(vault.now())
+        claims = await vault.ask(vault.store.claims, scope, list(whose), now=now)
+        self._size = claims.size
+        self._known.update(dict.fromkeys(texts))
+        for digest, owners in claims.owners.items():
+            before = self._known[whose[digest]]
+            # What is common under one key is so under each.
+            common = before == () or not owners
+            self._known[whose[digest]] = () if common else tuple({*(before or ()), *owners})
+
+    def _foreign(self, text: str) -> bool:
+        owners = self._known.get(text)
+        return bool(owners) and self._owner not in (owners or ())
+
+    async def _fill(self) -> None:
+        """Exempt what this owner said and was shown; the assistant's words do not count, or one slip would be for good.
+
+        Only now: it takes longer than all the rest, and hardly ever is anything foreign found.
+        """
+        own = [*self._own, *((item.text, item.role == "tool") for item in self._before() if item.role != "assistant")]
+        self._own, self._before = [], tuple
+        if sum(len(text) for text, _ in own) > _LONG:
+            await asyncio.to_thread(self._exempt, own)
+        else:
+            self._exempt(own)
+
+    def _exempt(self, own: Iterable[tuple[str, bool]]) -> None:
+        for text, document in own:
+            self._context.add(text, document=document)
+            if not document:
+                self._typed.add(text, document=False)
+
+    def _judge_document(self, text: str, found: Sequence[Feature]) -> None:
+        """Raise an alarm for a document that says several things of one other owner."""
+        assert self.guard is not None
+        limits = self.guard.thresholds
+        case = Case(self._owner, self._typed, Thresholds(limits.alert, math.inf), self._crowd)
+        for feature in found:
+            owners = self._known.get(feature.text)
+            if owners:
+                case.hear(feature, owners, text[feature.start : feature.end])
+        if case.verdict.score >= limits.block and len(case.verdict.evidence) > 1:
+            self._note("document.foreign", case.verdict)
+
+    async def judge(self, answer: Item) -> bool:
+        """Judge an *answer* as its owner would see it, with all that the model said in this turn; True to withhold it.
+
+        Raises `StoreUnavailable` if that cannot be done, unless the guard was told to go on.
+        """
+        if self.guard is None:
+            return False
+        if self._watch.capped(self._owner):
+            self._note("reply.blocked", None, reason="limit")
+            return True
+        said = "\n".join(readable(item) for item in (*self._said, answer))
+        case = self._case(self.guard)
+        with self._running():
+            found = await _apart(said, self._features)
+            await self.look([feature.text for feature in found])
+            for _, start, end in self._strangers(said):
+                case.canary(start, end)
+            for feature in found:
+                owners = self._known.get(feature.text)
+                if owners and case.hear(feature, owners, said[feature.start : feature.end]):
+                    break
+        return self.settle(case.verdict)
+
+    def settle(self, verdict: Verdict) -> bool:
+        """Put a *verdict* on record; say whether the reply is withheld."""
+        self.verdict = verdict
+        if verdict.action == "block":
+            self._watch.withheld(self._owner)
+            self._note("reply.blocked", verdict)
+        elif verdict.action == "alert":
+            self._note("reply.alerted", verdict)
+        return verdict.action == "block"
+
+    # --- what goes with the commit ------------------------------------------------------------------------------------
+
+    def fingerprints(self, answer: Item | None = None) -> list[Fingerprint]:
+        """Give what is remembered of this turn: what its owner said, and of the *answer* unless it was withheld."""
+        if self._marks is None:
+            return []
+        claimed, common = dict(self._claimed), []
+        with self._running():
+            for item in (*self._said, answer) if answer is not None else ():
+                for feature in self._answered(item.text):
+                    if feature.kind in HARD:
+                        claimed.setdefault(feature.text, feature)
+                    elif feature.text not in claimed:
+                        common.append(feature)
+        most = sorted(claimed.values(), key=weigh, reverse=True)[:_MOST_REGISTERED]
+        found = {one.digest: one for one in self._marks.prints(common[:_MOST_REGISTERED], common=True)}
+        found.update({one.digest: one for one in self._marks.prints(most)})
+        return list(found.values())
+
+    def _answered(self, text: str) -> Iterator[Feature]:
+        """Give what an answer that is shown makes its owner's, or common: nothing that is somebody else's already.
+
+        Its identifiers, addresses and amounts are its owner's; names and words that nobody claimed are everybody's.
+        """
+        for feature in self._features(text):
+            owners = self._known.get(feature.text)
+            foreign = bool(owners) and self._owner not in (owners or ())
+            if feature.kind in HARD:
+                if feature.claim and (not foreign or self._context.exempts(feature)):
+                    yield feature
+            elif foreign:
+                if feature.kind in PASSING and self.verdict.action == "pass":
+                    yield feature
+            elif owners is None and feature.claim and feature.text in self._known:
+                yield feature
+
+    def forget(self) -> None:
+        """Let go of all texts and keys: whoever keeps a turn does not keep them."""
+        self._own, self._said, self._documents, self._before = [], [], [], tuple
+        self._claimed, self._known, self._marks, self._looked_at = {}, {}, None, ("", [])
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Refuse, or go on and say so, where the check itself fails: without one there is no reply."""
+        failed = ""
+        try:
+            yield
+        except (IntegrityError, ReplyBlocked):
+            raise
+        except StoreUnavailable:
+            if self._refuses:
+                raise
+            failed = StoreUnavailable.__name__
+        except Exception as error:  # noqa: BLE001 - of a plug-in for words too, whose message may be the text's
+            failed = type(error).__name__
+        if failed and self._refuses:
+            refused = StoreUnavailable(
+                f"the search for other users' details failed with {failed}, so there is no reply; try again, or see "
+                "LeakGuard(on_failure=…)"
+            )
+            try:
+                raise refused
+            except StoreUnavailable:
+                refused.__context__ = None  # an error that may name the text does not hang on ours
+                raise
+        if failed:
+            self._note("reply.unchecked", None, problem=failed)
+
+    @property
+    def _refuses(self) -> bool:
+        return self.guard is None or self.guard.on_failure == "refuse"
+
+    def _note(self, kind: str, verdict: Verdict | None, **detail: str | int) -> None:
+        """Put on record what was found: whose it is, how much it weighs, and of which kinds; never the words."""
+        if verdict is not None:
+            kinds = Counter(piece.kind for piece in verdict.evidence)
+            detail = {"score": min(round(verdict.score), 999), **kinds, **detail}
+        noted = event(kind, self._watch.vault.now(), self._owner, sessions.digest(self._session), **detail)
+        self.events.append(msgspec.structs.replace(noted, other=verdict.owner if verdict else None))
+
+    def __repr__(self) -> str:
+        return "Check(…)"
+
+
+async def remembered(watch: Watch, opened: Opened, items: Sequence[Item]) -> list[Fingerprint]:
+    """Give what is remembered of *items* that are stored without a turn; no model had part in them."""
+    check = await Check.over(watch, opened)
+    await check.hears([item for item in items if item.role != "tool"])
+    return check.fingerprints(Item("assistant"))
+
+
+async def _apart(text: str, look: Callable[[str], T]) -> T:
+    """Look at *text*; at a long one beside the loop."""
+    return await asyncio.to_thread(look, text) if len(text) > _LONG else look(text)

@@ -1,0 +1,131 @@
+"""Processes that are killed at each step they take: at the first in one, at the second in the next, until one lives.
+
+A step is a statement to SQLite, or a request to a server: there once before it is sent and once right after, when the
+server has it and nobody is there for its answer. Each is a fresh fork of one prepared process: no interpreter has to
+start. Run as a program: where the store is, the folder for keys and ids, and what the processes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.fakes import House, opened
+
+from cloister import Keyring
+from cloister.user import User
+
+ROOT = Path(__file__).parent.parent
+MOST_STEPS = 80
+
+_left: int | None = None  # steps, once they count
+
+
+def killed(url: str, folder: Path, action: str) -> dict[int, str]:
+    """Give the id of the session of each process that did *action* and was killed at it; the last one lived.
+
+    *url* may hold ``{number}``, for a store of its own for each. They are to be opened with `keys`.
+    """
+    Keyring.create_file(folder / "keys")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.killing", url, str(folder), action],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    count = int(done.stdout)
+    assert count >= 3, "whatever it did took no step"
+    return {number: (folder / f"{number}.id").read_text() for number in range(1, count + 1)}
+
+
+def keys(folder: Path) -> Keyring:
+    """Give the keys of the stores of `killed`."""
+    return Keyring.from_file(folder / "keys")
+
+
+def user_of(house: House, number: int) -> User:
+    """Give whom the process of that *number* acted for."""
+    return house.cloister.user(f"ana {number}")
+
+
+def _step(_: object = None) -> None:
+    """Take a step, or die if none is left."""
+    global _left
+    if _left is not None:
+        _left -= 1
+        if _left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Socket(socket.socket):
+    def send(self, data: Any, *flags: Any) -> int:
+        if self.family != socket.AF_INET:  # a loop's own
+            return super().send(data, *flags)
+        _step()
+        sent = super().send(data, *flags)
+        _step()
+        return sent
+
+
+_connect = sqlite3.connect
+
+
+def _connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
+    connection: sqlite3.Connection = _connect(*arguments, **options)
+    connection.set_trace_callback(_step)
+    return connection
+
+
+async def _act(url: str, folder: Path, action: str, number: int) -> None:
+    global _left
+    async with opened(url.replace("{number}", str(number)), keyring=keys(folder)) as house:
+        user = user_of(house, number)
+        session = await user.start(system="Be kind.")
+        await session.send("before")
+        (folder / f"{number}.id").write_text(session.id)
+        _left = number
+        match action:
+            case "send":
+                await session.send("question", idempotency_key="k")
+            case "renew":
+                house.clock.move(hours=1)
+                await session.send("question")
+            case "end":
+                await session.end()
+            case "erase":
+                await user.erase()
+        _left = None
+
+
+def _main(url: str, folder: Path, action: str) -> int:
+    """Print the number of the process that lived."""
+    if not url.startswith("sqlite"):  # before the forks, or each would import them
+        for name in ("asyncpg", "redis.asyncio.connection", "cloister.stores.postgres", "cloister.stores.redis"):
+            importlib.import_module(name)
+    socket.socket = _Socket  # type: ignore[misc]
+    sqlite3.connect = _connected  # type: ignore[assignment]
+    for number in range(1, MOST_STEPS):
+        child = os.fork()
+        if not child:
+            asyncio.run(_act(url, folder, action, number))
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != -signal.SIGKILL:
+            print(number)
+            return status
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
