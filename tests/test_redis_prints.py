@@ -14,7 +14,8 @@ from cloister.model import SealedSession, to_micros
 from cloister.stores.base import Fingerprint
 from cloister.stores.redis import RedisStore
 from cloister.stores.redis_wire import Wire
-from cloister.testing import ANA, BEN, START, grown, load, nonce, sealed_session
+from cloister.testing import grown, load, nonce, sealed_session
+from cloister.testing.rows import ANA, BEN, START
 
 NOW = to_micros(START)
 
