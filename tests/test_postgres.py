@@ -29,7 +29,7 @@ from cloister.errors import (
 )
 from cloister.model import Owner
 from cloister.stores import postgres_schema
-from cloister.stores.base import Receipt, Store
+from cloister.stores.base import Fingerprint, Receipt, Store
 from cloister.stores.postgres_schema import migrate
 from cloister.stores.postgres_wire import Wire, public
 from cloister.testing import StoreConformance, nonce, sealed_items, sealed_session
@@ -544,6 +544,23 @@ async def test_a_sweep_takes_dead_leases(database: Database, house: House) -> No
         )
     await house.cloister.store.sweep(now=0, tombstones_before=0, fingerprints=0, nonce=nonce())
     assert [row[0] for row in await database.run('SELECT "user" FROM cloister.leases')] == ["ana"]
+
+
+async def test_what_nobody_claims_is_swept(database: Database, house: House) -> None:
+    """Erasure takes the names from a session's fingerprints, and sweeping takes the rows, but for what is common."""
+    vault = house.cloister.vault
+    for owner in (house.ana.owner, house.ben.owner):
+        prints = [Fingerprint("", b"12345678"), Fingerprint("", f"of {owner.user}  ".encode()[:8])]
+        await vault.commit(vault.begin(owner), fingerprints=prints)
+    await vault.ask(vault.store.seed, "", [b"common!!"])
+    await house.ana.erase()
+    assert [row[0] for row in await database.run('SELECT "user" FROM cloister.claims WHERE session IS NOT NULL')] == [
+        "ben"
+    ]
+    await house.cloister.sweep()
+    rows = await database.run("SELECT claim <> 0 FROM cloister.fingerprints ORDER BY 1")
+    assert [row[0] for row in rows] == [False, True, True]
+    assert len(await database.run("SELECT FROM cloister.claims")) == 1
 
 
 # --- two people ---

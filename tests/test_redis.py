@@ -23,7 +23,7 @@ from cloister.errors import (
 )
 from cloister.sessions import new_id, place_of
 from cloister.stores import redis_scripts as scripts
-from cloister.stores.base import Store
+from cloister.stores.base import Fingerprint, Store
 from cloister.stores.redis import RedisStore
 from cloister.stores.redis_wire import _GRANT, Wire
 from cloister.testing import StoreConformance
@@ -137,9 +137,12 @@ async def test_erasure_leaves_no_key(house: House) -> None:
     await session.send("hello", idempotency_key="once")
     await session.end()
     await (await house.ana.start()).send("hello again")
+    vault = house.cloister.vault
+    await vault.commit(vault.begin(house.ana.owner), fingerprints=[Fingerprint("", b"12345678")])
     await house.ana.erase()
+    await house.cloister.sweep()
     left = {key.rpartition(b":")[2] for key in set(await _keys(house)) - before}
-    assert left <= {b"log", b"ends", b"{tenancy}"}
+    assert left <= {b"log", b"ends", b"{tenancy}", b"{prints}", b"n"}
     assert place_of(session.id) in range(256)
 
 
@@ -177,7 +180,7 @@ async def test_a_start_that_is_overtaken_is_in_the_list(
     store = _store(house)
     real = store._write
 
-    async def overtaken(script: str, *args: Any) -> bytes:
+    async def overtaken(script: str, *args: Any) -> list[Any]:
         if script == scripts.CREATE:
             monkeypatch.undo()
             await (house.ana.erase() if overtaken_by == "erase" else house.ana.sessions())
@@ -456,5 +459,9 @@ async def test_the_rights_that_are_named_suffice(own_redis: Any) -> None:
         await session.send("hello")
         assert len(await house.ana.sessions()) == 1
         assert (await house.audited()).faults == []
+        vault = house.cloister.vault
+        await vault.commit(vault.begin(house.ana.owner), fingerprints=[Fingerprint("", b"12345678")])
+        await vault.ask(vault.store.seed, "", [b"87654321"])
+        assert len((await vault.ask(vault.store.claims, "", [b"12345678", b"87654321"], now=0)).owners) == 2
         await house.cloister.sweep()
         await house.ana.erase()

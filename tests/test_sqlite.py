@@ -29,6 +29,7 @@ from cloister.errors import (
     StoreUnavailable,
 )
 from cloister.model import Limits
+from cloister.stores.base import Fingerprint
 from cloister.stores.sqlite import _held
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
@@ -766,6 +767,25 @@ async def test_records_and_tombstones_go_with_the_sweep(file: Path) -> None:
         house.clock.move(days=31)
         await house.cloister.sweep()
         assert carry not in _everything(file)
+
+
+async def test_what_an_owner_said_goes_with_the_erasure(file: Path) -> None:
+    """Ending a session, and erasing its owner, destroys the rows of its fingerprints at once, and nobody else's."""
+    async with opened(at(file)) as house:
+        vault = house.cloister.vault
+        for owner in (house.ana.owner, house.ben.owner):
+            started = vault.begin(owner)
+            prints = [Fingerprint("", b"12345678"), Fingerprint("", f"of {owner.user}".encode().rjust(8))]
+            await vault.commit(started, fingerprints=prints)
+        with database(file) as db:
+            assert db.execute("SELECT count(*) FROM fingerprints").fetchone() == (4,)
+        await house.ana.erase()
+        with database(file) as db:
+            assert db.execute("SELECT count(*) FROM fingerprints").fetchone() == (2,)
+            assert db.execute("SELECT user FROM claims").fetchall() == [("ben",)]
+        await house.ben.end_all()
+        with database(file) as db:
+            assert db.execute("SELECT count(*) FROM fingerprints").fetchone() == (0,)
 
 
 async def test_destroyed_secrets_leave_the_log_after_a_reader(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,9 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.keyring import Keyring
-from cloister.model import Item, Owner, SealedSession
+from cloister.model import Item, Owner, SealedSession, to_micros
 from cloister.sealing import SessionKeys
+from cloister.stores.base import Fingerprint
 from cloister.tokens import Tokens
 
 ALONE = "token://?allow_replay=1"
@@ -204,6 +205,26 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def house(either: str) -> AsyncIterator[House]:
     async with opened(either) as house:
         yield house
+
+
+async def test_fingerprints_are_kept_in_the_process_or_the_ledger() -> None:
+    """Without a ledger a process knows what was said in it, until that session's time is up; the ledger's knows all."""
+    for url in (ALONE, "token://?ledger=memory://"):
+        async with opened(url, keyring=Keyring.generate()) as house:
+            vault = house.cloister.vault
+            await vault.commit(vault.begin(house.ana.owner), fingerprints=[Fingerprint("", b"12345678")])
+            await vault.ask(vault.store.seed, "", [b"87654321"])
+
+            async def known(house: House = house) -> dict[bytes, tuple[Owner, ...]]:
+                vault = house.cloister.vault
+                asked = to_micros(house.clock.now)
+                return (await vault.ask(vault.store.claims, "", [b"12345678", b"87654321"], now=asked)).owners
+
+            assert await known() == {b"12345678": (house.ana.owner,), b"87654321": ()}
+            house.clock.move(hours=13)
+            assert await known() == {b"87654321": ()}
+            await house.cloister.sweep()
+            assert await known() == {b"87654321": ()}
 
 
 async def test_every_kind_of_ledger(ledger: str) -> None:

@@ -57,7 +57,7 @@ async def copy(source: Vault, target: Vault, progress: Callable[[int], None]) ->
 
     Each is opened first, every item of it, and read back afterwards. One that does not open is put on record where it
     lies; one that is another in the target is left alone there. Both are counted, and the others go on. Neither
-    tombstones nor idempotency records nor the log are copied.
+    tombstones nor idempotency records, fingerprints nor the log are copied.
     """
     done = Copied()
     # Where they are read it is on record before, as every operator's look at what is others'.

@@ -24,7 +24,7 @@ def copy(source: str, target: str, config: str | None, yes: bool) -> None:
 
     Ids, keys, limits and times stay. If it is interrupted, run it again: what is there already is passed over. Stop
     what uses the source before: a session that changes meanwhile is copied as it was, and then differs. Sessions that
-    are over, idempotency records and the audit log stay where they are.
+    are over, idempotency records, fingerprints and the audit log stay where they are.
     """
     asyncio.run(_copy(source, target, config, yes))
 

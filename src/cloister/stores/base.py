@@ -144,7 +144,7 @@ class Due(msgspec.Struct, frozen=True):
 class Claims(msgspec.Struct, frozen=True):
     """Be the owners of the fingerprints that were asked for and are known; no owner at all means common knowledge.
 
-    ``size`` is about how many fingerprints the store has in all.
+    ``size`` is about how many fingerprints the store has in all; of that scope alone, where scopes lie apart.
     """
 
     echo: bytes

@@ -177,8 +177,10 @@ BEGIN
     ) x;
 END $$;
 
+-- By their keys, whatever the statistics say: a plan that was made while a table was empty is kept as it grows.
 CREATE FUNCTION cloister.claim(p_session text, p_now bigint, p_claims json, most integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
 DECLARE
     me text := current_setting('cloister.user', true);
     mine text := current_setting('cloister.tenant', true);
@@ -238,14 +240,18 @@ CREATE FUNCTION cloister.claims(
     nonce bytea, p_scope text, p_digests bigint[], p_now bigint,
     OUT echo bytea, OUT digests bigint[], OUT tenants text[], OUT users text[], OUT size bigint
 )
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT nonce, array_agg(f.digest), array_agg(c.tenant), array_agg(c."user"),
-        (SELECT greatest(p.reltuples, 0)::bigint FROM pg_class p WHERE p.oid = 'cloister.fingerprints'::regclass)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off AS $$
+BEGIN
+    echo := nonce;
+    SELECT array_agg(f.digest), array_agg(c.tenant), array_agg(c."user"),
+        (SELECT greatest(p.reltuples, 0) FROM pg_class p WHERE p.oid = 'cloister.fingerprints'::regclass)
+    INTO digests, tenants, users, size
     FROM cloister.fingerprints f LEFT JOIN cloister.claims c ON c.number = f.claim
     LEFT JOIN cloister.sessions s ON s.tenant = c.tenant AND s."user" = c."user" AND s.session = c.session
     WHERE f.digest = ANY (p_digests) AND f.scope = p_scope
-      AND (f.claim = 0 OR (s.session IS NOT NULL AND s.ended IS NULL AND (s.expires_at IS NULL OR s.expires_at > p_now)))
-$$;
+      AND (f.claim = 0 OR (s.session IS NOT NULL AND s.ended IS NULL AND (s.expires_at IS NULL OR s.expires_at > p_now)));
+END $$;
 
 CREATE FUNCTION cloister.seed(nonce bytea, p_scope text, p_digests bigint[], OUT echo bytea, OUT made bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -306,7 +312,7 @@ CREATE FUNCTION cloister.sweep(
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     beyond bigint;
-    common bigint;
+    cleared bigint;
 BEGIN
     echo := nonce;
     dropped := 0;
@@ -337,14 +343,18 @@ BEGIN
             SELECT c.number FROM summed JOIN cloister.claims c ON c.number = summed.claim
             WHERE summed.before < beyond FOR UPDATE OF c SKIP LOCKED
         );
-        dropped := cloister.clear();
+        LOOP
+            cleared := cloister.clear();
+            EXIT WHEN cleared = 0;
+            dropped := dropped + cleared;
+        END LOOP;
         IF NOT EXISTS (SELECT FROM cloister.fingerprints WHERE claim <> 0) THEN
             DELETE FROM cloister.fingerprints WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM cloister.fingerprints WHERE claim = 0 LIMIT greatest(beyond - dropped, 0)
                 FOR UPDATE SKIP LOCKED
             ));
-            GET DIAGNOSTICS common = ROW_COUNT;
-            dropped := dropped + common;
+            GET DIAGNOSTICS cleared = ROW_COUNT;
+            dropped := dropped + cleared;
         END IF;
     END IF;
 END $$;
