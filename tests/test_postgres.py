@@ -499,7 +499,7 @@ async def test_what_reads_across_owners_is_named(database: Database) -> None:
     }  # fmt: skip
     for row in rows:
         if row["prosecdef"]:
-            assert (row["owner"], row["proconfig"]) == ("cloister_lookup", ["search_path=pg_catalog, pg_temp"])
+            assert (row["owner"], row["proconfig"][0]) == ("cloister_lookup", "search_path=pg_catalog, pg_temp")
         assert not re.search("[{,]=", row["acl"]), f"everybody may run {row['name']}"
 
 

@@ -165,7 +165,7 @@ local d, s, id = opened(KEYS[1], 'd'), opened(KEYS[1], 's'), ARGV[2]
 local function back(t, key, before)
     if before == '-' then drop(t, key) else put(t, key, string.sub(before, 2)) end
 end
-for n = 5, #ARGV, 3 do
+for n = #ARGV - 2, 5, -3 do -- the last first: one may have been changed twice
     local now = redis.call('HGET', place(d, ARGV[n]), ARGV[n])
     if now == ARGV[n + 2] then
         back(d, ARGV[n], ARGV[n + 1])
