@@ -85,23 +85,38 @@ class Watch:
     def __init__(self, guard: LeakGuard | None, vault: Vault) -> None:
         self.guard = guard
         self.vault = vault
-        self._withheld: OrderedDict[Owner, deque[datetime]] = OrderedDict()
+        self._withheld: OrderedDict[Owner, deque[tuple[datetime, bytes]]] = OrderedDict()
+        self._alerted: OrderedDict[Owner, deque[tuple[datetime, bytes]]] = OrderedDict()
 
     def withheld(self, owner: Owner) -> None:
         """Count a reply that was withheld from *owner*."""
+        self._count(self._withheld, owner, b"")
+
+    def alerted(self, owner: Owner, detail: bytes) -> None:
+        """Count a reply that was shown to *owner* and alerted for a *detail*: again for the same one is once."""
+        if all(detail != known for _, known in self._alerted.get(owner, ())):
+            self._count(self._alerted, owner, detail)
+
+    def _count(self, counts: OrderedDict[Owner, deque[tuple[datetime, bytes]]], owner: Owner, detail: bytes) -> None:
         assert self.guard is not None
-        times = self._withheld.setdefault(owner, deque(maxlen=self.guard.most_blocks))
-        times.append(self.vault.now())
-        self._withheld.move_to_end(owner)
-        if len(self._withheld) > _OWNERS_AT_MOST:
-            self._withheld.popitem(last=False)
+        counts.setdefault(owner, deque(maxlen=self.guard.most_blocks)).append((self.vault.now(), detail))
+        counts.move_to_end(owner)
+        if len(counts) > _OWNERS_AT_MOST:
+            counts.popitem(last=False)
 
     def capped(self, owner: Owner) -> bool:
         """Say whether so much was withheld from *owner* that all is, for a while."""
-        times, guard = self._withheld.get(owner), self.guard
-        if times is None or guard is None or len(times) < guard.most_blocks:
+        return self._full(self._withheld.get(owner))
+
+    def suspects(self, owner: Owner) -> bool:
+        """Say whether *owner* was shown so many details that only alert that no more of them are, for a while."""
+        return self._full(self._alerted.get(owner))
+
+    def _full(self, counted: deque[tuple[datetime, bytes]] | None) -> bool:
+        guard = self.guard
+        if counted is None or guard is None or len(counted) < guard.most_blocks:
             return False
-        return times[0] > self.vault.now() - guard.block_window
+        return counted[0][0] > self.vault.now() - guard.block_window
 
     async def seed(self, text: str, tenant: str | None) -> int:
         """Make what *text* says common knowledge of *tenant*; give how much of it was not yet."""
@@ -116,6 +131,7 @@ class Watch:
     def forget(self, owner: Owner) -> None:
         """Forget an owner who was erased."""
         self._withheld.pop(owner, None)
+        self._alerted.pop(owner, None)
 
 
 class Check:
@@ -134,6 +150,8 @@ class Check:
         self._claimed: dict[str, Feature] = {}
         self._known: dict[str, tuple[Owner, ...] | None] = {}
         self._size = 0
+        self._unchecked = False
+        self._telling = ""
         self._said: list[Item] = []
         self._documents: list[str] = []
         self._looked_at: tuple[str, list[Feature]] = ("", [])  # the last text, which is wanted again for the commit
@@ -172,12 +190,18 @@ class Check:
             self._shows(document)
 
     def takes(self, item: Item) -> None:
-        """Take note of one item; `ReplyBlocked` for the result of a tool that has another session's canary in it."""
+        """Take note of one item; `ReplyBlocked` for what a tool or model said with another session's canary in it."""
         if self.guard is None:
             return
         if item.role == "tool":
             self._shows(item.text)
         elif item.role == "assistant":
+            strangers = self._strangers(readable(item))
+            if strangers:
+                self._note("reply.blocked", None, canary=len(strangers))
+                raise ReplyBlocked(
+                    "what the model said on the way carries what was planted in another session, so it was not taken"
+                )
             self._said.append(item)
         else:
             self._own.append((item.text, False))
@@ -261,7 +285,14 @@ class Check:
     @property
     def holds(self) -> bool:
         """Say whether nothing of an answer may be shown before all of it was judged."""
-        return self.guard is not None and (self.guard.hold == "reply" or self._watch.capped(self._owner))
+        return self.guard is not None and (
+            self.guard.hold == "reply" or self.capped or self._watch.suspects(self._owner)
+        )
+
+    @property
+    def capped(self) -> bool:
+        """Say whether every answer is withheld."""
+        return self._watch.capped(self._owner)
 
     def stream(self) -> StreamCheck | None:
         """Give what judges an answer while it arrives: what it wants to know, `look` looks up. None without a guard."""
@@ -271,7 +302,8 @@ class Check:
 
     def _case(self, guard: LeakGuard) -> Case:
         limits = guard.thresholds
-        block = {"any": limits.alert, "strong": limits.block, "canary": math.inf}[guard.block]
+        strong = limits.alert if self._watch.suspects(self._owner) else limits.block
+        block = {"any": limits.alert, "strong": strong, "canary": math.inf}[guard.block]
         return Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
 
     def _crowd(self, _: int) -> int:
@@ -290,7 +322,7 @@ class Check:
             texts = {*wanted, *chosen} - self._known.keys()
             if texts:
                 await self._ask(texts)
-            if any(self._foreign(text) for text in texts):
+            if any(self._foreign(text) for text in texts) or (texts and self._watch.suspects(self._owner)):
                 await self._fill()
             for text, found in looked:
                 self._judge_document(text, found)
@@ -355,9 +387,14 @@ class Check:
         """
         if self.guard is None:
             return False
-        if self._watch.capped(self._owner):
+        if self.capped:
             self._note("reply.blocked", None, reason="limit")
             return True
+        return self.settle(await self.weigh(answer), self._telling)
+
+    async def weigh(self, answer: Item) -> Verdict:
+        """Give the verdict on *answer*; nothing is counted or put on record but that it could not be had."""
+        assert self.guard is not None
         said = "\n".join(readable(item) for item in (*self._said, answer))
         case = self._case(self.guard)
         with self._running():
@@ -369,15 +406,18 @@ class Check:
                 owners = self._known.get(feature.text)
                 if owners and case.hear(feature, owners, said[feature.start : feature.end]):
                     break
-        return self.settle(case.verdict)
+        self.verdict, self._telling = case.verdict, case.telling
+        return case.verdict
 
-    def settle(self, verdict: Verdict) -> bool:
-        """Put a *verdict* on record; say whether the reply is withheld."""
+    def settle(self, verdict: Verdict, telling: str) -> bool:
+        """Put a *verdict*, to which the *telling* detail led, on record; say whether the reply is withheld."""
         self.verdict = verdict
         if verdict.action == "block":
             self._watch.withheld(self._owner)
             self._note("reply.blocked", verdict)
         elif verdict.action == "alert":
+            assert self._marks is not None
+            self._watch.alerted(self._owner, self._marks.of(telling)[-1])
             self._note("reply.alerted", verdict)
         return verdict.action == "block"
 
@@ -389,7 +429,8 @@ class Check:
             return []
         claimed, common = dict(self._claimed), []
         with self._running():
-            for item in (*self._said, answer) if answer is not None else ():
+            # What nobody could look up may be somebody else's.
+            for item in (*self._said, answer) if answer is not None and not self._unchecked else ():
                 for feature in self._answered(item.text):
                     if feature.kind in HARD:
                         claimed.setdefault(feature.text, feature)
@@ -421,6 +462,7 @@ class Check:
         """Let go of all texts and keys: whoever keeps a turn does not keep them."""
         self._own, self._said, self._documents, self._before = [], [], [], tuple
         self._claimed, self._known, self._marks, self._looked_at = {}, {}, None, ("", [])
+        self._telling = ""
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
@@ -449,6 +491,7 @@ class Check:
                 refused.__context__ = None  # an error that may name the text does not hang on ours
                 raise
         if failed:
+            self._unchecked = True
             self._note("reply.unchecked", None, problem=failed)
 
     @property

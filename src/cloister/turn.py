@@ -102,6 +102,7 @@ class Turn(Generic[SessionT]):
         self._heard: list[str] = []
         self._restorers: dict[str, Restorer | None] = {}
         self._streams: dict[str, StreamCheck | None] = {}
+        self._holds = False
         self._read: list[str] = []
         self._wanted: list[str] = []
         self._shown = False
@@ -232,10 +233,12 @@ class Turn(Generic[SessionT]):
 
     def _take(self, channel: str, text: str, *, last: bool = False) -> None:
         """Put the owner's data back into *text*, and note whose of it must be looked up before it is shown."""
+        if not self._restorers:  # once: what nobody looked at while it came is not shown because the reason is over
+            self._holds = self._check.holds
         if channel not in self._restorers:
             self._fit()
             self._restorers[channel] = self._mask.restorer()
-            self._streams[channel] = None if self._check.holds else self._check.stream()
+            self._streams[channel] = None if self._holds else self._check.stream()
         restorer, judged = self._restorers[channel], self._streams[channel]
         if restorer is not None:
             text = restorer.finish() if last else restorer.feed(text)
@@ -247,7 +250,7 @@ class Turn(Generic[SessionT]):
     def _given(self) -> list[str]:
         """Give what was read and may be shown."""
         texts, self._read = self._read, []
-        if self._check.holds:
+        if self._holds or self._check.capped:
             return []
         texts += [judged.give() for judged in self._streams.values() if judged is not None]
         texts = [text for text in texts if text]
@@ -285,11 +288,11 @@ class Turn(Generic[SessionT]):
         for judged in self._streams.values():
             if judged is not None and judged.blocked:
                 answer = None
-                self._check.settle(judged.verdict)
+                self._check.settle(judged.verdict, judged.telling)
         reply = await self._commit(answer)
         if reply.blocked:
             return ["\n\n" + reply.text if shown else reply.text]
-        return [reply.text] if self._check.holds and reply.text else texts
+        return [reply.text] if self._holds and reply.text else texts
 
     async def finish(self, answer: object) -> Reply[SessionT]:
         """Store the turn with *answer*, which is text or any SDK's response, and give the reply.
@@ -330,7 +333,7 @@ class Turn(Generic[SessionT]):
             heard, kept = self._taken(wire.answer_item(answer))
             kept = self._counted(kept)
         # What tools and model said on the way may be what was withheld.
-        said = [item for item in self._new if not blocked or item.role in ("user", "system")]
+        said = _asked(self._new) if blocked else self._new
         item = msgspec.structs.replace(kept, usage=usage)
         opened = self._opened
         first = [opened.system] if opened.fresh and opened.system else []
@@ -420,6 +423,9 @@ class Turn(Generic[SessionT]):
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
             heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
             self._spent += Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True)
+        for judged in self._streams.values():
+            if judged is not None and self._check.verdict.action == "pass":  # or it is on record already
+                self._check.settle(judged.verdict, judged.telling)
         reason = "unfinished" if error is None else type(error).__name__
         try:
             tokens = {"input_tokens": self._spent.input_tokens, "output_tokens": self._spent.output_tokens}
@@ -433,7 +439,8 @@ class Turn(Generic[SessionT]):
         vault, opened = self._cloister.vault, self._opened
         kept: list[Item] = []
         if error is not None and self._cloister.keep_failed:
-            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in self._new]
+            # What tools and model said on the way was not looked at: that happens with the reply.
+            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._new)]
         if not opened.fresh and (kept or self._spent.total_tokens):
             head = msgspec.structs.replace(opened.head, usage=opened.head.usage + self._spent)
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
@@ -529,6 +536,11 @@ class ReplyStream(Generic[SessionT]):
         if self._turn is None:
             raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
         return self._turn.reply
+
+
+def _asked(items: Sequence[Item]) -> list[Item]:
+    """Give those of *items* that neither a model nor a tool made."""
+    return [item for item in items if item.role in ("user", "system")]
 
 
 def _is_message(given: object) -> bool:

@@ -444,6 +444,8 @@ class Session:
         What the session holds, and *documents*, are no evidence. Raises `ConfigurationError` without a `LeakGuard`,
         `SessionExpired` if the session is over.
         """
+        if self._cloister.watch.guard is None:
+            raise ConfigurationError("nobody looks for other users' details: open with leaks=LeakGuard()")
         head, _, items = await self._cloister.vault.history(
             self, max(0, self.head.count - _MOST_HISTORY), _MOST_HISTORY
         )
@@ -452,8 +454,7 @@ class Session:
         opened.items, opened.head = items, head
         check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
         await check.hears([], documents)
-        await check.judge(Item("assistant", text))
-        return check.verdict
+        return await check.weigh(Item("assistant", text))
 
     async def update(self, *, title: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Set title or metadata; what is None stays. Does not move the idle time."""

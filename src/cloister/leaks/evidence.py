@@ -166,8 +166,10 @@ class Case:
     thresholds: Thresholds
     registered: Callable[[int], int] | None = None
     verdict: Verdict = field(default_factory=Verdict)
-    _heard: set[str] = field(default_factory=set)
-    _chains: dict[Owner | None, list[_Chain]] = field(default_factory=dict)
+    telling: str = field(default="", repr=False)
+    """The detail that led to the verdict."""
+    _heard: set[str] = field(default_factory=set, repr=False)
+    _chains: dict[Owner | None, list[_Chain]] = field(default_factory=dict, repr=False)
 
     def hear(self, feature: Feature, owners: Iterable[Owner], said: str) -> bool:
         """Weigh *feature*, *said* so and owned by *owners*; say whether the verdict is to block."""
@@ -179,8 +181,11 @@ class Case:
         self._heard.add(feature.text)
         weight = weigh(feature, self.registered)
         piece = Evidence(feature.kind, round(weight, 2), feature.start, feature.end)
+        before = self.verdict
         for owner in others:
             self._count(owner, piece, weight)
+        if self.verdict is not before:
+            self.telling = feature.text
         return self.verdict.action == "block"
 
     def canary(self, start: int, end: int) -> bool:

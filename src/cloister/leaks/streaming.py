@@ -77,6 +77,11 @@ class StreamCheck:
         return self._case.verdict
 
     @property
+    def telling(self) -> str:
+        """Give the detail that led to the verdict, as it is compared."""
+        return self._case.telling
+
+    @property
     def blocked(self) -> bool:
         """Say whether it tipped: nothing more is taken or given."""
         return self._case.verdict.action == "block"

@@ -33,6 +33,7 @@ _LEFT = {
     **dict.fromkeys("data file_data encrypted_content signature".split(), _MEDIA),
     "url": _ADDRESS,
 }
+_SEALED = ("signature", "encrypted_content")
 # Fields beside the content that are of a provider's format. All others are an application's own, and texts throughout.
 _FORMATS = ("audio", "annotations", "function_call", *SIGNED)
 
@@ -123,7 +124,10 @@ _SAYS: dict[str, tuple[str, Kind]] = {"function": ("arguments", "json"), "custom
 
 
 def readable(item: Item) -> str:
-    """Give all that whoever gets *item* could read, each text in a line of its own, JSON without its escapes."""
+    """Give all that whoever gets *item* could read, each text in a line of its own, JSON without its escapes.
+
+    What is meant for machines comes last: names and ids of calls, addresses. What a provider sealed is for nobody.
+    """
     if isinstance(item.content, str) and not (item.tool_calls or item.extra):
         return item.content
     texts: list[str] = []
@@ -133,7 +137,20 @@ def readable(item: Item) -> str:
         return text
 
     mapped(item, take, signed=True)
+    texts += _machine([item.content, item.tool_calls, item.extra], "")
     return "\n".join(texts)
+
+
+def _machine(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, str):
+        if name == "name" or (name in _LEFT and name not in _SEALED):
+            yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _machine(one, name)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _machine(one, key)
 
 
 def _strings(text: str) -> Iterator[str]:
