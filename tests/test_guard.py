@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 from tests.fakes import House, Parrot, Watched, opened, pieces, texts, told
 
@@ -523,6 +524,22 @@ async def test_one_round_trip_more() -> None:
         of(house).answer = "It is order QX-7731-84, for Sarah Kowalczyk."
         await ben.send("Hello.", documents=["Order ZT-9950-12 is out."])
         assert store.names == ["load", "claims", "commit"]
+
+
+async def test_short_numbers_mean_less_where_there_are_many() -> None:
+    """A number of six digits tells in a small index, and in one of millions anybody could have said it."""
+    store = Watched(stores.connect("memory://"))
+    async with opened(store.store) as house:
+        await ana_speaks(house, "My ticket is 493817.")
+        ben = await house.ben.start()
+        of(house).answer = "It is 493817."
+        assert (await ben.check(of(house).answer)).action == "alert"
+
+        async def crowded(real: Any, args: Any, options: Any) -> Claims:
+            return msgspec.structs.replace(await real(*args, **options), size=4_000_000)
+
+        store.answers["claims"] = crowded
+        assert (await ben.check(of(house).answer)).action == "pass"
 
 
 async def test_decoys_hide_nothing() -> None:

@@ -39,7 +39,8 @@ _LARGE = 4_000  # characters: of a longer document the numbers alone are looked 
 _LONG = 20_000  # characters: beyond, they are looked at beside the loop
 _SEEDED_AT_ONCE = 1_000
 _OWNERS_AT_MOST = 10_000
-_SHARE = 0.05  # of all fingerprints, numbers of one length, at most; `bench/leaks.py` prints it
+# How many of all fingerprints are numbers with so many digits of room, counted in 3,000 dialogues of support.
+_SHARES, _REST = {4: 0.1, 5: 0.04, 6: 0.015}, 0.01
 _KEYS = 2  # the newest master keys, under which fingerprints are written and looked up
 
 
@@ -306,9 +307,9 @@ class Check:
         block = {"any": limits.alert, "strong": strong, "canary": math.inf}[guard.block]
         return Case(self._owner, self._context, Thresholds(limits.alert, block), self._crowd)
 
-    def _crowd(self, _: int) -> int:
-        """Say how many numbers of one length are registered, as far as the index tells."""
-        return max(CROWD, int(self._size * _SHARE))
+    def _crowd(self, room: int) -> int:
+        """Say how many numbers with so many digits of *room* are registered, as far as the index tells."""
+        return max(CROWD, int(self._size * _SHARES.get(room, _REST)))
 
     async def look(self, wanted: Iterable[str]) -> None:
         """Look up *wanted* features, and those of the documents that came since, in one round trip.
