@@ -1137,21 +1137,21 @@ async def test_the_lease_is_renewed_while_the_model_works() -> None:
         session = await house.ana.start()
         vault, now = house.cloister.vault, asyncio.get_running_loop().time()
         async with session.turn("slow") as turn:
-            vault.renew_due(now)
+            vault.leases.renew_due(now)
             await vault.settle()
             assert "renew" not in watched.names  # it was taken just now
-            vault.renew_due(now + LEASE.total_seconds() / 2)
+            vault.leases.renew_due(now + LEASE.total_seconds() / 2)
             await vault.settle()
             assert watched.names.count("renew") == 1
             await turn.finish("done")
-        vault.renew_due(now + LEASE.total_seconds() * 2)
+        vault.leases.renew_due(now + LEASE.total_seconds() * 2)
         await vault.settle()
         assert watched.names.count("renew") == 1  # and is not held any more
 
 
 async def test_leases_are_renewed_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     """One timer renews the leases of all turns while there are any, and rests when there are none."""
-    monkeypatch.setattr("cloister.vault._RENEW_SECONDS", 0.001)
+    monkeypatch.setattr("cloister.leases._RENEW_SECONDS", 0.001)
     watched = Watched(MemoryStore())
     async with opened(watched.store) as house:
         one, other = await house.ana.start(), await house.ben.start()
@@ -1167,7 +1167,7 @@ async def test_leases_are_renewed_by_themselves(monkeypatch: pytest.MonkeyPatch)
                 for event in renewed.values():
                     event.clear()
                 await asyncio.gather(*(event.wait() for event in renewed.values()))
-        assert not house.cloister.vault._leases
+        assert not house.cloister.vault.leases
 
 
 async def test_ending_during_a_turn_wins(house: House) -> None:

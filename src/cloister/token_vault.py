@@ -122,11 +122,8 @@ class TokenVault(Vault):
 
     @contextlib.asynccontextmanager
     async def _alone(self, session: Handle, stable: _Stable) -> AsyncIterator[Opened | Loaded]:
-        await self._enter(stable.owner, stable.id)
-        try:
+        async with self.queue.alone(stable.owner, stable.id):
             yield await self._inside(await self._read(session.owner, session.id))
-        finally:
-            self._leave(stable.owner, stable.id)
 
     async def _inside(self, held: _Held) -> Opened:
         """Open the row that a token brings along."""
@@ -183,13 +180,13 @@ class TokenVault(Vault):
         found = await self._row(held, session.owner)
         if isinstance(found, SealedSession):
             raise SessionExpired(found.ended or "expired")
-        if (found.owner, found.id) in self._turns and held.body is not None:
+        if (found.owner, found.id) in self.queue and held.body is not None:
             count, last, _ = await self._body(found, held.body)
             if (count, last) != (found.head.count, found.head.last_tag):
                 # Perhaps used by a turn of this very handle, which is stored and has not come back yet: no replay.
                 with contextlib.suppress(SessionBusy):
-                    await self._enter(found.owner, found.id)
-                    self._leave(found.owner, found.id)
+                    async with self.queue.alone(found.owner, found.id):
+                        pass
                 if session.id != held.name:
                     return await self.history(session, first, limit)
         await self._join(found, held)

@@ -28,13 +28,13 @@ from cloister.audit import Event, event
 from cloister.errors import (
     ConfigurationError,
     IntegrityError,
-    SessionBusy,
     SessionConflict,
     SessionExpired,
     SessionNotFound,
     StoreError,
     StoreUnavailable,
 )
+from cloister.leases import Leases, Queue, busy
 from cloister.model import (
     Head,
     Item,
@@ -48,7 +48,7 @@ from cloister.model import (
     to_micros,
 )
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
-from cloister.stores.base import RENEW_EVERY, Commit, Due, Fingerprint, Loaded, Page, Record, Store
+from cloister.stores.base import Commit, Due, Fingerprint, Loaded, Page, Record, Store
 
 _log = logging.getLogger("cloister")
 
@@ -58,7 +58,6 @@ _SEEN_AT_MOST = 65_536
 _FAILURES_AT_MOST = 10_000
 _Seen = tuple[int, bytes, int]  # version, turn, and the moment at which it was seen
 _GONE = 1 << 62  # the version of a session that was destroyed: no other is newer
-_RENEW_SECONDS = RENEW_EVERY.total_seconds()
 _FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
 
@@ -131,11 +130,10 @@ class Vault:
         self._seen: OrderedDict[tuple[Owner, str], _Seen] = OrderedDict()
         self.moment = 0
         """Counts what this process has seen; taken before a request, it says what the answer must not be older than."""
-        self._turns: dict[tuple[Owner, str], tuple[asyncio.Lock, list[None]]] = {}
+        self.queue = Queue(limits.turn_wait)
+        self.leases = Leases(lambda *held: self.background(self._renew(*held)))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: dict[tuple[Owner, str], int] = {}
-        self._leases: dict[bytes, tuple[Owner, str, float]] = {}
-        self._timer: asyncio.TimerHandle | None = None
 
     def now(self) -> datetime:
         """Give the clock's time, which must be aware."""
@@ -249,8 +247,7 @@ class Vault:
         ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
         """
         owner, session_id, lease = session.owner, session.id, secrets.token_bytes(16)
-        deadline = await self._enter(owner, session_id)
-        try:
+        async with self.queue.alone(owner, session_id) as deadline:
             since = self.moment
             loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
             try:
@@ -260,52 +257,12 @@ class Vault:
                     return
                 opened = await self._open(row, loaded, owner, session_id, budget=budget, since=since)
                 opened.lease = lease
-                self._keep_alive(lease, owner, session_id)
-                try:
+                with self.leases.kept(lease, owner, session_id):
                     yield opened
-                finally:
-                    del self._leases[lease]
                 lease = opened.lease
             finally:
                 if lease and loaded.session is not None and not loaded.session.ended:
                     await self._finish(self.ask(self.store.release, owner, session_id, lease))
-        finally:
-            self._leave(owner, session_id)
-
-    async def _enter(self, owner: Owner, session_id: str) -> float:
-        """Wait until no other turn of a session runs in this process; give the moment at which waiting ends.
-
-        `_leave` lets the next one in.
-        """
-        key = owner, session_id
-        lock, waiting = self._turns.setdefault(key, (asyncio.Lock(), []))
-        waiting.append(None)
-        deadline = asyncio.get_running_loop().time() + self.limits.turn_wait.total_seconds()
-        try:
-            if not lock.locked():
-                await lock.acquire()
-                return deadline
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await lock.acquire()
-            except TimeoutError:
-                raise _busy(self.limits) from None
-            return deadline
-        except BaseException:
-            self._forget(key)
-            raise
-
-    def _leave(self, owner: Owner, session_id: str) -> None:
-        key = owner, session_id
-        self._turns[key][0].release()
-        self._forget(key)
-
-    def _forget(self, key: tuple[Owner, str]) -> None:
-        """Keep no lock for a session that nobody waits for."""
-        waiting = self._turns[key][1]
-        waiting.pop()
-        if not waiting:
-            del self._turns[key]
 
     async def _lease(
         self, owner: Owner, session_id: str, lease: bytes, deadline: float, *, budget: int, record: bytes | None
@@ -325,31 +282,9 @@ class Vault:
             if not loaded.busy:
                 return loaded
             if loop.time() >= deadline:
-                raise _busy(self.limits)
+                raise busy(self.limits.turn_wait)
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), max(deadline - loop.time(), 0)))  # noqa: S311
             pause = min(pause * 1.6, _LAST_POLL)
-
-    def _keep_alive(self, lease: bytes, owner: Owner, session_id: str) -> None:
-        """Renew *lease* until it is taken out of ``_leases``, however long the model thinks: one timer serves all."""
-        loop = asyncio.get_running_loop()
-        self._leases[lease] = owner, session_id, loop.time() + _RENEW_SECONDS
-        if self._timer is None:
-            self._timer = loop.call_later(_RENEW_SECONDS, self._tick, loop)
-
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        now = loop.time()
-        self.renew_due(now)
-        if self._leases:
-            soonest = min(due for _, _, due in self._leases.values())
-            self._timer = loop.call_at(max(soonest, now + _RENEW_SECONDS / 4), self._tick, loop)
-
-    def renew_due(self, now: float) -> None:
-        """Renew the leases that are due at *now*, on the loop's clock; happens by itself."""
-        for lease, (owner, session_id, due) in self._leases.items():
-            if due <= now:
-                self._leases[lease] = owner, session_id, now + _RENEW_SECONDS
-                self.background(self._renew(owner, session_id, lease))
 
     async def _renew(self, owner: Owner, session_id: str, lease: bytes) -> None:
         # A lease that is lost is found so by the commit; one that could not be renewed is tried again.
@@ -669,13 +604,6 @@ def _concerned(args: Sequence[object]) -> tuple[object, object]:
     first = args[0] if args else None
     row = first.session if isinstance(first, Commit) else first
     return (row.owner, row.id) if isinstance(row, SealedSession) else (first, args[1] if len(args) > 1 else None)
-
-
-def _busy(limits: Limits) -> SessionBusy:
-    seconds = limits.turn_wait.total_seconds()
-    return SessionBusy(
-        f"another turn of this session, perhaps one around this one, is still running after {seconds:g} s"
-    )
 
 
 def _digest(system: str) -> bytes:
