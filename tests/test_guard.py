@@ -536,7 +536,8 @@ async def test_short_numbers_mean_less_where_there_are_many() -> None:
         assert (await ben.check(of(house).answer)).action == "alert"
 
         async def crowded(real: Any, args: Any, options: Any) -> Claims:
-            return msgspec.structs.replace(await real(*args, **options), size=4_000_000)
+            claims: Claims = await real(*args, **options)
+            return msgspec.structs.replace(claims, size=4_000_000)
 
         store.answers["claims"] = crowded
         assert (await ben.check(of(house).answer)).action == "pass"

@@ -455,6 +455,7 @@ class Turn:
             if close is not None:
                 close()
         yield from run(self._inner.end(reader))
+        run(self._inner.store())
 
     def finish(self, answer: object) -> Reply[Session]:
         """Store the turn with *answer*, which is text or any SDK's response, and give the reply."""

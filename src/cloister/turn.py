@@ -10,26 +10,25 @@ and putting back the `Mask`'s, looking the `Check`'s.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from cloister import idempotency, sessions, window, wire
+from cloister.asking import close, streamed
 from cloister.audit import Event, event
 from cloister.content import checked
 from cloister.errors import CloisterError, ProviderError, ReplyBlocked, SessionConflict
 from cloister.guard import Check, Watch
 from cloister.idempotency import Kept, Key
-from cloister.leaks.streaming import StreamCheck
 from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import Head, Item, Reply, Usage, to_micros
+from cloister.outlet import Outlet
 from cloister.providers.base import Provider, Request
 from cloister.scrub.masking import Mask, shown
-from cloister.scrub.placeholders import Restorer
 from cloister.scrub.settings import Scrub
 from cloister.stores.base import Record
 from cloister.vault import Opened, Recorder, Vault
@@ -67,6 +66,15 @@ class Services(Protocol):
     def counted(self, item: Item, model: str | None = None) -> Item: ...
 
 
+class _Judged(NamedTuple):
+    """Be an answer after it was judged: as its owner is shown it, and as it is stored."""
+
+    answer: wire.Answer
+    heard: Item
+    kept: Item
+    blocked: bool
+
+
 class Turn(Generic[SessionT]):
     """Be one question and what it comes to. Made by ``session.turn``."""
 
@@ -90,6 +98,7 @@ class Turn(Generic[SessionT]):
         self._model = model
         self._mask = mask
         self._check = check
+        self._outlet = Outlet(mask, check)
         self._new = [self._counted(item) for item in said]
         self._settle = settle
         self._system = system or opened.system
@@ -99,13 +108,8 @@ class Turn(Generic[SessionT]):
         self._renewed = opened.fresh
         self._reply: Reply[SessionT] | None = None
         self._closed = False
+        self._judged: _Judged | None = None
         self._heard: list[str] = []
-        self._restorers: dict[str, Restorer | None] = {}
-        self._streams: dict[str, StreamCheck | None] = {}
-        self._holds = False
-        self._read: list[str] = []
-        self._wanted: list[str] = []
-        self._shown = False
         self._spent = Usage()
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
@@ -216,83 +220,58 @@ class Turn(Generic[SessionT]):
                 if self.withheld:
                     break
         finally:
-            await _close(source)
+            await close(source)
         for text in await self.end(reader):
             yield text
+        await self.store()
 
     def read(self, reader: wire.Reader, chunk: object) -> list[str]:
         """Read one *chunk* of a streamed answer; give what of it may be shown: nothing while something is `waiting`."""
+        self._fit()
         pieces = reader.feed(chunk)
         self._heard += [text for _, text in pieces]
         if pieces and self._first_at is None:
             self._first_at = time.perf_counter()
-        for channel, text in pieces:
-            if channel in ("text", "refusal"):
-                self._take(channel, text)
-        return [] if self.waiting else self._given()
-
-    def _take(self, channel: str, text: str, *, last: bool = False) -> None:
-        """Put the owner's data back into *text*, and note whose of it must be looked up before it is shown."""
-        if not self._restorers:  # once: what nobody looked at while it came is not shown because the reason is over
-            self._holds = self._check.holds
-        if channel not in self._restorers:
-            self._fit()
-            self._restorers[channel] = self._mask.restorer()
-            self._streams[channel] = None if self._holds else self._check.stream()
-        restorer, judged = self._restorers[channel], self._streams[channel]
-        if restorer is not None:
-            text = restorer.finish() if last else restorer.feed(text)
-        if judged is None:
-            self._read.append(text)
-        else:
-            self._wanted += judged.take(text, last=last)
-
-    def _given(self) -> list[str]:
-        """Give what was read and may be shown."""
-        texts, self._read = self._read, []
-        if self._holds or self._check.capped:
-            return []
-        texts += [judged.give() for judged in self._streams.values() if judged is not None]
-        texts = [text for text in texts if text]
-        self._shown = self._shown or bool(texts)
-        return texts
+        return self._outlet.take(pieces)
 
     @property
     def waiting(self) -> bool:
         """Say whether something was read that cannot be shown before `look`."""
-        return bool(self._wanted)
+        return self._outlet.waiting
 
     @property
     def withheld(self) -> bool:
         """Say whether what was read carries another user's details: nothing more of it is to be read or shown."""
-        return any(judged is not None and judged.blocked for judged in self._streams.values())
+        return self._outlet.blocked
 
     async def look(self) -> list[str]:
         """Look up whose what was read is; give what may be shown then. Raises `StoreUnavailable`."""
-        wanted, self._wanted = self._wanted, []
-        await self._check.look(wanted)
-        return self._given()
+        return await self._outlet.look()
 
     async def end(self, reader: wire.Reader) -> list[str]:
-        """Store the turn with the answer that *reader* has read; give the rest that may be shown, or the safe text.
+        """Judge the answer that *reader* has read; give the rest that may be shown, or the safe text. Then `store`.
 
         Raises `ProviderError` if the answer is not whole.
         """
         self._unfinished()  # the block may have been left, or the turn finished, while the stream was read
-        shown, texts = self._shown, list[str]()
+        outlet = self._outlet
+        shown, texts = outlet.shown, list[str]()
         answer = None if self.withheld else reader.finish()
         if answer is not None:
-            for channel in self._restorers:
-                self._take(channel, "", last=True)
-            texts = await self.look() if self.waiting else self._given()
-        for judged in self._streams.values():
-            if judged is not None and judged.blocked:
-                answer = None
-                self._check.settle(judged.verdict, judged.telling)
-        reply = await self._commit(answer)
-        if reply.blocked:
-            return ["\n\n" + reply.text if shown else reply.text]
-        return [reply.text] if self._holds and reply.text else texts
+            texts = await outlet.rest()
+        if outlet.blocked:
+            answer = None
+            outlet.settle()
+        self._judged = judged = await self._judge(answer)
+        if judged.blocked:
+            return ["\n\n" + judged.heard.text if shown else judged.heard.text]
+        return [judged.heard.text] if outlet.holds and judged.heard.text else texts
+
+    async def store(self) -> Reply[SessionT]:
+        """Store the turn with the answer that was read to its `end`."""
+        self._unfinished()
+        assert self._judged is not None
+        return await self._commit(self._judged)
 
     async def finish(self, answer: object) -> Reply[SessionT]:
         """Store the turn with *answer*, which is text or any SDK's response, and give the reply.
@@ -308,15 +287,12 @@ class Turn(Generic[SessionT]):
             with contextlib.suppress(ProviderError):
                 self._spent += wire.spent(answer)
             raise
-        return await self._commit(read)
-
-    async def _commit(self, answer: wire.Answer | None) -> Reply[SessionT]:
-        """Store the turn with *answer*, or, where that carries another user's details, with the safe text.
-
-        None is an answer that was found to do so while it arrived.
-        """
-        cloister, check = self._cloister, self._check
         self._closed = True
+        return await self._commit(await self._judge(read))
+
+    async def _judge(self, answer: wire.Answer | None) -> _Judged:
+        """Look for another user's details in an *answer*; None is one in which they were found while it arrived."""
+        check = self._check
         heard = kept = Item("assistant", "".join(self._heard))
         self._heard.clear()
         if answer is not None:
@@ -332,27 +308,32 @@ class Turn(Generic[SessionT]):
             answer = wire.Answer(check.safe_text, model=model, finish_reason="content_filter")
             heard, kept = self._taken(wire.answer_item(answer))
             kept = self._counted(kept)
+        return _Judged(answer, heard, msgspec.structs.replace(kept, usage=usage), blocked)
+
+    async def _commit(self, judged: _Judged) -> Reply[SessionT]:
+        """Store the turn with an answer that may be shown, or with the safe text that stands in its place."""
+        self._closed = True
+        check, answer, blocked = self._check, judged.answer, judged.blocked
         # What tools and model said on the way may be what was withheld.
         said = _asked(self._new) if blocked else self._new
-        item = msgspec.structs.replace(kept, usage=usage)
         opened = self._opened
         first = [opened.system] if opened.fresh and opened.system else []
-        items = [*first, *said, item]
-        await cloister.vault.commit(
+        items = [*first, *said, judged.kept]
+        await self._cloister.vault.commit(
             opened,
             items,
             usage=self._spent,
             entries=self._entries(len(items), answer),
-            fingerprints=check.fingerprints(None if blocked else heard),
+            fingerprints=check.fingerprints(None if blocked else judged.heard),
             record=None if self._key is None else self._recorder(self._key, answer, blocked),
         )
         now = time.perf_counter()
         self._reply = Reply(
-            text=heard.text,
+            text=judged.heard.text,
             session=self._settle(opened),
             usage=self._spent,
             model=answer.model or self._model,
-            tool_calls=tuple(heard.tool_calls or ()),
+            tool_calls=tuple(judged.heard.tool_calls or ()),
             finish_reason=answer.finish_reason,
             blocked=blocked,
             renewed=self._renewed,
@@ -385,7 +366,7 @@ class Turn(Generic[SessionT]):
     def _alarms(self) -> list[Event]:
         """Give what is to be put on record of an answer, whether it is stored or not."""
         # A streamed answer is read twice, as it comes and as a whole.
-        met = max(self._mask.foreign, sum(one.foreign for one in self._restorers.values() if one is not None))
+        met = max(self._mask.foreign, self._outlet.foreign)
         return [*self._check.events, *([self._event("placeholder.foreign", count=met)] if met else [])]
 
     def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
@@ -423,9 +404,8 @@ class Turn(Generic[SessionT]):
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
             heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
             self._spent += Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True)
-        for judged in self._streams.values():
-            if judged is not None and self._check.verdict.action == "pass":  # or it is on record already
-                self._check.settle(judged.verdict, judged.telling)
+        if self._check.verdict.action == "pass":  # or it is on record already
+            self._outlet.settle()
         reason = "unfinished" if error is None else type(error).__name__
         try:
             tokens = {"input_tokens": self._spent.input_tokens, "output_tokens": self._spent.output_tokens}
@@ -548,42 +528,3 @@ def _is_message(given: object) -> bool:
     if isinstance(given, Mapping):
         return "role" in given and given.get("type") != "message"
     return hasattr(given, "model_dump") and hasattr(given, "role") and getattr(given, "type", None) != "message"
-
-
-async def answered(provider: Provider, request: Request) -> Any:
-    """Ask *provider*; whatever goes wrong in it is a `ProviderError`."""
-    try:
-        return await provider.complete(request)
-    except CloisterError:
-        raise
-    except Exception as error:
-        raise _failed(provider, error) from error
-
-
-async def streamed(provider: Provider, request: Request) -> AsyncGenerator[Any, None]:
-    """Ask *provider* for a stream; whatever goes wrong in it is a `ProviderError`."""
-    source = provider.stream(request)
-    try:
-        async for chunk in source:
-            yield chunk
-    except CloisterError:
-        raise
-    except Exception as error:
-        raise _failed(provider, error) from error
-    finally:
-        await _close(source)
-
-
-def _failed(provider: Provider, error: Exception) -> ProviderError:
-    return ProviderError(
-        f"the provider {provider.name} failed with {type(error).__name__}; see the error behind this one"
-    )
-
-
-async def _close(source: Any) -> None:
-    """Close a stream that may not have been read to its end, so that its call is cancelled."""
-    close = getattr(source, "aclose", None) or getattr(source, "close", None)
-    if close is not None:
-        closing = close()
-        if inspect.isawaitable(closing):
-            await closing

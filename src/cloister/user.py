@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from cloister import scope, sessions
+from cloister.asking import answered
 from cloister.audit import Event, event
 from cloister.content import Content, checked, said, several
 from cloister.errors import (
@@ -28,7 +29,7 @@ from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usa
 from cloister.providers.base import Provider
 from cloister.scrub.masking import described, shown
 from cloister.stores.base import Loaded, Record
-from cloister.turn import RENEWED, ReplyStream, Services, Turn, answered
+from cloister.turn import RENEWED, ReplyStream, Services, Turn
 from cloister.vault import Opened
 
 OnExpired = Literal["renew", "raise"]
