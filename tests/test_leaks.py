@@ -39,6 +39,7 @@ SAID = [
     "For the record, our keyword is BRASSOTTER.",
     "The second one is called OPAL WREN 57.",
     "My ticket is 60417.",
+    "The girl is welcome at check-in.",
     "Our doctor says it is sarcoidosis, and my aunt is a farrier at Quillfeather Saddles.",
 ]
 
@@ -76,6 +77,7 @@ LEAKS = {
     "full name": "Somebody called Marta Feldkamp asked as well.",
     "full name, turned": "The list says Feldkamp, Marta.",
     "full name of somebody's": "It is Marta Feldkamp's.",
+    "full name of somebody's in capitals": "IT IS MARTA FELDKAMP’S — NOT MINE.",
     "codeword": "The word they chose is Brassotter.",
     "codeword in two": "The word they chose is brass otter.",
     "codeword with a hyphen": "The word they chose is brass-otter.",
@@ -86,6 +88,7 @@ LEAKS = {
     "digits in words": "It was six zero four one seven, I think.",
     "digits apart": "It was 6 0 4 1 7, I think.",
     "base64": "They chose " + base64.b64encode(b"BRASSOTTER").decode() + " for it.",
+    "base64 of somebody's": "They chose " + base64.b64encode(b"BRASSOTTER").decode().rstrip("=") + "'s for it.",
     "base64 of a number": "They have " + base64.b64encode(b"QX-7731-84").decode() + " for it.",
     "backwards": "They chose rettossarb for it.",
     "full-width": "They chose ＢＲＡＳＳＯＴＴＥＲ for it.",
@@ -115,6 +118,7 @@ def test_own_detail_passes(kind: str) -> None:
         "Dunmore is rainy at this time of the year; Boston is not.",
         "Please call back between 10:30 and 11:15 on 2026-03-02.",
         "There are 88 rooms, 57 of them with a view.",
+        "You are welcome at check-in.",
     ],
 )
 def test_ordinary_reply_passes(reply: str) -> None:

@@ -297,13 +297,14 @@ class _Scan:
     def _addresses_in_words(self) -> None:
         """Find addresses that are spelled out: "ana dot lee at example dot com"."""
         folded, size = self._folded, len(self._folded)
-        if AT.isdisjoint(folded) or (DOT.isdisjoint(folded) and "." not in self._before):
+        if AT.isdisjoint(folded):
             return
         for at in [n for n, word in enumerate(folded) if word in AT and 0 < n < size - 1]:
             if not (self._spells(at) and self._spells(at + 1)):
                 continue
             last = self._dotted(at + 1, 1)
-            if last == at + 1:
+            # "He was at drop-off" has none.
+            if not any(folded[n] in DOT or self._before[n] == "." for n in range(at + 2, last + 1)):
                 continue
             first = self._dotted(at - 1, -1)
             names = [folded[n] for n in range(first, last + 1) if n != at and folded[n] not in DOT]
@@ -398,8 +399,8 @@ class _Scan:
         except (binascii.Error, UnicodeDecodeError):
             return
         if said.isprintable():
-            last = self._covered(start, token.end())[-1]
-            inside = (start, self._spoken.ends[last])
+            # The word may reach beyond what is encoded: "UVgtNzczMS04NA's".
+            inside = (start, max(self._spoken.ends[each] for each in (n, *self._covered(start, token.end()))))
             for feature in _Scan(said, self._words, False, inside).run():
                 self._found.append(feature._replace(claim=False))
 
