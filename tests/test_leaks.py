@@ -246,7 +246,14 @@ def test_canary_always_blocks() -> None:
         made.register(Owner(None, f"puppet {number}"), "s", "user", canary)
     known = made.context("session of ben")
     known.add(canary)
-    for said in (canary, canary.upper(), "-".join(canary), " ".join(canary), f"It says: {canary[:9]}\n{canary[9:]}."):
+    for said in (
+        canary,
+        "İ" + canary,
+        canary.upper(),
+        "-".join(canary),
+        " ".join(canary),
+        f"It says: {canary[:9]}\n{canary[9:]}.",
+    ):
         found = LeakDetector(KEY).check(BEN, known, f"Well, {said} it is.")
         assert (found.action, found.evidence[-1].kind) == ("block", "canary")
     assert made.check(ANA, made.context("session of ana"), canary).action == "pass"

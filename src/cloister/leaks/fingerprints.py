@@ -60,8 +60,10 @@ class Digests:
     def canaries(self, text: str) -> list[tuple[str, int, int]]:
         """Find canaries of this key in *text*, however they are spaced and cased: what, from where, to where."""
         lowered = text.lower()
-        if "z" not in lowered or "q" not in lowered or len(lowered) != len(text):
+        if "z" not in lowered or "q" not in lowered:
             return []
+        if len(lowered) != len(text):  # "İ" becomes two characters
+            lowered = "".join(character.lower()[:1] for character in text)
         places = [n for n, character in enumerate(lowered) if character.isalnum()]
         flat = "".join(lowered[n] for n in places)
         found = []
