@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
 
-from cloister.leaks.features import Feature, room
+from cloister.leaks.numbers import room
+from cloister.leaks.spoken import Feature
 from cloister.model import Owner
 
 MOST_OWNERS = 3

@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable
 
 from cloister.leaks.evidence import Case, Verdict
-from cloister.leaks.features import MOST_SINGLES, ORDINARY, REACH, Feature, features
+from cloister.leaks.features import features
 from cloister.leaks.fingerprints import Digests
 from cloister.leaks.forms import DIGITS, TENS, WORD
+from cloister.leaks.names import ORDINARY
+from cloister.leaks.numbers import REACH
+from cloister.leaks.spoken import MOST_SINGLES, Feature
 from cloister.leaks.words import Frequencies, fold
 from cloister.model import Owner
 
@@ -49,7 +52,6 @@ class StreamCheck:
         self._window = ""
         self._base = 0  # where in the reply the window begins
         self._settled = 0  # up to where features that begin before have been judged
-        self._seen: set[tuple[str, int, int]] = set()
 
     @property
     def verdict(self) -> Verdict:
@@ -81,11 +83,17 @@ class StreamCheck:
         if until <= before:
             return ""
         offset = self._base
+        exempts, look = self._case.context.exempts, self._look
         for feature in self._candidates():
             start = feature.start + offset
-            if before <= start < until and self._tips(feature, offset):
-                self._settled = cut = start
-                return self._window[before - offset : cut - offset]
+            if not before <= start < until:
+                continue
+            owners = None
+            if feature.kind != "canary" and (exempts(feature) or not (owners := look(feature.text))):
+                continue
+            if self._tips(feature._replace(start=start, end=feature.end + offset), owners or ()):
+                self._settled = start
+                return self._window[before - offset : start - offset]
         self._settled = until
         return self._window[before - offset : until - offset]
 
@@ -102,17 +110,11 @@ class StreamCheck:
             found.sort(key=lambda feature: (feature.start, feature.end))
         return found
 
-    def _tips(self, feature: Feature, offset: int) -> bool:
+    def _tips(self, feature: Feature, owners: tuple[Owner, ...]) -> bool:
+        """Weigh what is known; say whether the verdict is to block."""
         if feature.kind == "canary":
-            place = feature._replace(start=feature.start + offset, end=feature.end + offset)
-            return self._case.canary(place.start, place.end)
-        if self._case.context.exempts(feature):
-            return False
-        owners = self._look(feature.text)
-        if not owners:
-            return False
-        place = feature._replace(start=feature.start + offset, end=feature.end + offset)
-        return self._case.hear(place, owners, self._window[feature.start : feature.end])
+            return self._case.canary(feature.start, feature.end)
+        return self._case.hear(feature, owners, self._window[feature.start - self._base : feature.end - self._base])
 
     def _forget(self) -> None:
         """Drop what no longer says anything about the words to come."""
