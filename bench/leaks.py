@@ -12,6 +12,7 @@ import base64
 import gzip
 import json
 import random
+import re
 import sys
 import time
 import tracemalloc
@@ -245,6 +246,19 @@ def run(talks: list[list[Turn]], trials: int = 300) -> None:
         costs.append(time.perf_counter() - begun)
     costs.sort()
     print(f"of {len(long)} words, about 300 tokens: p50 {1e6 * costs[100]:.0f} µs, p99 {1e6 * costs[198]:.0f} µs")
+    tokens = re.findall(r"\s?\S{1,5}", " ".join(long))
+    costs = []
+    for _ in range(50):
+        stream = detector.stream(owners[0], context)
+        begun = time.perf_counter()
+        for token in tokens:
+            stream.feed(token)
+        stream.finish()
+        costs.append(time.perf_counter() - begun)
+    costs.sort()
+    print(
+        f"the same in {len(tokens)} pieces: p50 {1e3 * costs[25]:.1f} ms, {1e6 * costs[25] / len(tokens):.0f} µs each"
+    )
 
 
 def memory(talks: list[list[Turn]]) -> None:

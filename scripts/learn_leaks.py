@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cloister.leaks import LeakDetector, features, packed
 from cloister.leaks.evidence import NUMBERS
-from cloister.leaks.features import Feature
+from cloister.leaks.spoken import Feature
 from cloister.model import Owner
 
 TABLE = Path(__file__).resolve().parent.parent / "src/cloister/leaks/weights.py"

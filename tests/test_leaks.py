@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import random
+import sys
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -39,6 +43,8 @@ SAID = [
     "For the record, our keyword is BRASSOTTER.",
     "The second one is called OPAL WREN 57.",
     "My ticket is 60417.",
+    "The girl is welcome at check-in.",
+    "Write to jürgen.groß@posteo.example or ask for Quartermaster 48213.",
     "Our doctor says it is sarcoidosis, and my aunt is a farrier at Quillfeather Saddles.",
 ]
 
@@ -76,6 +82,7 @@ LEAKS = {
     "full name": "Somebody called Marta Feldkamp asked as well.",
     "full name, turned": "The list says Feldkamp, Marta.",
     "full name of somebody's": "It is Marta Feldkamp's.",
+    "full name of somebody's in capitals": "IT IS MARTA FELDKAMP’S — NOT MINE.",
     "codeword": "The word they chose is Brassotter.",
     "codeword in two": "The word they chose is brass otter.",
     "codeword with a hyphen": "The word they chose is brass-otter.",
@@ -86,6 +93,7 @@ LEAKS = {
     "digits in words": "It was six zero four one seven, I think.",
     "digits apart": "It was 6 0 4 1 7, I think.",
     "base64": "They chose " + base64.b64encode(b"BRASSOTTER").decode() + " for it.",
+    "base64 of somebody's": "They chose " + base64.b64encode(b"BRASSOTTER").decode().rstrip("=") + "'s for it.",
     "base64 of a number": "They have " + base64.b64encode(b"QX-7731-84").decode() + " for it.",
     "backwards": "They chose rettossarb for it.",
     "full-width": "They chose ＢＲＡＳＳＯＴＴＥＲ for it.",
@@ -115,6 +123,7 @@ def test_own_detail_passes(kind: str) -> None:
         "Dunmore is rainy at this time of the year; Boston is not.",
         "Please call back between 10:30 and 11:15 on 2026-03-02.",
         "There are 88 rooms, 57 of them with a view.",
+        "You are welcome at check-in.",
     ],
 )
 def test_ordinary_reply_passes(reply: str) -> None:
@@ -242,7 +251,14 @@ def test_canary_always_blocks() -> None:
         made.register(Owner(None, f"puppet {number}"), "s", "user", canary)
     known = made.context("session of ben")
     known.add(canary)
-    for said in (canary, canary.upper(), "-".join(canary), " ".join(canary), f"It says: {canary[:9]}\n{canary[9:]}."):
+    for said in (
+        canary,
+        "İ" + canary,
+        canary.upper(),
+        "-".join(canary),
+        " ".join(canary),
+        f"It says: {canary[:9]}\n{canary[9:]}.",
+    ):
         found = LeakDetector(KEY).check(BEN, known, f"Well, {said} it is.")
         assert (found.action, found.evidence[-1].kind) == ("block", "canary")
     assert made.check(ANA, made.context("session of ana"), canary).action == "pass"
@@ -361,6 +377,8 @@ REPLIES = [
     "The 12 May 2024 at 10:30 costs 20.00 dollars for 88 people, 3 of whom pay $1148.37 - see K 4 or L 5.",
     "write to ben at home dot com or at marta dot feldkamp at posteo dot example now",
     "He said: 1 2 3 4 5 6 7 then 6 0 4 1 7 then QX - 7731 - 84 then zq and more",
+    "Write to jürgen.groß@posteo.example then, or\n_marta.feldkamp@posteo.example_ instead.",
+    "Ask for quartermaster four-eight-two-one-three or for de#10:30 at O'Neil dot oh.",
     "plain words only, with nothing in them that anybody would call a detail of anyone, and so on",
 ]
 
@@ -461,27 +479,16 @@ def test_no_text_raises(text: str) -> None:
     assert all(0 <= f.start < f.end <= len(text) for f in features(text, packed()))
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        "a",
-        "1 ",
-        "a b ",
-        "12-",
-        "ab 12 ",
-        "@",
-        "a@",
-        "a.",
-        "zq",
-        "$1",
-        "one ",
-        "x dot y at ",
-        "Abc Def ",
-        "A1b2",
-        "'",
-        "日本",
-    ],
-)
+ENDLESS = ["a", "zq", "日本", "A1b2"]
+"""Words that never end: more of these is kept before the first is forgotten."""
+ADVERSARIAL = [
+    *ENDLESS,
+    *("1 ", "a b ", "12-", "ab 12 ", "@", "a@", "a.", "z q ", "$1", "one ", "x dot y at ", "Abc Def ", "'"),
+    *("QlJBU1NPVFRFUg== ", "z\u0335\u0321", "Q7-", "10:30 "),
+]
+
+
+@pytest.mark.parametrize("piece", ADVERSARIAL)
 def test_adversarial_text_is_linear(piece: str) -> None:
     """A hundred thousand characters of anything give no more features than there are places for them."""
     text = (piece * 100_000)[:100_000]
@@ -490,6 +497,75 @@ def test_adversarial_text_is_linear(piece: str) -> None:
     assert len(found) <= 8 * len(text)
     made.register(ANA, "a", "user", text)
     assert made.check(BEN, made.context(), text).action in ("pass", "alert", "block")
+
+
+def steps(of: Callable[[], object]) -> int:
+    """Count the calls that *of* makes, of our functions and of built-in ones."""
+    made = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal made
+        made += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        of()
+    finally:
+        sys.setprofile(before)
+    return made
+
+
+def in_characters(text: str) -> None:
+    made = detector()
+    stream = made.stream(BEN, made.context())
+    for character in text:
+        stream.feed(character)
+    stream.finish()
+
+
+@pytest.mark.parametrize("piece", ADVERSARIAL)
+def test_steps_grow_with_the_text(piece: str) -> None:
+    """Twice the text takes no more than about twice the steps, whole and in single characters."""
+    length = 8_000 if piece in ENDLESS else 2_000
+    text = piece * (2 * length)
+    for cost in (lambda size: features(text[:size], packed()), lambda size: in_characters(text[:size])):
+        assert steps(partial(cost, 2 * length)) <= 2.4 * steps(partial(cost, length)) + 2_000
+
+
+def test_steps_tell_quadratic_from_linear() -> None:
+    """What looks at everything again with each character is noticed, or the test above shows nothing."""
+
+    def again(text: str) -> None:
+        for size in range(0, len(text), 10):
+            features(text[:size], packed())
+
+    once, twice = "Abc Def " * 50, "Abc Def " * 100
+    assert steps(lambda: again(twice)) > 3.5 * steps(lambda: again(once))
+
+
+class Counted:
+    """Be the packed frequencies, and count what is looked up."""
+
+    def __init__(self) -> None:
+        self.words = 0
+
+    def tenths(self, words: Iterable[str]) -> list[int]:
+        asked = list(words)
+        self.words += len(asked)
+        return packed().tenths(asked)
+
+
+def test_stream_looks_at_a_word_a_few_times() -> None:
+    """A reply that arrives word by word costs a few times what it costs as a whole, not once for each word."""
+    text = "Your parcel from the harbour was weighed by our colleagues, who found a dent and repaired the corner. " * 12
+    frequencies = Counted()
+    made = LeakDetector(KEY, words=frequencies)
+    stream = made.stream(BEN, made.context())
+    for word in text.split(" "):
+        stream.feed(word + " ")
+    stream.finish()
+    assert frequencies.words <= 3 * len(text.split())
 
 
 def test_random_numbers_weigh_less_among_many() -> None:

@@ -21,9 +21,10 @@ from cloister.audit import Event, event
 from cloister.errors import IntegrityError, ReplyBlocked, StoreUnavailable
 from cloister.leaks.detector import HARD, PASSING
 from cloister.leaks.evidence import CROWD, Case, Context, Thresholds, Verdict, keys, weigh
-from cloister.leaks.features import Feature, features, figures
+from cloister.leaks.features import features, figures
 from cloister.leaks.fingerprints import Digests, unique
 from cloister.leaks.settings import LeakGuard
+from cloister.leaks.spoken import Feature
 from cloister.leaks.streaming import StreamCheck
 from cloister.model import Item, Owner, to_micros
 from cloister.scrub.texts import Kind, mapped, readable

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from cloister.leaks.detector import LeakDetector
 from cloister.leaks.evidence import Context, Evidence, Thresholds, Verdict, judge, keys
-from cloister.leaks.features import Feature, features
+from cloister.leaks.features import features
 from cloister.leaks.fingerprints import Digests, Index
 from cloister.leaks.settings import LeakGuard
+from cloister.leaks.spoken import Feature
 from cloister.leaks.streaming import StreamCheck
 from cloister.leaks.words import Frequencies, Table, packed
 

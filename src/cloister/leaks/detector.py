@@ -7,8 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from cloister.leaks.evidence import NUMBERS, Case, Context, Thresholds, Verdict, room_of
-from cloister.leaks.features import Feature, features
+from cloister.leaks.features import features
 from cloister.leaks.fingerprints import COMMON, Digests, Index, unique
+from cloister.leaks.spoken import Feature
 from cloister.leaks.streaming import StreamCheck
 from cloister.leaks.words import Frequencies, packed
 from cloister.model import Owner, Role, to_micros

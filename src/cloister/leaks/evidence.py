@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from cloister.leaks.features import Feature, features, figures, room
+from cloister.leaks.features import features, figures
 from cloister.leaks.forms import WORD
+from cloister.leaks.numbers import room
+from cloister.leaks.spoken import Feature
 from cloister.leaks.weights import CAPS, SEEN, WEIGHTS
 from cloister.leaks.words import Frequencies, fold
 from cloister.model import Owner

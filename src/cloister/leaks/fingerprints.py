@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
-from cloister.leaks.features import Feature, room
+from cloister.leaks.numbers import room
+from cloister.leaks.spoken import Feature
 from cloister.model import Owner
 
 MOST_OWNERS = 3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-WORD = re.compile(r"((?:[^\W_]|(?<=[^\W_])['’](?=[^\W\d_])){1,200})")
-ASCII_WORD = re.compile(r"([A-Za-z0-9]{1,200})")
-DIGIT = re.compile(r"\d")
+WORD = re.compile(r"(?:[^\W_]|(?<=[^\W_])['’](?=[^\W\d_])){1,200}")
+APOSTROPHE = re.compile(r"'(?:(?![^\W\d_])|(?<![^\W_]'))")
+"""One that is not within a word."""
 ENDS = re.compile(r"[\n\r!?;:]|\.\s")
 SENTENCE = re.compile(r"[\n\r!?]|\.\s")
 WITHIN = re.compile(r"""[ \t\-_*'"“”‘’`()‐-–/\u200b-\u200d\u00a0]{0,5}""")
@@ -15,11 +15,12 @@ DATE = re.compile(
     r"(?<!\d)(?:\d{4}[-./]\d{1,2}[-./]\d{1,2}|\d{1,2}[-./]\d{1,2}[-./](?:\d{4}|\d{2}))(?!\d)"
     r"|(?<![\d:])\d{1,2}:\d{2}(?::\d{2})?(?!\d)"
 )
-FIGURE = re.compile(r"(?<![\d.,'])\d(?:[\d.,']{0,13}\d)?")
 PRICED_BEFORE = re.compile(r"(?:[$€£¥]|\b(?:usd|eur|gbp|chf|cad|aud)) ?\Z", re.IGNORECASE)
-PRICED_BEHIND = re.compile(
-    r" ?(?:[€£¥]|(?:dollars?|bucks|usd|euros?|eur|gbp|pounds?|chf|francs?|pesos?)\b)", re.IGNORECASE
+FIGURE = re.compile(
+    r"(?<![\d.,'])(\d(?:[\d.,']{0,13}\d)?)"
+    r"( ?(?=[€£¥dbuegpcfDBUEGPCF])(?:[€£¥]|(?i:dollars?|bucks|usd|euros?|eur|gbp|pounds?|chf|francs?|pesos?)\b))?"
 )
+"""A number, and the currency behind it."""
 OFFICE = re.compile(
     r"(?:support|info|help|helpdesk|contact|sales|service|customer\w*|care|billing|no-?reply|office|hello|team|admin|"
     r"webmaster|orders?|returns?|privacy|press|jobs|your\.?\w*|name|user|username|email|example|kontakt|kundenservice|"

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Protocol
 
+from cloister.leaks.arriving import Arriving
 from cloister.leaks.evidence import Case, Verdict
-from cloister.leaks.features import MOST_SINGLES, ORDINARY, REACH, Feature, features
-from cloister.leaks.forms import DIGITS, TENS, WORD
-from cloister.leaks.words import Frequencies, fold
+from cloister.leaks.features import IN_ORDER, features
+from cloister.leaks.spoken import Feature
+from cloister.leaks.words import Frequencies
 from cloister.model import Owner
 
-BACK = 10
-"""How many words before the first that is not settled are looked at again, for what they say about those behind."""
-LONGEST = 400
-"""How much text without a space is held back at most, and how far back a canary in pieces is looked for."""
-
-BREAK = re.compile(r"[\n\r!?;:]|\.\s")
-TOKEN = re.compile(r"[A-Za-z0-9_.+/=@'’-]{1,400}\Z")
-_GAP = r"[ \[\](){}<>]{1,3}"
-_DOT = rf"{_GAP}(?:dot|punkt|punto|point){_GAP}[\w.+-]{{1,64}}"
-_NEXT = (
-    r"(?:d|do|dot|p|pu|pun|punk|punkt|punt|punto|po|poi|poin|point|a|at|ar|arr|arro|arrob|arroba|aro|arob|aroba\w{0,2})"
-)
-SPELLED = re.compile(
-    rf"(?<![\w.+-])[\w.+-]{{1,64}}(?:{_DOT}){{0,3}}(?:{_GAP}(?:at|arroba|arobase){_GAP}[\w.-]{{1,64}}(?:{_DOT}){{0,3}})?"
-    rf"(?:{_GAP}(?:{_NEXT}(?:{_GAP})?)?)?\Z",
-    re.IGNORECASE,
-)
-CANARY_BEGUN = re.compile(r"z(?:q[a-z2-7]{0,15})?\Z")
+MUCH = 64
+"""Where more than so many characters are held back, they are not looked at again with each piece."""
 
 
 class Marks(Protocol):
@@ -58,18 +42,18 @@ class StreamCheck:
         wary: bool = False,
     ) -> None:
         self._case = case
-        self._wary = wary
-        self._held = ""
-        self._last = False
         self._words = words
         self._marks = marks
         self._look = look
-        self._window = ""
-        self._base = 0  # where in the reply the window begins
+        self._wary = wary
+        self._arriving = Arriving(words)
+        self._again = 0  # how much there is when it is looked at again
         self._settled = 0  # up to where features that begin before have been judged
         self._until = 0
         self._waiting: list[Feature] = []  # those that begin behind what is settled, and before `_until`
         self._own: list[tuple[int, int]] = []
+        self._last = False
+        self._held = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -93,8 +77,8 @@ class StreamCheck:
 
     def whole(self, text: str) -> Verdict:
         """Give the verdict on a reply that is there as a whole."""
-        self.take(text, last=True)
-        self.give()
+        self._arriving.text = text
+        self.finish()
         return self.verdict
 
     def finish(self) -> str:
@@ -106,132 +90,83 @@ class StreamCheck:
         """Take the next piece; give the features whose owners must be known before `give`."""
         if self.blocked:
             return []
-        self._window += piece
-        self._last = last
-        self._until = self._base + (len(self._window) if last else self._open())
-        if self._until <= self._settled:
-            self._waiting = []
+        arriving = self._arriving
+        if last:
+            arriving.text += piece
+            self._last, until = True, len(arriving.text)
+            return self._wait(features(arriving.text, self._words, claims=False), until)
+        if arriving.grows(piece):
+            arriving.lengthen(piece)
             return []
-        low, high = self._settled - self._base, self._until - self._base
-        self._waiting = [feature for feature in self._candidates() if low <= feature.start < high]
+        arriving.add(piece)
+        size = len(arriving.text)
+        if arriving.base + size < self._again:
+            return []
+        until = arriving.open(self._settled)
+        held = size - until
+        # What goes on and on, as single letters do, is looked at by the lot, or each piece would cost as much as all.
+        self._again = arriving.base + size + held // 8 if held > MUCH else 0
+        return self._wait(arriving.features(self._settled, until), until) if until > self._settled else []
+
+    def _wait(self, found: list[Feature], until: int) -> list[str]:
+        """Keep those of *found* that begin before *until*; give what they say."""
+        self._until = until
+        self._waiting = [
+            feature for feature in self._planted(self._arriving.text, found) if self._settled <= feature.start < until
+        ]
         return [feature.text for feature in self._waiting if feature.kind != "canary"]
 
     def give(self) -> str:
         """Judge what was taken; give what of it may be shown."""
-        before, until, offset = self._settled, self._until, self._base
+        before, until = self._settled, self._until
         if self.blocked or (until <= before and not self._held):
             return ""
         for feature in self._waiting:
-            if self._tips(feature, offset):
-                until = feature.start + offset
+            if self._tips(feature):
+                until = feature.start
                 break
-        self._settled, self._waiting = until, []
-        shown = self._without_own(before - offset, until - offset)
+        shown = self._without_own(before, until)
         if self._wary and self.verdict.action != "pass":
-            from_here = max(self.verdict.evidence[0].start, before)
-            alarming = self._without_own(min(from_here, until) - offset, until - offset)
-            shown, self._held = shown[: len(shown) - len(alarming)], self._held + alarming
+            alarming = self.verdict.evidence[0].start - self._arriving.base
+            kept = self._without_own(min(max(alarming, before), until), until)
+            shown, self._held = shown[: len(shown) - len(kept)], self._held + kept
         if self._last and not self.blocked:
             shown, self._held = shown + self._held, ""
-        self._forget()
+        self._settled = self._until = until if self._last else until - self._arriving.forget(until)
+        self._waiting = []
         return shown
 
-    def _without_own(self, start: int, end: int) -> str:
-        """Give the window from *start* to *end* without the receiver's own canary, which is nobody's to read."""
-        shown, at = "", start
-        for first, beyond in self._own:
-            if start <= first and beyond <= end:
-                shown, at = shown + self._window[at:first], beyond
-        return shown + self._window[at:end]
-
-    def _candidates(self) -> list[Feature]:
-        found = features(self._window, self._words, claims=False)
-        planted = self._marks.canaries(self._window)
-        self._own = []
-        if planted:
-            own = self._case.context.session_id
-            mine = self._marks.canary(own) if own is not None else None
-            for text, start, end in planted:
-                if text == mine:
-                    self._own.append((start, end))
-                    found = [each for each in found if each.end <= start or each.start >= end]
-            found += [Feature(text, "canary", 0, start, end, False) for text, start, end in planted if text != mine]
-            found.sort(key=lambda feature: (feature.start, feature.end))
-        return found
-
-    def _tips(self, feature: Feature, offset: int) -> bool:
+    def _tips(self, feature: Feature) -> bool:
+        base, start, end = self._arriving.base, feature.start, feature.end
         if feature.kind == "canary":
-            place = feature._replace(start=feature.start + offset, end=feature.end + offset)
-            return self._case.canary(place.start, place.end)
+            return self._case.canary(start + base, end + base)
         owners = self._look(feature.text)
         if not owners:
             return False
-        place = feature._replace(start=feature.start + offset, end=feature.end + offset)
-        return self._case.hear(place, owners, self._window[feature.start : feature.end])
+        place = feature._replace(start=start + base, end=end + base)
+        return self._case.hear(place, owners, self._arriving.text[start:end])
 
-    def _forget(self) -> None:
-        """Drop what no longer says anything about the words to come."""
-        at = self._settled - self._base
-        if at < 12 * BACK:
-            return
-        words = list(WORD.finditer(self._window, 0, at))
-        first = len(words) - BACK
-        while first > 0 and len(words) - first < 4 * MOST_SINGLES and _single(words[first][0]):
-            first -= 1
-        if first > 0:
-            cut = words[first].start()
-            token = TOKEN.search(self._window, max(0, cut - LONGEST), cut)
-            cut = token.start() if token else cut
-            self._window = self._window[cut:]
-            self._base += cut
+    def _without_own(self, start: int, end: int) -> str:
+        """Give the text from *start* to *end* without the receiver's own canary, which is nobody's to read."""
+        text, shown, at = self._arriving.text, "", start
+        for first, beyond in self._own:
+            if start <= first and beyond <= end:
+                shown, at = shown + text[at:first], beyond
+        return shown + text[at:end]
 
-    def _open(self) -> int:
-        """Say from where in the window on features may begin that are not complete."""
-        window, size = self._window, len(self._window)
-        low = self._settled - self._base
-        tail = max(0, size - LONGEST)
-        hold = size
-        words = list(WORD.finditer(window, max(0, min(low, size) - 1) if low else 0))
-        if words and not BREAK.search(window, words[-1].end()):
-            hold = words[self._first_open(words)].start()
-            token = TOKEN.search(window, tail)
-            hold = min(hold, token.start()) if token else hold
-            spelled = SPELLED.search(window, tail) if " " in window[tail:] else None
-            hold = min(hold, spelled.start()) if spelled else hold
-        if "z" in window[tail:] or "Z" in window[tail:]:
-            places = [n for n in range(tail, size) if window[n].isalnum()]
-            flat = "".join(window[n].lower()[:1] for n in places)
-            begun = CANARY_BEGUN.search(flat)
-            hold = min(hold, places[begun.start()]) if begun else hold
-        return max(hold, low)
-
-    def _first_open(self, words: list[re.Match[str]]) -> int:
-        """Give the first of *words* at which something may begin that the end of the last one completes."""
-        last = first = len(words) - 1
-        text = self._window
-        while (
-            first > 0
-            and last - first < 4 * MOST_SINGLES
-            and not BREAK.search(text, words[first - 1].end(), words[first].start())
-        ):
-            word = words[first - 1][0]
-            distance = last - first + 1
-            if not self._may_begin(word, distance, words[first - 1 : last]):
-                break
-            first -= 1
-        return first
-
-    def _may_begin(self, word: str, distance: int, rest: list[re.Match[str]]) -> bool:
-        if _single(word):
-            return True
-        if distance >= REACH:
-            return False
-        if distance >= 3:
-            return any(not each[0].isalpha() for each in rest)
-        folded = fold(word)
-        return len(folded) <= 6 or not folded.isalpha() or self._words.tenths([folded])[0] <= ORDINARY
-
-
-def _single(word: str) -> bool:
-    folded = fold(word)
-    return len(folded) <= 1 or folded in DIGITS or folded in TENS
+    def _planted(self, text: str, found: list[Feature]) -> list[Feature]:
+        """Add the canaries of others, and leave out what is of the receiver's own."""
+        planted = self._marks.canaries(text)
+        self._own = []
+        if not planted:
+            return found
+        own = self._case.context.session_id
+        mine = self._marks.canary(own) if own is not None else None
+        for canary, start, end in planted:
+            if canary == mine:
+                self._own.append((start, end))
+                found = [each for each in found if each.end <= start or each.start >= end]
+        found = found + [
+            Feature(canary, "canary", 0, start, end, False) for canary, start, end in planted if canary != mine
+        ]
+        return sorted(found, key=IN_ORDER)

@@ -31,7 +31,7 @@ def fold(word: str) -> str:
 
     An English genitive is the word itself.
     """
-    if word[-2:] in ("'s", "’s"):
+    if word[-2:] in ("'s", "’s", "'S", "’S"):
         word = word[:-2]
     if word.isascii():
         return word.casefold().replace("'", "")
