@@ -131,6 +131,27 @@ def test_ordinary_reply_passes(reply: str) -> None:
     assert verdict(reply).action == "pass"
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "It begins at 12 AM tomorrow.",
+        "There is a 7 pm slot, and one at 10 pm I think.",
+        "The store is 1.6 km from here, and sells 20 kg of it.",
+        "Rooms are free from the 12-24th of May.",
+        "I take the 9 h 45 min train.",
+    ],
+)
+def test_times_and_measures_are_nobodys(said: str) -> None:
+    """What one user was told of times, days and distances may be told to another, with a space or without."""
+    assert verdict(said, of=detector(said)).action == "pass"
+
+
+@pytest.mark.parametrize("code", ["AB 1234 C", "C 4471923", "QX 7731 84", "4471 AB", "77 MX 31"])
+def test_letters_behind_a_space_belong_to_a_code(code: str) -> None:
+    """Short letters beside a number are a piece of an identifier, unless they are words or units."""
+    assert verdict(f"It is {code}.", of=detector(f"Mine is {code}.")).action == "block"
+
+
 def test_two_facts_block() -> None:
     """A name alone alerts; a name with a second fact of the same owner, or an identifier, blocks."""
     assert verdict("Marta Feldkamp asked.").action == "alert"

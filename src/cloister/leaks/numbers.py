@@ -37,6 +37,9 @@ PAIR_MOST = 106
 
 _ENDS_PRICE = frozenset("$€£¥ dDrRpPfF")
 """What may stand before a figure that is an amount."""
+_ALONE = frozenset("aeiouyAI")
+"""Letters that are words: the frequencies know none of one letter, and take them for rare."""
+_ORDINAL = re.compile(r"\d{1,2}(?:st|nd|rd|th)")
 _WITHIN_DATE = frozenset("-./:")
 
 
@@ -126,13 +129,22 @@ class Identifiers:
         if n in self._taken:
             return False
         between = self._spoke.before(border)
-        if between != " " and (WITHIN_NUMBER.fullmatch(between) is None or ENDS.search(between)):
+        if between == " ":
+            if self._apart(border, n):
+                return False
+        elif WITHIN_NUMBER.fullmatch(between) is None or ENDS.search(between):
             return False
         if self._links(n, digits):
             return True
         word = self._spoke.folded[n]
         hyphened = bool(between) and " " not in between and "." not in between and "/" not in between
-        return hyphened and len(word) <= 6 and word.isalnum()
+        return hyphened and len(word) <= 6 and word.isalnum() and _ORDINAL.fullmatch(word) is None
+
+    def _apart(self, border: int, n: int) -> bool:
+        """Say whether the space before word *border* parts word *n* from a number: a 12, 12 I; 12 pm, 20 kg."""
+        if self._spoke.written(n) in _ALONE:
+            return True
+        return border == n and MEASURE.fullmatch(self._spoke.written(n - 1) + self._spoke.written(n)) is not None
 
     def _links(self, n: int, digits: set[int]) -> bool:
         """Say whether word *n*, which is beside a number, may be a piece of the same identifier."""
