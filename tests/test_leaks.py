@@ -597,3 +597,22 @@ def test_random_numbers_weigh_less_among_many() -> None:
     for user in range(2_000):
         made.register(Owner(None, f"user {user}"), "s", "user", f"My ticket is {numbers.randrange(10_000, 99_999)}.")
     assert verdict("It is 60417.", of=made).score < alone - 2
+
+
+@pytest.mark.parametrize(
+    ("said", "action"),
+    [
+        ("I drive a 2019 BMW X5.", "alert"),
+        ("It is a BMW 16 to be exact.", "alert"),
+        ("See ID 384 there.", "alert"),
+        ("Flight LH 438 was late.", "alert"),
+        ("My order is QX 7731 84.", "block"),
+        ("The code is NH 4827 X.", "block"),
+        ("It is order QX-7731-84.", "block"),
+    ],
+)
+def test_a_known_word_adds_little_to_a_number(said: str, action: str) -> None:
+    """Letters of a word that stands by itself and is known, and years, are not as good as random ones."""
+    detector = LeakDetector()
+    detector.register(ANA, "s", "user", said)
+    assert detector.check(BEN, detector.context(), said).action == action

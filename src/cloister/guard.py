@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _MOST_REGISTERED = 400  # of one turn: nobody is to push others' details out of the index
 _MOST_OF_DOCUMENT = 30
+_MOST_TEXT = 200_000  # characters of what somebody says or is shown: no more of it is remembered, or exempt
 _LARGE = 4_000  # characters: of a longer document the numbers alone are looked up
 _LONG = 20_000  # characters: beyond, they are looked at beside the loop
 _SEEDED_AT_ONCE = 1_000
@@ -206,10 +207,11 @@ class Check:
                 )
             self._said.append(item)
         else:
-            self._own.append((item.text, False))
+            text = item.text[:_MOST_TEXT]
+            self._own.append((text, False))
             if item.role == "user":
                 with self._running():
-                    found = self._features(item.text)
+                    found = self._features(text)
                     self._claimed.update({feature.text: feature for feature in found if feature.claim})
 
     def _features(self, text: str) -> list[Feature]:
@@ -239,8 +241,8 @@ class Check:
                 "a document or the result of a tool carries what was planted in another session, so it was not taken; "
                 "find out where it came from: document.foreign in the audit log says when"
             )
-        self._own.append((document, True))
-        self._documents.append(document)
+        self._own.append((document[:_MOST_TEXT], True))
+        self._documents.append(document[:_MOST_TEXT])
 
     @property
     def canary(self) -> str:
@@ -357,7 +359,10 @@ class Check:
 
         Only now: it takes longer than all the rest, and hardly ever is anything foreign found.
         """
-        own = [*self._own, *((item.text, item.role == "tool") for item in self._before() if item.role != "assistant")]
+        own = [
+            *self._own,
+            *((item.text[:_MOST_TEXT], item.role == "tool") for item in self._before() if item.role != "assistant"),
+        ]
         self._own, self._before = [], tuple
         if sum(len(text) for text, _ in own) > _LONG:
             await asyncio.to_thread(self._exempt, own)

@@ -326,7 +326,7 @@ class Session:
                 return
             opened = await self._admit(found, on_expired)
             mask = mask_of(cloister.scrub, opened)
-            check = await self._check(opened, [*asked, *([over] if over else [])], documents)
+            check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
             await ready(mask, opened, over or opened.system)
             turn = Turn(
                 cloister,
@@ -341,6 +341,8 @@ class Session:
                 options=options,
                 key=key,
             )
+            # Not before the window has taken it: to look at a long text takes long.
+            await self._hear(check, [*asked, *([over] if over else [])], documents)
             try:
                 yield turn
             except BaseException as error:
@@ -352,15 +354,13 @@ class Session:
             await turn.leave(None)
             self._follow(opened)
 
-    async def _check(self, opened: Opened, said: Sequence[Item], documents: Sequence[str]) -> Check:
-        """Begin the search for other users' details in a turn; what it refuses to start with is put on record."""
-        check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
+    async def _hear(self, check: Check, said: Sequence[Item], documents: Sequence[str]) -> None:
+        """Let *check* take note of what is said and shown; what it refuses to begin with is put on record."""
         try:
             await check.hears(said, documents)
         except ReplyBlocked:
             await self._cloister.vault.note(check.events)
             raise
-        return check
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""

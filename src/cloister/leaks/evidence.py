@@ -107,6 +107,8 @@ NUMBERS = frozenset(["number", "identifier", "amount", "price"])
 
 def room_of(feature: Feature) -> int:
     """Say how much room there is for numbers like *feature*, in digits."""
+    if feature.kind == "identifier":
+        return feature.level
     return room(feature.text.rstrip("c") if feature.kind in ("amount", "price") else feature.text)
 
 

@@ -203,7 +203,7 @@ class Identifiers:
             kind = "public" if len(joined) >= 9 and PUBLIC.fullmatch(joined) else "number"
             self._add(same, kind, min(len(same), 16), first, last, claim)
         else:
-            self._add(joined, "identifier", room(joined), first, last, claim)
+            self._add(joined, "identifier", self._room(joined, first, last), first, last, claim)
         if first != last:
             return
         if first in self._spoke.merged and (joined[0] in "ai" or joined[-1] in "ai"):
@@ -215,12 +215,28 @@ class Identifiers:
             back = standard(joined[::-1])
             self._add(back, "number" if back.isdecimal() else "identifier", room(back), first, last, False)
 
+    def _room(self, joined: str, first: int, last: int) -> int:
+        """Say how much room there is for what words *first* to *last* say: of a known word or a year, next to none."""
+        if first == last:
+            return room(joined)
+        spoke = self._spoke
+        digits = letters = 0
+        for n in range(first, last + 1):
+            word = spoke.folded[n]
+            alone = (n == first or spoke.before(n) == " ") and (n == last or spoke.before(n + 1) == " ")
+            known = alone and (spoke.tenths[n] != UNLISTED if word.isalpha() else _YEAR.fullmatch(word) is not None)
+            size = sum(map(str.isdecimal, word))
+            digits += 1 if known and size else size
+            letters += 1 if known and not size else len(word) - size
+        return min(digits + min(letters, 4), 16)
+
     def _add(self, text: str, kind: str, level: int, first: int, last: int, claim: bool) -> None:
         self._found.append(self._spoke.feature(text, kind, level, first, last, claim))
 
 
 LONGEST = 64
 """How long an identifier is at most."""
+_YEAR = re.compile("(?:19|20)[0-9]{2}")
 
 
 def _says_nothing(number: str) -> bool:
