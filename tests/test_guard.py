@@ -30,6 +30,7 @@ BLOCKED = [
     "Your order QX-7731-84 has left the house.",
     "Your order qx 7731 84 has left the house.",
     "It is order Q X 7 7 3 1 8 4, as you said.",
+    "Its code is nh 4827 x, as you said.",
     "The mail went to Sarah.Kowalczyk@Example.org today.",
     "Write to sarah dot kowalczyk at example dot org about it.",
     "It says " + base64.b64encode(b"order QX-7731-84 for Sarah").decode() + " in the note.",
@@ -208,7 +209,7 @@ async def test_nothing_of_the_detail_is_streamed(home: House, leak: str, size: i
     assert read.endswith(SAFE_TEXT)
     assert text.startswith(shown.rstrip())
     assert "anything else" not in shown
-    for piece in ("7731", "Kowalczyk", "kowalczyk", "7 7", "Hawk", "b3Jk"):
+    for piece in ("7731", "Kowalczyk", "kowalczyk", "7 7", "Hawk", "b3Jk", "4827"):
         assert piece not in shown
     assert await told(ben) == ["And?", SAFE_TEXT]
 

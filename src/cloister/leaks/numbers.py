@@ -142,9 +142,13 @@ class Identifiers:
 
     def _apart(self, border: int, n: int) -> bool:
         """Say whether the space before word *border* parts word *n* from a number: a 12, 12 I; 12 pm, 20 kg."""
-        if self._spoke.written(n) in _ALONE:
+        written = self._spoke.written(n)
+        if written in _ALONE:
             return True
-        return border == n and MEASURE.fullmatch(self._spoke.written(n - 1) + self._spoke.written(n)) is not None
+        number = self._spoke.written(n - 1) if border == n else ""
+        if len(number) == 4 and len(written) == 1:  # more likely the end of a code than a measure
+            return False
+        return bool(number) and MEASURE.fullmatch(number + written) is not None
 
     def _links(self, n: int, digits: set[int]) -> bool:
         """Say whether word *n*, which is beside a number, may be a piece of the same identifier."""
