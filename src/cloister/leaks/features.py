@@ -398,7 +398,7 @@ class _Scan:
         except (binascii.Error, UnicodeDecodeError):
             return
         if said.isprintable():
-            last = self._covered(start, token.end())[-1]
+            last = (self._covered(start, token.end()) or [n])[-1]  # none where letters of another alphabet go on
             inside = (start, self._spoken.ends[last])
             for feature in _Scan(said, self._words, False, inside).run():
                 self._found.append(feature._replace(claim=False))

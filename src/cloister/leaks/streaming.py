@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Protocol
 
 from cloister.leaks.evidence import Case, Verdict
 from cloister.leaks.features import MOST_SINGLES, ORDINARY, REACH, Feature, features
 from cloister.leaks.forms import DIGITS, TENS, WORD
+from cloister.leaks.readings import begun, beyond, disguised, wrapped
 from cloister.leaks.words import Frequencies, fold
 from cloister.model import Owner
 
@@ -38,6 +40,20 @@ class Marks(Protocol):
     def canary(self, session_id: str) -> str: ...
 
     def canaries(self, text: str) -> list[tuple[str, int, int]]: ...
+
+
+def hidden(marks: Marks, text: str) -> list[tuple[str, int, int]]:
+    """Find canaries in *text*, however it is written: what, from where, to where."""
+    found = marks.canaries(text)
+    reading = disguised(text)
+    if reading is not None:
+        starts, ends = reading.starts, reading.ends
+        there = {end for _, _, end in found}
+        read = [(canary, starts[start], ends[end - 1]) for canary, start, end in marks.canaries(reading.text)]
+        found += [one for one in read if one[2] not in there]
+    for start, end, said in wrapped(text):
+        found += [(canary, start, end) for canary, _, _ in marks.canaries(said)]
+    return found
 
 
 class StreamCheck:
@@ -139,14 +155,15 @@ class StreamCheck:
     def _without_own(self, start: int, end: int) -> str:
         """Give the window from *start* to *end* without the receiver's own canary, which is nobody's to read."""
         shown, at = "", start
-        for first, beyond in self._own:
-            if start <= first and beyond <= end:
-                shown, at = shown + self._window[at:first], beyond
+        for first, last in self._own:
+            if start <= first and last <= end:
+                shown, at = shown + self._window[at:first], last
         return shown + self._window[at:end]
 
     def _candidates(self) -> list[Feature]:
-        found = features(self._window, self._words, claims=False)
-        planted = self._marks.canaries(self._window)
+        window = self._window
+        found = features(window, self._words, claims=False)
+        planted = hidden(self._marks, window)
         self._own = []
         if planted:
             own = self._case.context.session_id
@@ -156,6 +173,10 @@ class StreamCheck:
                     self._own.append((start, end))
                     found = [each for each in found if each.end <= start or each.start >= end]
             found += [Feature(text, "canary", 0, start, end, False) for text, start, end in planted if text != mine]
+        # What stands around the receiver's own canary is read together: so it is shown.
+        more = beyond(window, self._words, self._own)
+        if planted or more:
+            found += more
             found.sort(key=lambda feature: (feature.start, feature.end))
         return found
 
@@ -186,14 +207,25 @@ class StreamCheck:
             self._base += cut
 
     def _open(self) -> int:
-        """Say from where in the window on features may begin that are not complete."""
-        window, size = self._window, len(self._window)
+        """Say from where in the window on features may begin that are not complete, however they are written."""
+        window = self._window
         low = self._settled - self._base
+        hold = min(self._open_in(window, low), begun(window, max(0, len(window) - LONGEST)))
+        reading = disguised(window)
+        if reading is not None and reading.text:
+            first = bisect_left(reading.starts, low)
+            inside = self._open_in(reading.text, first)
+            hold = min(hold, reading.starts[inside]) if inside < len(reading.text) else hold
+        return max(hold, low)
+
+    def _open_in(self, window: str, low: int) -> int:
+        """Say from where in *window* on, and not before *low*, features may begin that are not complete."""
+        size = len(window)
         tail = max(0, size - LONGEST)
         hold = size
         words = list(WORD.finditer(window, max(0, min(low, size) - 1) if low else 0))
         if words and not BREAK.search(window, words[-1].end()):
-            hold = words[self._first_open(words)].start()
+            hold = words[self._first_open(window, words)].start()
             token = TOKEN.search(window, tail)
             hold = min(hold, token.start()) if token else hold
             spelled = SPELLED.search(window, tail) if " " in window[tail:] else None
@@ -205,10 +237,9 @@ class StreamCheck:
             hold = min(hold, places[begun.start()]) if begun else hold
         return max(hold, low)
 
-    def _first_open(self, words: list[re.Match[str]]) -> int:
+    def _first_open(self, text: str, words: list[re.Match[str]]) -> int:
         """Give the first of *words* at which something may begin that the end of the last one completes."""
         last = first = len(words) - 1
-        text = self._window
         while (
             first > 0
             and last - first < 4 * MOST_SINGLES
