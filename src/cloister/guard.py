@@ -23,7 +23,7 @@ from cloister.leaks.detector import HARD, PASSING
 from cloister.leaks.evidence import CROWD, Case, Context, Thresholds, Verdict, keys, weigh
 from cloister.leaks.features import Feature, features, figures
 from cloister.leaks.fingerprints import Digests, unique
-from cloister.leaks.readings import beyond, claimed
+from cloister.leaks.readings import Looked, beyond, claimed
 from cloister.leaks.settings import LeakGuard
 from cloister.leaks.streaming import StreamCheck, hidden
 from cloister.model import Item, Owner, to_micros
@@ -228,13 +228,13 @@ class Check:
 
     def _seen(self, text: str) -> list[Feature]:
         """Find what *text* could tell, however it is written, in the order in which it begins."""
-        found = [*self._features(text), *beyond(text, self._words)]
+        found = [*self._features(text), *beyond(Looked.at(text), self._words)]
         found.sort(key=lambda feature: (feature.start, feature.end))
         return found
 
     def _strangers(self, text: str) -> list[tuple[str, int, int]]:
         """Find canaries of other sessions."""
-        planted = [] if self._marks is None else hidden(self._marks, text)
+        planted = [] if self._marks is None else hidden(self._marks, text, Looked.at(text))
         return [found for found in planted if found[0] != self.canary]
 
     def _shows(self, document: str) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cloister.leaks.features import Feature, features, figures, room
 from cloister.leaks.forms import WORD
-from cloister.leaks.readings import beyond, plain
+from cloister.leaks.readings import Looked, beyond, plain
 from cloister.leaks.weights import CAPS, SEEN, WEIGHTS
 from cloister.leaks.words import Frequencies, fold
 from cloister.model import Owner
@@ -88,7 +88,10 @@ class Context:
         found = figures(text, self._words) if document else features(text, self._words, claims=False)
         reads = plain(text)
         if reads is not text:
-            found = [*found[:most], *(figures(reads, self._words) if document else beyond(text, self._words))[:most]]
+            found = [
+                *found[:most],
+                *(figures(reads, self._words) if document else beyond(Looked.at(text), self._words))[:most],
+            ]
             most *= 2
         self._own.update(feature.text for feature in found[:most] if feature.kind != "reversed")
         if document:

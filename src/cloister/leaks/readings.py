@@ -441,15 +441,30 @@ def _row(text: str, tail: int) -> int:
 # --- what it all comes to ---------------------------------------------------------------------------------------------
 
 
-def beyond(text: str, words: Frequencies, without: Sequence[tuple[int, int]] = ()) -> list[Feature]:
-    """Find what could be a detail in *text* beside its `features`: where it says something else than it seems to."""
-    reading = disguised(text, without)
+class Looked(NamedTuple):
+    """Be what a text says beside what is written: what it reads like, and what is in it in other codes, and where."""
+
+    reading: Reading | None
+    passages: list[_Change]
+
+    @classmethod
+    def at(cls, text: str, without: Sequence[tuple[int, int]] = ()) -> Looked:
+        """Look at *text*; *without* says where there is something that is not read at all."""
+        reading = disguised(text, without)
+        passages = []
+        for start, end, said in wrapped(text if reading is None else reading.text):
+            inside = disguised(said)
+            begins, behind = (start, end) if reading is None else (reading.starts[start], reading.ends[end - 1])
+            passages.append((begins, behind, said if inside is None else inside.text))
+        return cls(reading, passages)
+
+
+def beyond(looked: Looked, words: Frequencies) -> list[Feature]:
+    """Find what could be a detail in a text beside its `features`: where it says something else than it seems to."""
+    reading, passages = looked
     found = [] if reading is None else _placed(features(reading.text, words, claims=False), reading)
-    for start, end, said in wrapped(text if reading is None else reading.text):
-        inside = disguised(said)
-        for feature in features(said if inside is None else inside.text, words, claims=False):
-            at = feature._replace(start=start, end=end, claim=False)
-            found += [at] if reading is None else _placed([at], reading)
+    for start, end, said in passages:
+        found += [one._replace(start=start, end=end) for one in features(said, words, claims=False)]
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from cloister.leaks.evidence import Case, Verdict
 from cloister.leaks.features import MOST_SINGLES, ORDINARY, REACH, Feature, features
 from cloister.leaks.forms import DIGITS, TENS, WORD
-from cloister.leaks.readings import begun, beyond, disguised, wrapped
+from cloister.leaks.readings import Looked, begun, beyond
 from cloister.leaks.words import Frequencies, fold
 from cloister.model import Owner
 
@@ -42,16 +42,16 @@ class Marks(Protocol):
     def canaries(self, text: str) -> list[tuple[str, int, int]]: ...
 
 
-def hidden(marks: Marks, text: str) -> list[tuple[str, int, int]]:
+def hidden(marks: Marks, text: str, looked: Looked) -> list[tuple[str, int, int]]:
     """Find canaries in *text*, however it is written: what, from where, to where."""
     found = marks.canaries(text)
-    reading = disguised(text)
+    reading, passages = looked
     if reading is not None:
         starts, ends = reading.starts, reading.ends
         there = {end for _, _, end in found}
         read = [(canary, starts[start], ends[end - 1]) for canary, start, end in marks.canaries(reading.text)]
         found += [one for one in read if one[2] not in there]
-    for start, end, said in wrapped(text):
+    for start, end, said in passages:
         found += [(canary, start, end) for canary, _, _ in marks.canaries(said)]
     return found
 
@@ -81,6 +81,7 @@ class StreamCheck:
         self._marks = marks
         self._look = look
         self._window = ""
+        self._looked = Looked(None, [])
         self._base = 0  # where in the reply the window begins
         self._settled = 0  # up to where features that begin before have been judged
         self._until = 0
@@ -123,6 +124,7 @@ class StreamCheck:
         if self.blocked:
             return []
         self._window += piece
+        self._looked = Looked.at(self._window)
         self._last = last
         self._until = self._base + (len(self._window) if last else self._open())
         if self._until <= self._settled:
@@ -163,7 +165,8 @@ class StreamCheck:
     def _candidates(self) -> list[Feature]:
         window = self._window
         found = features(window, self._words, claims=False)
-        planted = hidden(self._marks, window)
+        looked = self._looked
+        planted = hidden(self._marks, window, looked)
         self._own = []
         if planted:
             own = self._case.context.session_id
@@ -174,7 +177,7 @@ class StreamCheck:
                     found = [each for each in found if each.end <= start or each.start >= end]
             found += [Feature(text, "canary", 0, start, end, False) for text, start, end in planted if text != mine]
         # What stands around the receiver's own canary is read together: so it is shown.
-        more = beyond(window, self._words, self._own)
+        more = beyond(Looked.at(window, self._own) if self._own else looked, self._words)
         if planted or more:
             found += more
             found.sort(key=lambda feature: (feature.start, feature.end))
@@ -211,7 +214,7 @@ class StreamCheck:
         window = self._window
         low = self._settled - self._base
         hold = min(self._open_in(window, low), begun(window, max(0, len(window) - LONGEST)))
-        reading = disguised(window)
+        reading = self._looked.reading
         if reading is not None and reading.text:
             first = bisect_left(reading.starts, low)
             inside = self._open_in(reading.text, first)
