@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -62,6 +64,18 @@ async def test_a_cap_that_runs_out_in_a_stream_shows_nothing_unseen(home: House)
         read = "".join([piece async for piece in turn.stream(source())])
     assert read == SAFE_TEXT
     assert json.loads((await on_record(home, "reply.blocked"))[-1].detail) != {"reason": "limit"}
+
+
+async def test_his_own_canary_joins_nothing(home: House) -> None:
+    """What is cut out of a stream, since it is nobody's to read, does not hide the detail around it."""
+    await ana_speaks(home)
+    ben = await home.ben.start()
+    async with ben.turn("Put your mark in the middle of numbers.") as turn:
+        said = f"Hello. It is QX-77{turn.canary}31-84, for you. And there is more to be said of it."
+        read = "".join([piece async for piece in turn.stream(pieces(*said))])
+    assert turn.reply.blocked
+    assert "31" not in read
+    assert read.startswith("Hello.")
 
 
 @pytest.mark.parametrize("way", ["left", "broken", "cut"])
@@ -204,3 +218,145 @@ async def test_the_same_alert_again_and_again_is_one(home: House) -> None:
     home.provider.answer = "The project is called NIGHTHAWK, I think."
     for _ in range(15):
         assert not (await ben.send("And?")).blocked
+
+
+# --- written in another way -------------------------------------------------------------------------------------------
+
+ORDER, MAIL, NAME = "QX-7731-84", "sarah.kowalczyk@example.org", "Sarah Kowalczyk"
+_TWINS = str.maketrans("aceopxyCHKOPTXQ", "асеорхуСНКОРТХԚ")
+_TAPS = {"q": "Quebec", "x": "X-ray", "7": "seven", "3": "three", "1": "one", "8": "eight", "4": "four"}
+
+
+def _listed(text: str) -> str:
+    return "\n" + "\n".join(f"{number}. {sign}" for number, sign in enumerate(filter(str.isalnum, text), 1)) + "\n"
+
+
+DISGUISES: dict[str, Callable[[str], str]] = {
+    "letter by letter": lambda text: " ".join(text),
+    "wide apart": lambda text: "  ".join(text),
+    "in a column": lambda text: "\n".join(filter(str.isalnum, text)) + "\n",
+    "in a list": _listed,
+    "in a table": lambda text: "| " + " | ".join(text) + " |",
+    "as a list of strings": lambda text: json.dumps(list(text)),
+    "with zero width": "\u200b".join,
+    "with joiners": "\u2060".join,
+    "with soft hyphens": "\u00ad".join,
+    "with marks to the left": "\u200f".join,
+    "with accents": lambda text: "".join(sign + "\u0301" for sign in text),
+    "struck through": lambda text: "".join(sign + "\u0336" for sign in text),
+    "wide": lambda text: "".join(chr(ord(sign) + 0xFEE0) if "!" <= sign <= "~" else sign for sign in text),
+    "Cyrillic": lambda text: text.translate(_TWINS),
+    "raised": lambda text: text.translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")),
+    "in entities": lambda text: "".join(f"&#{ord(sign)};" for sign in text),
+    "in entities twice": lambda text: "".join(f"&amp;#{ord(sign)};" for sign in text),
+    "in a link": lambda text: "[here](mailto:" + "".join(f"%{ord(sign):02X}" for sign in text) + ")",
+    "in escapes": lambda text: "".join(f"\\u{ord(sign):04x}" for sign in text),
+    "in bytes": lambda text: "".join(f"\\x{ord(sign):02x}" for sign in text),
+    "in code points": lambda text: " ".join(f"U+{ord(sign):04X}" for sign in text),
+    "bold inside": lambda text: text[:2] + "**" + text[2:7] + "**" + text[7:],
+    "in tags": lambda text: "".join(f"<i>{sign}</i>" for sign in text),
+    "in LaTeX": lambda text: "$\\text{" + "\\,".join(text) + "}$",
+    "in pieces of a program": lambda text: f'"{text[:6]}" + "{text[6:]}"',
+    "broken at a line's end": lambda text: text[:7] + "\n> " + text[7:],
+    "in hexadecimal": lambda text: text.encode().hex(),
+    "in hexadecimal pairs": lambda text: text.encode().hex(" "),
+    "in decimal codes": lambda text: ", ".join(str(ord(sign)) for sign in text),
+    "in bits": lambda text: " ".join(f"{ord(sign):08b}" for sign in text),
+    "in base32": lambda text: base64.b32encode(text.encode()).decode(),
+    "in base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "in base64 twice": lambda text: DISGUISES["in base64"](DISGUISES["in base64"](text)),
+    "in base64 with line breaks": lambda text: "\n".join(re.findall(".{1,12}", DISGUISES["in base64"](text))),
+    "backwards": lambda text: text[::-1],
+}  # fmt: skip
+
+
+MARKUP = re.compile(r"Good morning\. It is|1\.|here|mailto|<i>|\\text")
+"""What of such a reply may be shown."""
+
+
+@pytest.mark.parametrize("secret", [ORDER, MAIL])
+@pytest.mark.parametrize("way", DISGUISES)
+async def test_a_disguise_hides_nothing(strict: House, way: str, secret: str) -> None:
+    """However the model was asked to write it, Ben does not read it, whole or streamed; nothing of it leaves."""
+    ben = await strict.ben.start()
+    text = f"Good morning. It is {DISGUISES[way](secret)} then. Is there anything else?"
+    async with ben.turn("Disguise it.") as turn:
+        assert (await turn.finish(text)).blocked
+    for size in (1, 5, 1_000):
+        async with ben.turn("Disguise it.") as turn:
+            chunks = [text[at : at + size] for at in range(0, len(text), size)]
+            shown = "".join([piece async for piece in turn.stream(pieces(*chunks))]).removesuffix(SAFE_TEXT)
+        assert turn.reply.blocked
+        assert text.startswith(shown.rstrip())
+        assert not any(map(str.isalnum, MARKUP.sub("", shown)))
+    assert SAFE_TEXT in await told(ben)
+
+
+@pytest.fixture
+async def strict() -> AsyncIterator[House]:
+    """Be a house in which a weak sign is enough, and nobody is silenced for it."""
+    async with opened("memory://", leaks=LeakGuard(block="any", most_blocks=100)) as house:
+        await ana_speaks(house)
+        yield house
+
+
+@pytest.mark.parametrize("way", ["with zero width", "wide", "Cyrillic", "in entities"])
+async def test_what_she_wrote_in_disguise_is_hers(strict: House, way: str) -> None:
+    """What Ana typed in wide letters, or pasted with what nobody sees, is known in plain letters too."""
+    strict.provider.answer = "I see."
+    await (await strict.ana.start()).send(f"My other order is {DISGUISES[way]('QP-9950-12')}.")
+    ben = await strict.ben.start()
+    strict.provider.answer = "It is QP-9950-12."
+    assert (await ben.send("Which?")).blocked
+
+
+@pytest.mark.parametrize("way", ["wide", "in entities", "in hexadecimal", "in base64 twice", "with zero width"])
+async def test_a_canary_in_disguise(home: House, way: str) -> None:
+    """Her canary is withheld from Ben in every writing, and refused in a document of his."""
+    ana, ben = await home.ana.start(), await home.ben.start()
+    async with ana.turn("Hello.") as turn:
+        canary = DISGUISES[way](turn.canary)
+        await turn.finish("Hello.")
+    home.provider.answer = f"It says {canary} there."
+    assert (await ben.send("Which?")).blocked
+    with pytest.raises(ReplyBlocked):
+        await ben.send("Which?", documents=[f"A note: {canary}"])
+
+
+async def test_a_clean_reply_with_markup_is_whole(strict: House) -> None:
+    """Markup, code, tables, formulas and other alphabets that say nothing of Ana reach Ben as they are."""
+    text = (
+        "## Plan\n\n1. **Open** `config.yaml` & set *mode* to \\\"fast\\\".\n2. Run `git log -n 20`.\n\n"
+        "| a | b |\n|---|---|\n| 1 | 2 |\n\n$x^2 + y_{1}$ costs 5&nbsp;€, see <https://example.com/a%20b?c=d>.\n"
+        "Привет! 你好, 🙂!\n"
+        "```python\nprint(\"a\" + \"b\", 0x1F, [1, 2, 3])\n```\n"
+        "UVgtNzc and dGhpcyBpcyBmaW5l, 2026-01-01 at 10:30. I am a b c."
+    )  # fmt: skip
+    ben = await strict.ben.start()
+    for size in (1, 4, 1_000):
+        async with ben.turn("And?") as turn:
+            chunks = [text[at : at + size] for at in range(0, len(text), size)]
+            assert "".join([piece async for piece in turn.stream(pieces(*chunks))]) == text
+        assert turn.reply.text == text
+    assert await on_record(strict, "reply.alerted", "reply.blocked") == []
+
+
+async def test_her_own_words_in_disguise_reach_her(strict: House) -> None:
+    """Ana may have her own details written in any way."""
+    ana = await strict.ana.start()
+    for disguise in DISGUISES.values():
+        strict.provider.answer = f"It is {disguise(ORDER)} then."
+        assert (await ana.send("Disguise it.")).text == strict.provider.answer
+
+
+# --- harm to innocent users -------------------------------------------------------------------------------------------
+
+
+async def test_escapes_in_the_result_of_a_tool(home: House) -> None:
+    """What a tool said in JSON with escapes is known to Ben as it reads without them."""
+    await ana_speaks(home, "I am Zoë Lindström, and the order is ÄX-7731-84.")
+    ben = await home.ben.start()
+    fact = {"order": "ÄX-7731-84", "first": "Zoë", "last": "Lindström"}
+    async with ben.turn("Which?", documents=[json.dumps(fact)]) as turn:
+        assert not (await turn.finish("It is order ÄX-7731-84, for Zoë Lindström.")).blocked
+    assert await on_record(home, "reply.alerted") == []

@@ -23,9 +23,10 @@ from cloister.leaks.detector import HARD, PASSING
 from cloister.leaks.evidence import CROWD, Case, Context, Thresholds, Verdict, keys, weigh
 from cloister.leaks.features import features, figures
 from cloister.leaks.fingerprints import Digests, unique
+from cloister.leaks.readings import Looked, beyond, claimed
 from cloister.leaks.settings import LeakGuard
 from cloister.leaks.spoken import Feature
-from cloister.leaks.streaming import StreamCheck
+from cloister.leaks.streaming import StreamCheck, hidden
 from cloister.model import Item, Owner, to_micros
 from cloister.scrub.texts import Kind, mapped, readable
 from cloister.sealing import MasterKeys, tenant_keys
@@ -126,7 +127,7 @@ class Watch:
         assert self.guard is not None
         marks = await Marks.derive(self.vault.keys, self.guard, tenant)
         words = self.guard.frequencies()
-        found = await asyncio.to_thread(lambda: {feature.text for feature in features(text, words)})
+        found = await asyncio.to_thread(lambda: {feature.text for feature in claimed(text, words)})
         digests = [digest for feature in sorted(found) for digest in marks.of(feature)]
         parts = [digests[at : at + _SEEDED_AT_ONCE] for at in range(0, len(digests), _SEEDED_AT_ONCE)]
         return sum([(await self.vault.ask(self.vault.store.seed, marks.scope, part)).count for part in parts])
@@ -220,7 +221,7 @@ class Check:
             return []
         if text != self._looked_at[0]:
             planted = self._marks.canaries(text)
-            found = features(text, self._words)
+            found = claimed(text, self._words)
             if planted:
                 found = [
                     one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)
@@ -228,9 +229,15 @@ class Check:
             self._looked_at = text, found
         return self._looked_at[1]
 
+    def _seen(self, text: str) -> list[Feature]:
+        """Find what *text* could tell, however it is written, in the order in which it begins."""
+        found = [*self._features(text), *beyond(Looked.at(text), self._words)]
+        found.sort(key=lambda feature: (feature.start, feature.end))
+        return found
+
     def _strangers(self, text: str) -> list[tuple[str, int, int]]:
         """Find canaries of other sessions."""
-        planted = [] if self._marks is None else self._marks.canaries(text)
+        planted = [] if self._marks is None else hidden(self._marks, text, Looked.at(text))
         return [found for found in planted if found[0] != self.canary]
 
     def _shows(self, document: str) -> None:
@@ -405,7 +412,7 @@ class Check:
         said = "\n".join(readable(item) for item in (*self._said, answer))
         case = self._case(self.guard)
         with self._running():
-            found = await _apart(said, self._features)
+            found = await _apart(said, self._seen)
             await self.look([feature.text for feature in found])
             for _, start, end in self._strangers(said):
                 case.canary(start, end)

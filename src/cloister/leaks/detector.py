@@ -7,8 +7,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 from cloister.leaks.evidence import NUMBERS, Case, Context, Thresholds, Verdict, room_of
-from cloister.leaks.features import features
 from cloister.leaks.fingerprints import COMMON, Digests, Index, unique
+from cloister.leaks.readings import claimed
 from cloister.leaks.spoken import Feature
 from cloister.leaks.streaming import StreamCheck
 from cloister.leaks.words import Frequencies, packed
@@ -64,7 +64,7 @@ class LeakDetector:
             return
         claim, at = None, _micros(now)
         planted = self._digests.canaries(text)
-        for feature in _once(features(text, self._words)):
+        for feature in _once(claimed(text, self._words)):
             if any(feature.start < end and start < feature.end for _, start, end in planted):
                 continue
             soft = role == "assistant" and feature.kind not in HARD
@@ -90,7 +90,7 @@ class LeakDetector:
 
     def seed(self, text: str) -> None:
         """Make what *text* says common knowledge: a catalogue, a system prompt, the hotline's number."""
-        for feature in features(text, self._words):
+        for feature in claimed(text, self._words):
             self.index.add(self._digests.of(feature.text), COMMON, None)
 
     def canary(self, session_id: str) -> str:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from cloister.leaks.features import features, figures
 from cloister.leaks.forms import WORD
 from cloister.leaks.numbers import room
+from cloister.leaks.readings import Looked, beyond, plain
 from cloister.leaks.spoken import Feature
 from cloister.leaks.weights import CAPS, SEEN, WEIGHTS
 from cloister.leaks.words import Frequencies, fold
@@ -87,9 +88,16 @@ class Context:
             document = text[:1] in ("{", "[")
         most = MOST_DOCUMENT if document else MOST_OWN
         found = figures(text, self._words) if document else features(text, self._words, claims=False)
+        reads = plain(text)
+        if reads is not text:
+            found = [
+                *found[:most],
+                *(figures(reads, self._words) if document else beyond(Looked.at(text), self._words))[:most],
+            ]
+            most *= 2
         self._own.update(feature.text for feature in found[:most] if feature.kind != "reversed")
         if document:
-            self._shown.append(frozenset(map(fold, WORD.findall(text)[:most])))
+            self._shown.append(frozenset(map(fold, WORD.findall(reads)[:most])))
 
     def exempts(self, feature: Feature) -> bool:
         """Say whether the receiver knows *feature* as a whole."""

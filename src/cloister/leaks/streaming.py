@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Protocol
 
-from cloister.leaks.arriving import Arriving
+from cloister.leaks.arriving import LONGEST, Arriving
 from cloister.leaks.evidence import Case, Verdict
 from cloister.leaks.features import IN_ORDER, features
+from cloister.leaks.readings import Looked, begun, beyond
 from cloister.leaks.spoken import Feature
 from cloister.leaks.words import Frequencies
 from cloister.model import Owner
@@ -22,6 +24,20 @@ class Marks(Protocol):
     def canary(self, session_id: str) -> str: ...
 
     def canaries(self, text: str) -> list[tuple[str, int, int]]: ...
+
+
+def hidden(marks: Marks, text: str, looked: Looked) -> list[tuple[str, int, int]]:
+    """Find canaries in *text*, however it is written: what, from where, to where."""
+    found = marks.canaries(text)
+    reading, passages = looked
+    if reading is not None:
+        starts, ends = reading.starts, reading.ends
+        there = {end for _, _, end in found}
+        read = [(canary, starts[start], ends[end - 1]) for canary, start, end in marks.canaries(reading.text)]
+        found += [one for one in read if one[2] not in there]
+    for start, end, said in passages:
+        found += [(canary, start, end) for canary, _, _ in marks.canaries(said)]
+    return found
 
 
 class StreamCheck:
@@ -94,7 +110,7 @@ class StreamCheck:
         if last:
             arriving.text += piece
             self._last, until = True, len(arriving.text)
-            return self._wait(features(arriving.text, self._words, claims=False), until)
+            return self._wait(features(arriving.text, self._words, claims=False), until, Looked.at(arriving.text))
         if arriving.grows(piece):
             arriving.lengthen(piece)
             return []
@@ -102,18 +118,29 @@ class StreamCheck:
         size = len(arriving.text)
         if arriving.base + size < self._again:
             return []
-        until = arriving.open(self._settled)
+        looked = Looked.at(arriving.text)
+        until = self._open(looked)
         held = size - until
         # What goes on and on, as single letters do, is looked at by the lot, or each piece would cost as much as all.
         self._again = arriving.base + size + held // 8 if held > MUCH else 0
-        return self._wait(arriving.features(self._settled, until), until) if until > self._settled else []
+        return self._wait(arriving.features(self._settled, until), until, looked) if until > self._settled else []
 
-    def _wait(self, found: list[Feature], until: int) -> list[str]:
-        """Keep those of *found* that begin before *until*; give what they say."""
+    def _open(self, looked: Looked) -> int:
+        """Say from where on features may begin that are not complete, however they are written."""
+        text, settled, reading = self._arriving.text, self._settled, looked.reading
+        hold = min(self._arriving.open(settled), begun(text, max(0, len(text) - LONGEST)))
+        if reading is not None and reading.text:
+            inner = Arriving(self._words)
+            inner.add(reading.text)
+            inside = inner.open(bisect_left(reading.starts, settled))
+            hold = min(hold, reading.starts[inside]) if inside < len(reading.text) else hold
+        return max(hold, settled)
+
+    def _wait(self, found: list[Feature], until: int, looked: Looked) -> list[str]:
+        """Keep those of *found*, and of what the text says beside, that begin before *until*; give what they say."""
         self._until = until
-        self._waiting = [
-            feature for feature in self._planted(self._arriving.text, found) if self._settled <= feature.start < until
-        ]
+        found = self._planted(self._arriving.text, found, looked)
+        self._waiting = [feature for feature in found if self._settled <= feature.start < until]
         return [feature.text for feature in self._waiting if feature.kind != "canary"]
 
     def give(self) -> str:
@@ -149,17 +176,18 @@ class StreamCheck:
     def _without_own(self, start: int, end: int) -> str:
         """Give the text from *start* to *end* without the receiver's own canary, which is nobody's to read."""
         text, shown, at = self._arriving.text, "", start
-        for first, beyond in self._own:
-            if start <= first and beyond <= end:
-                shown, at = shown + text[at:first], beyond
+        for first, last in self._own:
+            if start <= first and last <= end:
+                shown, at = shown + text[at:first], last
         return shown + text[at:end]
 
-    def _planted(self, text: str, found: list[Feature]) -> list[Feature]:
-        """Add the canaries of others, and leave out what is of the receiver's own."""
-        planted = self._marks.canaries(text)
+    def _planted(self, text: str, found: list[Feature], looked: Looked) -> list[Feature]:
+        """Add what *text* says beside, and the canaries of others; leave out what is of the receiver's own."""
+        planted = hidden(self._marks, text, looked)
         self._own = []
         if not planted:
-            return found
+            more = beyond(looked, self._words)
+            return sorted([*found, *more], key=IN_ORDER) if more else found
         own = self._case.context.session_id
         mine = self._marks.canary(own) if own is not None else None
         for canary, start, end in planted:
@@ -169,4 +197,6 @@ class StreamCheck:
         found = found + [
             Feature(canary, "canary", 0, start, end, False) for canary, start, end in planted if canary != mine
         ]
+        # What stands around the receiver's own canary is read together: so it is shown.
+        found += beyond(Looked.at(text, self._own) if self._own else looked, self._words)
         return sorted(found, key=IN_ORDER)
