@@ -30,7 +30,8 @@ def hidden(marks: Marks, text: str, looked: Looked) -> list[tuple[str, int, int]
     """Find canaries in *text*, however it is written: what, from where, to where."""
     found = marks.canaries(text)
     reading, passages = looked
-    if reading is not None:
+    # In the text as it is written they are found whatever stands between their characters.
+    if reading is not None and list(filter(str.isalnum, text)) != list(filter(str.isalnum, reading.text)):
         starts, ends = reading.starts, reading.ends
         there = {end for _, _, end in found}
         read = [(canary, starts[start], ends[end - 1]) for canary, start, end in marks.canaries(reading.text)]
@@ -127,20 +128,23 @@ class StreamCheck:
 
     def _open(self, looked: Looked) -> int:
         """Say from where on features may begin that are not complete, however they are written."""
-        text, settled, reading = self._arriving.text, self._settled, looked.reading
-        hold = min(self._arriving.open(settled), begun(text, max(0, len(text) - LONGEST)))
-        if reading is not None and reading.text:
-            inner = Arriving(self._words)
-            inner.add(reading.text)
-            inside = inner.open(bisect_left(reading.starts, settled))
-            hold = min(hold, reading.starts[inside]) if inside < len(reading.text) else hold
-        return max(hold, settled)
+        text, reading = self._arriving.text, looked.reading
+        tail = max(self._settled, len(text) - LONGEST)
+        until = self._arriving.open(self._settled)
+        other = begun(text, tail)
+        if reading is not None:
+            first = bisect_left(reading.starts, tail)
+            read = Arriving(self._words)
+            read.add(reading.text[first:])
+            there = first + read.open(0)
+            other = min(other, reading.starts[there]) if there < len(reading.text) else other
+        return max(min(until, max(other, tail)), self._settled)
 
     def _wait(self, found: list[Feature], until: int, looked: Looked) -> list[str]:
-        """Keep those of *found*, and of what the text says beside, that begin before *until*; give what they say."""
+        """Keep those of *found*, and of what else the text says, that begin before *until*; give what they say."""
         self._until = until
-        found = self._planted(self._arriving.text, found, looked)
-        self._waiting = [feature for feature in found if self._settled <= feature.start < until]
+        every = self._planted(self._arriving.text, found, looked)
+        self._waiting = [feature for feature in every if self._settled <= feature.start < until]
         return [feature.text for feature in self._waiting if feature.kind != "canary"]
 
     def give(self) -> str:
@@ -182,7 +186,7 @@ class StreamCheck:
         return shown + text[at:end]
 
     def _planted(self, text: str, found: list[Feature], looked: Looked) -> list[Feature]:
-        """Add what *text* says beside, and the canaries of others; leave out what is of the receiver's own."""
+        """Add what is written in another way and the canaries of others; leave out what is of the receiver's own."""
         planted = hidden(self._marks, text, looked)
         self._own = []
         if not planted:
@@ -198,5 +202,5 @@ class StreamCheck:
             Feature(canary, "canary", 0, start, end, False) for canary, start, end in planted if canary != mine
         ]
         # What stands around the receiver's own canary is read together: so it is shown.
-        found += beyond(Looked.at(text, self._own) if self._own else looked, self._words)
-        return sorted(found, key=IN_ORDER)
+        more = beyond(Looked.at(text, self._own) if self._own else looked, self._words)
+        return sorted([*found, *more], key=IN_ORDER)
