@@ -159,6 +159,7 @@ class Check:
         self._said: list[Item] = []
         self._documents: list[str] = []
         self._looked_at: tuple[str, list[Feature]] = ("", [])  # the last text, which is wanted again for the commit
+        self._read: tuple[str, Looked] = ("", Looked(None, []))
         self._own: list[tuple[str, bool]] = []
         self._before: Callable[[], Iterable[Item]] = tuple
         if self.guard is not None:
@@ -231,13 +232,19 @@ class Check:
 
     def _seen(self, text: str) -> list[Feature]:
         """Find what *text* could tell, however it is written, in the order in which it begins."""
-        found = [*self._features(text), *beyond(Looked.at(text), self._words)]
+        found = [*self._features(text), *beyond(self._beside(text), self._words)]
         found.sort(key=lambda feature: (feature.start, feature.end))
         return found
 
+    def _beside(self, text: str) -> Looked:
+        """Give what *text* says beside what is written; of the last text it is known."""
+        if text != self._read[0]:
+            self._read = text, Looked.at(text)
+        return self._read[1]
+
     def _strangers(self, text: str) -> list[tuple[str, int, int]]:
         """Find canaries of other sessions."""
-        planted = [] if self._marks is None else hidden(self._marks, text, Looked.at(text))
+        planted = [] if self._marks is None else hidden(self._marks, text, self._beside(text))
         return [found for found in planted if found[0] != self.canary]
 
     def _shows(self, document: str) -> None:
@@ -476,6 +483,7 @@ class Check:
         """Let go of all texts and keys: whoever keeps a turn does not keep them."""
         self._own, self._said, self._documents, self._before = [], [], [], tuple
         self._claimed, self._known, self._marks, self._looked_at = {}, {}, None, ("", [])
+        self._read = "", Looked(None, [])
         self._telling = ""
 
     # --- helpers ------------------------------------------------------------------------------------------------------
