@@ -6,18 +6,20 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from tests.fakes import House, Watched, opened, pieces, told
 from tests.test_guard import ana_speaks, on_record
 
-from cloister import stores
+from cloister import stores, wire
 from cloister.errors import ProviderError, ReplyBlocked, StoreUnavailable
 from cloister.leaks import LeakGuard
 from cloister.leaks.settings import SAFE_TEXT
 from cloister.stores.base import Claims
+from cloister.turn import Turn
+from cloister.user import Session
 
 LEAK = "It is order QX-7731-84."
 
@@ -142,6 +144,41 @@ async def test_what_was_not_looked_up_is_not_made_his_own() -> None:
 
 async def _away(real: object, args: object, options: object) -> Claims:
     raise StoreUnavailable("the index is away")
+
+
+async def test_a_kept_turn_holds_nothing_that_was_withheld(home: House) -> None:
+    """Whoever keeps a turn, whose stream was stopped or left, keeps no piece of what was held back in it."""
+    await ana_speaks(home)
+    ben = await home.ben.start()
+    async with ben.turn("Which?") as blocked:
+        _ = [piece async for piece in blocked.stream(pieces("Good morning. ", LEAK, " And more."))]
+    with pytest.raises(ProviderError):  # noqa: PT012 - the block is what fails
+        async with ben.turn("Which?") as left:
+            left.read(wire.Reader(), "It is QX-7731")
+            assert "7731" in _held(left)
+            raise ProviderError("the line is dead")
+    assert blocked.reply.blocked
+    assert "7731" not in _held(blocked) + _held(left)
+
+
+def _held(turn: Turn[Session]) -> str:
+    """Everything that the parts of a turn hold that see its answer."""
+    seen: set[int] = set()
+
+    def walk(value: object) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif id(value) not in seen and type(value).__module__.startswith(
+            ("cloister.outlet", "cloister.leaks", "builtins")
+        ):
+            seen.add(id(value))
+            inside = vars(value).values() if hasattr(value, "__dict__") else value
+            for one in (
+                (inside.values() if isinstance(inside, dict) else inside) if isinstance(inside, Iterable) else ()
+            ):
+                yield from walk(one)
+
+    return " ".join(walk([turn._outlet, turn._heard]))
 
 
 # --- not only in the words of a reply ---------------------------------------------------------------------------------

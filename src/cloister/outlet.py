@@ -90,6 +90,10 @@ class Outlet:
             worst = max(found, key=lambda judged: (judged.blocked, judged.verdict.score))
             self._check.settle(worst.verdict, worst.telling)
 
+    def forget(self) -> None:
+        """Let go of what was held back: whoever keeps a turn does not keep what was withheld."""
+        self._restorers, self._streams, self._plain, self._wanted = {}, {}, [], []
+
     @property
     def foreign(self) -> int:
         """Say how many placeholders of other sessions the answer had."""

@@ -399,6 +399,8 @@ class Turn(Generic[SessionT]):
             self._opened.forget()
             self._mask.forget()
             self._check.forget()
+            self._outlet.forget()
+            self._heard.clear()
 
     async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much

@@ -103,19 +103,16 @@ _DISGUISE = re.compile(
     |(?P<plus>(?<=[^\W_])\+(?=[^\W_]))""",
     re.VERBOSE,
 )
-_JOINT = re.compile(
-    r"""(?<=[\w.@-])["']\s?\+\s?["'](?=[\w.@-])|(?<=[^\W_])(?:-\r?\n[>\s]{0,5}|\s{0,3}@\s{1,3}|\s{1,3}@|\s\.\s)(?=[^\W_])"""
-    r"|(?<=[^\W_])[-_](?:at|dot)[-_](?=[^\W_])"
+# Each begins with what is rare, so that it costs little where there is nothing.
+_JOINTS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"""["'](?<=[\w.@-]["'])\s?\+\s?["'](?=[\w.@-])"""), ""),
+    (re.compile(r"-(?<=[^\W_]-)\r?\n[>\s]{0,5}(?=[^\W_])"), "-"),
+    (re.compile(r"[-_](?<=[^\W_][-_])at[-_](?=[^\W_])"), "@"),
+    (re.compile(r"[-_](?<=[^\W_][-_])dot[-_](?=[^\W_])"), "."),
+    (re.compile(r" (?<=[^\W_] )\. (?=[^\W_])"), "."),
 )
-_JOINTS = re.compile(r"""\+\s?["']|-\r?\n|\s@|@\s|[-_](?:at|dot)[-_]""")
+_HOST = re.compile(r"(\s{0,3})[\w-]{1,64} ?\. ?\w")
 _NAMED = re.compile(r"\b([A-Za-z]) (?:as in|wie in|comme|como) [^\W\d_]{2,12}")
-
-
-def _joint(said: str) -> str:
-    """Give what joins two pieces of one word."""
-    if "@" in said or "at" in said:
-        return "@"
-    return "" if "+" in said else "." if "." in said or "dot" in said else "-"
 
 
 def _means(found: re.Match[str]) -> str:
@@ -248,8 +245,13 @@ def _undone(text: str) -> list[_Change]:
 def _joined(text: str) -> list[_Change]:
     """Find words that are taken apart at a hyphen and a line's end, or as strings of a program, or named in words."""
     changes: list[_Change] = []
-    if ("@" in text or "+" in text or "-" in text or "_" in text) and _JOINTS.search(text):
-        changes += [(one.start(), one.end(), _joint(one[0])) for one in _JOINT.finditer(text)]
+    for joint, means in _JOINTS if "+" in text or "-" in text or "_" in text or " . " in text else ():
+        changes += [(one.start(), one.end(), means) for one in joint.finditer(text)]
+    for at in [at for at, sign in enumerate(text) if sign == "@"] if "@" in text else ():
+        before, behind = text[max(0, at - 4) : at], _HOST.match(text, at + 1)
+        spaces = len(before) - len(before.rstrip())
+        if behind and (spaces or behind[1]) and before.rstrip()[-1:].isalnum():
+            changes.append((at - spaces, behind.end(1), "@"))
     if " as in " in text or " wie in " in text or " com" in text:
         changes += [(one.start(), one.end(), one[1]) for one in _NAMED.finditer(text)]
     changes.sort()
@@ -391,7 +393,8 @@ def _base64(said: str) -> bytes:
 # --- while a text arrives ---------------------------------------------------------------------------------------------
 
 _HALF = re.compile(
-    r"(?:&[#\w]{0,25}|%[0-9a-fA-F]?|\\[\w{}]{0,9} ?|<[^<>]{0,240}|[*~`$\[\]{}]{1,3}|U\+?[0-9a-fA-F]{0,6})\Z"
+    r"[&%\\<*~`$\[\]{}U](?:(?<=&)[#\w]{0,25}|(?<=%)[0-9a-fA-F]?|(?<=\\)[\w{}]{0,9} ?|(?<=<)[^<>]{0,240}"
+    r"|(?<=[*~`$\[\]{}])[*~`$\[\]{}]{0,7}|(?<=U)\+?[0-9a-fA-F]{0,6})\Z"
 )
 _WIDE = re.compile(
     r"(?<![\w.+-])(?:[\w.+-]{1,64}\s{0,3}@\s{1,3}|[\w.+-]{1,64}\s{1,3}[.@]\s{0,3}){0,8}[\w.+-]{0,64}\s{0,3}[.@]?\s{0,3}\Z"
@@ -404,15 +407,15 @@ _NAMING = re.compile(
     r"(?:[^\W_](?: [a-z]{0,5}){0,2}(?: [^\W\d_]{0,12})?)?\Z"
 )
 _TOKEN = re.compile(rf"\S{{1,{LONGEST}}}\Z")
-_LAST = re.compile(r"[^\W_]*[\W_]*\Z")
 _PIECE = re.compile(rf"(?:{_ONE}|\d{{1,3}}|(?:0[xX])?[0-9a-fA-F]{{0,2}}|[01]{{0,8}})", re.IGNORECASE)
+NEAR = 48
 _WORDS = re.compile(r"[^\W_]+")
 
 
 def begun(text: str, tail: int) -> int:
     """Say from where in *text* on, and not before *tail*, something may be read another way with what comes next."""
     at = size = len(text)
-    half = next((found for found in _HALF.finditer(text, max(tail, size - 250))), None)
+    half = _HALF.search(text, max(tail, size - 250))
     token = _TOKEN.search(text, tail, half.start() if half else size)
     if half:
         at = half.start()
@@ -432,18 +435,20 @@ def begun(text: str, tail: int) -> int:
 
 def _row(text: str, tail: int) -> int:
     """Say where the row of letters, or of pairs of digits, begins with which *text* ends."""
-    at = len(text)
-    begins = at
-    last = True
-    for word in reversed(list(_WORDS.finditer(text, tail))):
-        between = text[word.end() : at]
-        if len(between) > 24 or not (_PIECE.fullmatch(word[0]) or (last and len(word[0]) <= 8)):
-            break
-        at = word.start()
-        if last and not _PIECE.fullmatch(word[0]):
+    begins = len(text)
+    for near in (max(tail, len(text) - NEAR), tail):  # hardly ever is it longer
+        at = begins = len(text)
+        last = True
+        for word in reversed(list(_WORDS.finditer(text, near))):
+            if word.start() == near > tail:  # it may have begun before
+                break
+            piece = _PIECE.fullmatch(word[0])
+            if at - word.end() > 24 or not (piece or (last and len(word[0]) <= 8)):
+                return begins
+            at = word.start()
+            # The last word may be the beginning of one; alone it is held back anyway.
+            begins = at if piece or not last else begins
             last = False
-            continue  # it may be the beginning of one; alone it is held back anyway
-        last, begins = False, at
     return begins
 
 
