@@ -17,7 +17,6 @@ from cloister.errors import (
     CloisterError,
     ConfigurationError,
     IntegrityError,
-    ReplyBlocked,
     SessionExpired,
     TokenInvalid,
 )
@@ -341,9 +340,9 @@ class Session:
                 options=options,
                 key=key,
             )
-            # Not before the window has taken it: to look at a long text takes long.
-            await self._hear(check, [*asked, *([over] if over else [])], documents)
             try:
+                # Not before the window has taken it: to look at a long text takes long.
+                await check.hears([*asked, *([over] if over else [])], documents)
                 yield turn
             except BaseException as error:
                 try:
@@ -353,14 +352,6 @@ class Session:
                 raise
             await turn.leave(None)
             self._follow(opened)
-
-    async def _hear(self, check: Check, said: Sequence[Item], documents: Sequence[str]) -> None:
-        """Let *check* take note of what is said and shown; what it refuses to begin with is put on record."""
-        try:
-            await check.hears(said, documents)
-        except ReplyBlocked:
-            await self._cloister.vault.note(check.events)
-            raise
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
