@@ -20,7 +20,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from cloister.leaks.features import features
-from cloister.leaks.spoken import Feature
+from cloister.leaks.spoken import Feature, Letters
 from cloister.leaks.words import Frequencies
 
 MOST_ROUNDS = 3
@@ -162,18 +162,7 @@ _KEPT = frozenset(".@-_+")
 _NUMBER = re.compile(r"\d+")
 
 
-class _Blank(dict[int, str]):
-    """Read letters and digits as themselves, and all else as blanks."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        plain = character if character.isalnum() else " "
-        if len(self) < 4_096:
-            self[code] = plain
-        return plain
-
-
-_BLANK = _Blank({code: chr(code) if chr(code).isalnum() else " " for code in range(128)})
+_BLANK = Letters({code: chr(code) if chr(code).isalnum() else " " for code in range(128)})
 
 
 def _letters(text: str) -> bool:

@@ -93,8 +93,8 @@ def up_to(most: int) -> bytes:
     return bytes(tenths <= most for tenths in range(256))
 
 
-class _Plain(dict[int, str]):
-    """Read letters and digits as themselves, ASCII in small letters, apostrophes alike, and all else as blanks."""
+class Letters(dict[int, str]):
+    """Read letters and digits, but for those given, as themselves, and all else as blanks."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -104,7 +104,7 @@ class _Plain(dict[int, str]):
         return plain
 
 
-_PLAIN = _Plain({code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
+_PLAIN = Letters({code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
 _PLAIN[ord("'")] = _PLAIN[ord("’")] = "'"
 
 
