@@ -641,7 +641,7 @@ class StoreConformance:
     async def test_entries_verify(self, store: Store) -> None:
         """What is put on record comes back, names no owner, verifies, and its heads say how far it goes."""
         events: list[Event] = [
-            event("turn.committed", START + timedelta(seconds=n), (ANA, BEN)[n % 2], "digest", count=n)
+            event("turn.committed", START + timedelta(seconds=n), (ANA, BEN)[n % 2], "digest", items=n)
             for n in range(9)
         ]
         await store.record(events[:4], nonce=nonce())
