@@ -76,7 +76,7 @@ async def of_check(said: str) -> list[float]:
         for _ in range(CHECKS):
             row = vault.begin(cloister.user("ana").owner)
             begun = time.perf_counter()
-            check = await Check.over(cloister.watch, row)
+            check = await Check.over(cloister.services.watch, row)
             await check.hears([question])
             await check.judge(answer)
             check.fingerprints(answer)

@@ -232,7 +232,7 @@ async def test_open() -> None:
     async with settings.open(environ=environ, store="memory://", provider=model, keep_days=2) as cloister:
         assert isinstance(cloister, AsyncCloister)
         assert cloister.provider is model
-        assert (cloister.tenancy, cloister.budget(), cloister.keep_failed) == ("required", 99, True)
+        assert (cloister.tenancy, cloister.services.window(), cloister.keep_failed) == ("required", 99, True)
         assert cloister.limits.idle_timeout == timedelta(days=2)
 
 

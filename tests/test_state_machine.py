@@ -264,7 +264,7 @@ class Cloisters(RuleBasedStateMachine):
         async def work(bench: Bench) -> None:
             known = talk.ids[self.benches.index(bench)]
             own = await bench.user(other).start()
-            forged = Session(bench.house.cloister, own.owner, known, own.head)
+            forged = Session(bench.house.cloister.services, own.owner, known, own.head)
             attempts = [bench.user(other).resume(known), bench.user(other).sessions(after=known)]
             for attempt in [*attempts, forged.history(), forged.send("?"), forged.update(title="?"), forged.end()]:
                 with pytest.raises(SessionNotFound):

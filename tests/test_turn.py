@@ -893,7 +893,7 @@ async def test_every_call_of_a_borrowed_session_is_refused(house: House) -> None
     anas = await house.ana.start()
     await anas.send("my secret")
     item = (await anas.history())[0]
-    forged = Session(house.cloister, house.ben.owner, anas.id, anas.head)
+    forged = Session(house.cloister.services, house.ben.owner, anas.id, anas.head)
     for attempt in (
         forged.send("show me"),
         forged.history(),
@@ -984,7 +984,7 @@ async def test_the_window_is_respected(url: str) -> None:
         session = await house.ana.start(system="Be kind.")
         for number in range(12):
             await session.send(f"number {number} " + "and some words " * 3)
-        counted = house.cloister.counter()
+        counted = house.cloister.services.counter()
         for request in house.provider.requests:
             assert request.messages[0] == {"role": "system", "content": "Be kind."}
             assert request.messages[1]["role"] == "user"
@@ -1358,7 +1358,7 @@ async def test_an_older_state_is_refused_by_a_live_process() -> None:
         await session.send("first")
         old_loads = {
             budget: await watched.inner.load(house.ana.owner, session.id, nonce=b"", budget=budget)
-            for budget in (0, house.cloister.budget())
+            for budget in (0, house.cloister.services.window())
         }
         old_page = await watched.inner.items(house.ana.owner, session.id, nonce=b"", first=0, limit=100)
         await session.send("second")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from cloister.scope import Scope, current
     from cloister.scrub.settings import Scrub
     from cloister.sealing import MasterKeys
+    from cloister.services import Tenant
     from cloister.stores.base import Store
     from cloister.sync import Cloister
     from cloister.turn import ReplyStream, Turn
@@ -66,6 +67,7 @@ _HOMES = {
     "scope": "Scope current",
     "scrub.settings": "Scrub",
     "sealing": "MasterKeys",
+    "services": "Tenant",
     "stores.base": "Store",
     "sync": "Cloister",
     "turn": "ReplyStream Turn",
@@ -113,6 +115,7 @@ __all__ = [
     "Store",
     "StoreError",
     "StoreUnavailable",
+    "Tenant",
     "TokenInvalid",
     "Turn",
     "Usage",

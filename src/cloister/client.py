@@ -6,24 +6,25 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
-import msgspec
-
-from cloister import providers, sinks, stores, upkeep, window
-from cloister.audit import AuditKey, event
+from cloister import providers, sinks, stores, upkeep
+from cloister.audit import AuditKey
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
 from cloister.keyring import Keyring
 from cloister.leaks.settings import LeakGuard
-from cloister.model import Item, Limits, Owner
+from cloister.model import Limits, Owner
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
+from cloister.services import Services, Tenant, check_context
 from cloister.stores.base import Store
+from cloister.telemetry import Everybody, Telemetry
 from cloister.user import User
 from cloister.vault import Vault
 
@@ -31,8 +32,6 @@ Tenancy = Literal["single", "required"]
 
 _log = logging.getLogger("cloister")
 
-_COUNTED = 1 << 18
-"""The longest text, in characters, whose tokens are counted: a longer one costs its bytes."""
 _HOUSEKEEPING = timedelta(seconds=60)
 
 
@@ -55,6 +54,8 @@ class AsyncCloister:
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
         keep_failed: bool = False,
+        tenants: Mapping[str, Tenant] = MappingProxyType({}),
+        telemetry: Sequence[Telemetry] = (),
     ) -> AsyncCloister:
         """Give a cloister over the store at *url*, to be opened by ``async with``.
 
@@ -65,8 +66,9 @@ class AsyncCloister:
         into the file *audit_heads*; both lie beside an embedded store unless given, and other stores sign nothing
         without them. With *keep_failed* a question whose answer failed stays in the history, marked. *scrub* says what
         becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* says what
-        becomes of replies with other users' details; None lets them pass, which is put on record too. Raises
-        `ConfigurationError`.
+        becomes of replies with other users' details; None lets them pass, which is put on record too. *tenants* says
+        what is different for the users of single tenants. *telemetry* watches turns and stores: a
+        `cloister.metrics.Prometheus`, a `cloister.traces.Traces`. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -81,6 +83,8 @@ class AsyncCloister:
             keep_failed,
             scrub or Scrub(where="off"),
             leaks,
+            tenants,
+            telemetry,
         )
 
     def __init__(
@@ -97,6 +101,8 @@ class AsyncCloister:
         keep_failed: bool,
         scrub: Scrub,
         leaks: LeakGuard | None,
+        tenants: Mapping[str, Tenant],
+        telemetry: Sequence[Telemetry],
     ) -> None:
         if leaks is not None and not isinstance(leaks, LeakGuard):
             raise ConfigurationError(f"leaks is a LeakGuard, or None for no protection, not {type(leaks).__name__}")
@@ -104,15 +110,15 @@ class AsyncCloister:
             raise ConfigurationError(f"scrub is a Scrub, or None for no protection, not {type(scrub).__name__}")
         if tenancy not in ("single", "required"):
             raise ConfigurationError(f"tenancy is 'single' or 'required', not {tenancy!r}")
-        if context_tokens is not None and context_tokens < 1:
-            raise ConfigurationError("context_tokens must be at least 1")
+        if tenants and tenancy == "single":
+            raise ConfigurationError('tenants= says what is different for single tenants: name tenancy="required" too')
+        check_context(context_tokens)
         self.store = store
         self.provider = provider
         self.limits = limits
         self.tenancy: Tenancy = tenancy
         self._context_tokens = context_tokens
-        self._model = provider.model if provider else None
-        self._prepared: set[str | None] = set()
+        self._tenants = {name: tenant.connected() for name, tenant in tenants.items()}
         self.keep_failed = keep_failed
         self.scrub = scrub
         self.leaks = leaks
@@ -122,18 +128,25 @@ class AsyncCloister:
         self._audit_heads = None if audit_heads is None else Path(audit_heads)
         self._heads: sinks.HeadSink | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._telemetry = Everybody(telemetry) if telemetry else None
         self._vault: Vault | None = None
+        self._services: Services | None = None
+        self._tenanted: dict[str, Services] = {}
 
     async def __aenter__(self) -> AsyncCloister:
         if self._vault is not None:
             raise ConfigurationError("this cloister is open already, or was: call open() again for another")
         keyring = self._keyring or default_keyring(self.store)
         self._heads = head_sink(self.store, self._audit_key, self._audit_heads)
-        await self.prepare(None)
         await self.store.open()
         try:
             self._vault = self._over(keyring)
-            self._watch = Watch(self.leaks, self._vault)
+            if self._telemetry is not None:
+                self._vault.telemetry = self._telemetry
+                self._vault.listeners.append(self._telemetry.recorded)
+            self._services = self._everybodys(self._vault)
+            await self._services.prepare(None)
+            self._tenanted = {name: self._services.but(tenant) for name, tenant in self._tenants.items()}
             await self._check_tenancy()
             await self._note_off()
             self.sign_heads()
@@ -142,6 +155,11 @@ class AsyncCloister:
             raise
         self._housekeeping = asyncio.create_task(self._keep_house())
         return self
+
+    def _everybodys(self, vault: Vault) -> Services:
+        watch = Watch(self.leaks, vault)
+        tokens = self._context_tokens
+        return Services(vault, watch, self.provider, self.limits, self.scrub, tokens, self.keep_failed)
 
     @property
     def carried(self) -> bool:
@@ -175,7 +193,7 @@ class AsyncCloister:
             options.append(("personal data", "scrub=None"))
         if self.leaks is None:
             options.append(("others' details", "leaks=None"))
-        noted = [event("protection.off", self.vault.now(), what=what, option=option) for what, option in options]
+        noted = [self.vault.event("protection.off", what=what, option=option) for what, option in options]
         if noted:
             await self.vault.ask(self.store.record, noted)
 
@@ -190,21 +208,27 @@ class AsyncCloister:
 
     async def _close(self) -> None:
         try:
-            if self.provider is not None:
-                await self.provider.close()
+            for provider in self._providers():
+                await provider.close()
         finally:
             await self.store.close()
+
+    def _providers(self) -> Iterable[Provider]:
+        every = (self.provider, *[tenant.provider for tenant in self._tenants.values()])
+        return {id(one): one for one in every if one is not None and not isinstance(one, str)}.values()
 
     @property
     def vault(self) -> Vault:
         if self._vault is None:
-            raise ConfigurationError("this cloister is not open: use it inside `async with AsyncCloister.open(…)`")
+            raise _not_open()
         return self._vault
 
     @property
-    def watch(self) -> Watch:
-        """Give what the checks of all turns have in common."""
-        return self._watch
+    def services(self) -> Services:
+        """Give what the turns of everybody have in common, but of users whose tenant is set up otherwise."""
+        if self._services is None:
+            raise _not_open()
+        return self._services
 
     def user(self, user: str, *, tenant: str | None = None) -> User:
         """Give the door to what belongs to *user*; nothing of anybody else's is reachable through it.
@@ -212,7 +236,12 @@ class AsyncCloister:
         Raises `ConfigurationError` if a tenant is missing or must not be named, `ValueError` for a name that is none.
         """
         self._check_named(tenant)
-        return User(self, Owner(tenant, user))
+        owner = Owner(tenant, user)
+        return User(self.services_of(owner), owner)
+
+    def services_of(self, owner: Owner) -> Services:
+        """Give what the turns of *owner*'s tenant have in common."""
+        return self._tenanted.get(owner.tenant or "", self.services)
 
     def _check_named(self, tenant: str | None) -> None:
         if tenant is None and self.tenancy == "required":
@@ -239,13 +268,13 @@ class AsyncCloister:
             )
         if self.leaks.scope == "tenant":
             self._check_named(tenant)
-        count = await self._watch.seed(text, tenant)
-        await self.vault.ask(self.store.record, [event("index.seeded", self.vault.now(), count=count)])
+        count = await self.services.watch.seed(text, tenant)
+        await self.vault.ask(self.store.record, [self.vault.event("index.seeded", count=count)])
         return count
 
     async def note_operator(self, owner: Owner, action: str, reason: str) -> None:
         """Put on record that an operator is about to do *action* to what is *owner*'s, and why."""
-        noted = event("operator.access", self.vault.now(), owner, action=action, reason=reason)
+        noted = self.vault.event("operator.access", owner, action=action, reason=reason)
         await self.vault.ask(self.store.record, [noted])
 
     def sign_heads(self) -> None:
@@ -262,27 +291,9 @@ class AsyncCloister:
             except CloisterError as error:  # tried again in a minute, and at the end, where it raises
                 _log.error("the audit log could not be signed: %s", error)
 
-    def budget(self, model: str | None = None) -> int:
-        """Give how many tokens a turn may send to *model*, or to the provider's own."""
-        return self._context_tokens or window.context_tokens(model or self._model)
 
-    async def prepare(self, model: str | None) -> None:
-        """Load what counts for *model*: an exact vocabulary takes a second, for which no other task should wait."""
-        if model not in self._prepared:
-            await asyncio.to_thread(self.counter, model)
-            self._prepared.add(model)
-
-    def counter(self, model: str | None = None) -> window.Counter:
-        """Give what counts tokens for *model*, or for the provider's own."""
-        return window.counter_for(model or self._model)
-
-    def counted(self, item: Item, model: str | None = None) -> Item:
-        """Give *item* with its cost in a window."""
-        counter = self.counter(model)
-        if len(item.text) > _COUNTED:
-            # No byte-pair vocabulary takes more tokens than bytes, and counting would hold up every other task.
-            return msgspec.structs.replace(item, tokens=len(msgspec.msgpack.encode(item)), counter="bytes")
-        return msgspec.structs.replace(item, tokens=window.item_tokens(item, counter), counter=counter.name)
+def _not_open() -> ConfigurationError:
+    return ConfigurationError("this cloister is not open: use it inside `async with AsyncCloister.open(…)`")
 
 
 def _utc_now() -> datetime:

@@ -9,7 +9,6 @@ from datetime import timedelta
 import msgspec
 
 from cloister import sessions, upkeep
-from cloister.audit import event
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict
 from cloister.model import SealedItem, SealedSession, to_micros
 from cloister.vault import Opened, Vault
@@ -61,7 +60,7 @@ async def copy(source: Vault, target: Vault, progress: Callable[[int], None]) ->
     """
     done = Copied()
     # Where they are read it is on record before, as every operator's look at what is others'.
-    noted = event("operator.access", source.now(), action="copy", reason=f"copied to {target.store.url}")
+    noted = source.event("operator.access", action="copy", reason=f"copied to {target.store.url}")
     await source.ask(source.store.record, [noted])
     async for rows in upkeep.batches(source):
         for row in rows:
@@ -70,7 +69,7 @@ async def copy(source: Vault, target: Vault, progress: Callable[[int], None]) ->
             except (IntegrityError, SessionConflict, ConfigurationError):
                 done.failed += 1
         progress(len(rows))
-    noted = event("sessions.copied", target.now(), copied=done.copied, there=done.there, failed=done.failed)
+    noted = target.event("sessions.copied", copied=done.copied, there=done.there, failed=done.failed)
     await target.ask(target.store.record, [noted])
     return done
 

@@ -375,7 +375,8 @@ async def small_window(stage: Stage) -> None:
         session = await stage.user(cloister, stage.ana).start(system="You are the help desk of a book shop.")
         for number in range(turns):
             await say(session, f"Note {number}: the parcel of day {number} has arrived, and nothing was missing in it.")
-        sizes = [sum(cloister.counted(Item(**message)).tokens for message in sent) for _, sent in recorder.sent]
+        counted = cloister.services.counted
+        sizes = [sum(counted(Item(**message)).tokens for message in sent) for _, sent in recorder.sent]
         held = session.token_count
         stored = len(await session.history())
     firsts = {sent[0]["content"] for _, sent in recorder.sent}

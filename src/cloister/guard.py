@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
-from cloister import sessions, window
-from cloister.audit import Event, event
+from cloister import window
+from cloister.audit import Event
 from cloister.errors import IntegrityError, ReplyBlocked, StoreUnavailable
 from cloister.leaks.detector import HARD, PASSING
 from cloister.leaks.evidence import CROWD, Case, Context, Thresholds, Verdict, keys, weigh
@@ -525,7 +525,7 @@ class Check:
         if verdict is not None:
             kinds = Counter(piece.kind for piece in verdict.evidence)
             detail = {"score": min(round(verdict.score), 999), **kinds, **detail}
-        noted = event(kind, self._watch.vault.now(), self._owner, sessions.digest(self._session), **detail)
+        noted = self._watch.vault.event(kind, self._owner, self._session, **detail)
         self.events.append(msgspec.structs.replace(noted, other=verdict.owner if verdict else None))
 
     def __repr__(self) -> str:

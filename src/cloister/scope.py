@@ -61,6 +61,30 @@ def open_scope(scope: Scope) -> Iterator[Scope]:
         _leave(frame, token)
 
 
+_source: ContextVar[str] = ContextVar("cloister_source", default="")
+_LONGEST = 200
+
+
+@contextlib.contextmanager
+def source(name: str) -> Iterator[None]:
+    """Put *name* on record as where the calls inside the block come from: an address, a route, a job.
+
+    At most 200 characters of it. Never a session id or a secret.
+    """
+    before = _source.get()
+    _source.set(name[:_LONGEST])
+    try:
+        yield
+    finally:
+        _source.set(before)
+
+
+def source_of() -> dict[str, str]:
+    """Give where the current call comes from, as a detail of an audit entry; nothing if nobody said."""
+    name = _source.get()
+    return {"source": name} if name else {}
+
+
 def _leave(frame: _Frame, token: Token[_Frame | None]) -> None:
     inner = _current.get()
     if inner is frame:

@@ -16,7 +16,7 @@ import hmac
 import os
 import secrets
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -187,6 +187,11 @@ class SessionKeys:
     def placeholder_key(self) -> bytes:
         """Give the key by which placeholders of this session are known."""
         return subkey(self._secret, "placeholder")
+
+    def content_digest(self, items: Iterable[Item]) -> str:
+        """Name what *items* say, for the audit log, by a key that goes with the session."""
+        said = [(item.role, item.content, item.tool_calls, item.tool_call_id, item.values) for item in items]
+        return hmac.digest(subkey(self._secret, "content"), _encode(said), "sha256").hex()[:32]
 
     @property
     def _record(self) -> AESGCM:

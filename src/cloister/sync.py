@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from cloister import scope, wire
@@ -24,7 +25,9 @@ from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
+from cloister.services import Tenant
 from cloister.stores.base import Store
+from cloister.telemetry import Telemetry
 from cloister.user import OnExpired
 
 T = TypeVar("T")
@@ -89,6 +92,8 @@ class Cloister:
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
         keep_failed: bool = False,
+        tenants: Mapping[str, Tenant] = MappingProxyType({}),
+        telemetry: Sequence[Telemetry] = (),
     ) -> Cloister:
         """Give a cloister over the store at *url*, to be opened by ``with``; see `AsyncCloister.open`."""
 
@@ -106,6 +111,8 @@ class Cloister:
                 audit_key=audit_key,
                 audit_heads=audit_heads,
                 keep_failed=keep_failed,
+                tenants=tenants,
+                telemetry=telemetry,
             )
 
         return cls(make, reopens=isinstance(url, str))
@@ -191,7 +198,7 @@ class User:
 
     @property
     def _inner(self) -> aio.User:
-        return aio.User(self._cloister.inner, self.owner)
+        return aio.User(self._cloister.inner.services_of(self.owner), self.owner)
 
     def start(
         self,
@@ -240,7 +247,7 @@ class Session:
     @property
     def _inner(self) -> aio.Session:
         """Give the session in this process, which may have been forked since."""
-        here = self._cloister.inner
+        here = self._cloister.inner.services_of(self._made.owner)
         if self._made._cloister is not here:
             made = self._made
             self._made = aio.Session(here, made.owner, made.id, made.head, made.stable_id)

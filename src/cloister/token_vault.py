@@ -17,7 +17,6 @@ from typing import NoReturn
 import msgspec
 
 from cloister import sessions, tokens
-from cloister.audit import event
 from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -220,16 +219,16 @@ class TokenVault(Vault):
         self, owner: Owner, digest: str, kind: str, error: Exception, other: Owner | None = None
     ) -> NoReturn:
         """Put an attempt on record, and in the background what it was; the caller learns neither."""
-        noted = msgspec.structs.replace(event(kind, self.now(), owner, digest), other=other)
-        self.background(self.ask(self.store.record, [noted]))
-        await self.ask(self.store.record, [event("access.refused", self.now(), owner, digest)])
+        noted = msgspec.structs.replace(self.event(kind, owner), session=digest)
+        self.background(self.ask(self.store.record, [msgspec.structs.replace(noted, other=other)]))
+        await self.ask(self.store.record, [msgspec.structs.replace(noted, kind="access.refused")])
         raise error if isinstance(error, TokenInvalid) else TokenInvalid
 
     async def end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
         if self.ledger:
             return await super().end_expired(row, lease)
         # Nothing is kept that could be destroyed; the token says itself that its time is up.
-        await self.ask(self.store.record, [event("session.expired", self.now(), row.owner, sessions.digest(row.id))])
+        await self.ask(self.store.record, [self.event("session.expired", row.owner, row.id)])
         return 0
 
     # --- sealing ------------------------------------------------------------------------------------------------------

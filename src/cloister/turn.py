@@ -13,25 +13,26 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from cloister import idempotency, sessions, window, wire
 from cloister.asking import close, streamed
-from cloister.audit import Event, event
+from cloister.audit import Detail, Event
 from cloister.content import checked
 from cloister.errors import CloisterError, ProviderError, ReplyBlocked, SessionConflict
-from cloister.guard import Check, Watch
+from cloister.guard import Check
 from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import Head, Item, Reply, Usage, to_micros
 from cloister.outlet import Outlet
 from cloister.providers.base import Provider, Request
 from cloister.scrub.masking import Mask, shown
-from cloister.scrub.settings import Scrub
+from cloister.services import Services
 from cloister.stores.base import Record
-from cloister.vault import Opened, Recorder, Vault
+from cloister.telemetry import UNWATCHED, Course, Outcome
+from cloister.vault import Opened, Recorder
 
 SessionT = TypeVar("SessionT")
 
@@ -39,31 +40,7 @@ RENEWED = "Our earlier conversation has timed out and was deleted, so this is a 
 """What an end user is told whose session was renewed."""
 
 
-class Services(Protocol):
-    """What a turn needs of the cloister that it is taken in."""
-
-    @property
-    def vault(self) -> Vault: ...
-
-    @property
-    def provider(self) -> Provider | None: ...
-
-    @property
-    def scrub(self) -> Scrub: ...
-
-    @property
-    def watch(self) -> Watch: ...
-
-    @property
-    def keep_failed(self) -> bool: ...
-
-    async def prepare(self, model: str | None) -> None: ...
-
-    def budget(self, model: str | None = None) -> int: ...
-
-    def counter(self, model: str | None = None) -> window.Counter: ...
-
-    def counted(self, item: Item, model: str | None = None) -> Item: ...
+_COUNTS = {"input_tokens": 0, "output_tokens": 0}
 
 
 class _Judged(NamedTuple):
@@ -92,6 +69,7 @@ class Turn(Generic[SessionT]):
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
         key: Key | None = None,
+        course: Course = UNWATCHED,
     ) -> None:
         self._cloister = cloister
         self._opened = opened
@@ -105,14 +83,17 @@ class Turn(Generic[SessionT]):
         self._budget = budget
         self._options = dict(options or {})
         self._key = key
+        self._course = course
         self._renewed = opened.fresh
         self._reply: Reply[SessionT] | None = None
         self._closed = False
         self._judged: _Judged | None = None
         self._heard: list[str] = []
         self._spent = Usage()
+        self._asked: str | None = None
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
+        self._answered_at: float | None = None
         self._fitted: list[Item] | None = None
         self.repeated = False
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
@@ -169,6 +150,8 @@ class Turn(Generic[SessionT]):
     def request(self) -> Request:
         """Give what a provider of cloister's own is asked."""
         self._asked_at = time.perf_counter()
+        provider = self._cloister.provider
+        self._asked = provider.name if provider else None
         return Request(self.messages, self._model, self._options)
 
     def add(self, item: Item | Mapping[str, Any] | object) -> Item:
@@ -292,6 +275,8 @@ class Turn(Generic[SessionT]):
 
     async def _judge(self, answer: wire.Answer | None) -> _Judged:
         """Look for another user's details in an *answer*; None is one in which they were found while it arrived."""
+        self._answered()
+        self._course.at("check")
         check = self._check
         heard = kept = Item("assistant", "".join(self._heard))
         self._heard.clear()
@@ -313,6 +298,7 @@ class Turn(Generic[SessionT]):
     async def _commit(self, judged: _Judged) -> Reply[SessionT]:
         """Store the turn with an answer that may be shown, or with the safe text that stands in its place."""
         self._closed = True
+        self._course.at("commit")
         check, answer, blocked = self._check, judged.answer, judged.blocked
         # What tools and model said on the way may be what was withheld.
         said = _asked(self._new) if blocked else self._new
@@ -323,11 +309,11 @@ class Turn(Generic[SessionT]):
             opened,
             items,
             usage=self._spent,
-            entries=self._entries(len(items), answer),
+            entries=self._entries(items, answer),
             fingerprints=check.fingerprints(None if blocked else judged.heard),
             record=None if self._key is None else self._recorder(self._key, answer, blocked),
         )
-        now = time.perf_counter()
+        assert self._answered_at is not None
         self._reply = Reply(
             text=judged.heard.text,
             session=self._settle(opened),
@@ -338,30 +324,58 @@ class Turn(Generic[SessionT]):
             blocked=blocked,
             renewed=self._renewed,
             notice=RENEWED if self._renewed else None,
-            latency=timedelta(seconds=now - self._asked_at),
+            latency=timedelta(seconds=self._answered_at - self._asked_at),
             time_to_first_token=None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at),
         )
         if blocked and check.raises:
             raise ReplyBlocked("the reply carried another user's details, so the safe text was stored instead of it")
         return self._reply
 
+    def _answered(self, failed: str | None = None) -> None:
+        """Take the time at which the model's answer had come, or had not."""
+        self._answered_at = now = time.perf_counter()
+        telemetry = self._cloister.vault.telemetry
+        if telemetry is not None and self._asked is not None:
+            telemetry.waited("provider", now - self._asked_at, self._asked, failed)
+            if self._first_at is not None:
+                telemetry.waited("first token", self._first_at - self._asked_at, self._asked, None)
+
+    def outcome(self, error: BaseException | None) -> Outcome:
+        """Say, for whoever measures, what the turn has come to."""
+        reply = self._reply
+        if self.repeated:
+            return Outcome("repeated")
+        result = "failed" if reply is None else "blocked" if reply.blocked else "committed"
+        unfinished = "unfinished" if reply is None else None
+        return Outcome(
+            result,
+            error=type(error).__name__ if error else unfinished,
+            provider=self._asked,
+            model=self._model or self._cloister.model,
+            answered_by=reply.model if reply else None,
+            finish_reason=reply.finish_reason if reply else None,
+            usage=self._spent,
+        )
+
     def _taken(self, item: Item) -> tuple[Item, Item]:
         """Give the model's answer as its owner is shown it, and as it is stored."""
         whole = self._check.without_canary(self._mask.answered(item))
         return whole, self._mask.hide(whole)
 
-    def _entries(self, items: int, answer: wire.Answer) -> list[Event]:
-        committed = self._event(
-            "turn.committed",
-            items=items,
-            model=answer.model or self._model,
-            input_tokens=self._spent.input_tokens,
-            output_tokens=self._spent.output_tokens,
-        )
+    def _entries(self, items: Sequence[Item], answer: wire.Answer) -> list[Event]:
+        content = self._opened.keys.content_digest(items)
+        spent = self._bill(answer.model)
+        committed = self._event("turn.committed", items=len(items), content=content, **spent)
         entries = [*self._alarms(), *replaced(committed, self._mask), committed]
         if self._opened.instead_of is not None:
             entries.insert(0, self._event("session.renewed", after=sessions.digest(self._opened.instead_of)))
         return entries
+
+    def _bill(self, model: str | None) -> dict[str, Detail]:
+        """Give what the turn has spent, as details of its entry."""
+        spent = {name: value for name, value in msgspec.structs.asdict(self._spent).items() if value}
+        named = {"provider": self._asked, "model": model or self._model}
+        return {**{name: value for name, value in named.items() if value}, **_COUNTS, **spent}
 
     def _alarms(self) -> list[Event]:
         """Give what is to be put on record of an answer, whether it is stored or not."""
@@ -369,9 +383,8 @@ class Turn(Generic[SessionT]):
         met = max(self._mask.foreign, self._outlet.foreign)
         return [*self._check.events, *([self._event("placeholder.foreign", count=met)] if met else [])]
 
-    def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
-        opened = self._opened
-        return event(kind, self._cloister.vault.now(), opened.owner, sessions.digest(opened.id), **detail)
+    def _event(self, kind: str, **detail: Detail) -> Event:
+        return self._cloister.vault.event(kind, self._opened.owner, self._opened.id, **detail)
 
     def _recorder(self, key: Key, answer: wire.Answer, blocked: bool) -> Recorder:
         """Give what makes the idempotency record once the answer's position is known."""
@@ -409,9 +422,10 @@ class Turn(Generic[SessionT]):
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
         reason = "unfinished" if error is None else type(error).__name__
+        if self._answered_at is None:
+            self._answered(reason)
         try:
-            tokens = {"input_tokens": self._spent.input_tokens, "output_tokens": self._spent.output_tokens}
-            await self._book([self._event("turn.failed", reason=reason, **tokens), *self._alarms()], error)
+            await self._book([self._event("turn.failed", reason=reason, **self._bill(None)), *self._alarms()], error)
         except CloisterError as fault:
             if error is None:
                 raise

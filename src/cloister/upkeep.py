@@ -9,7 +9,6 @@ from datetime import timedelta
 import msgspec
 
 from cloister import sessions
-from cloister.audit import event
 from cloister.errors import ConfigurationError, IntegrityError
 from cloister.model import SealedSession, to_micros
 from cloister.sealing import key_of, wrap_context
@@ -31,7 +30,7 @@ async def sweep(vault: Vault) -> int:
     before = now - sessions.TOMBSTONE // timedelta(microseconds=1)
     swept = await vault.ask(vault.store.sweep, now=now, tombstones_before=before, fingerprints=MOST_FINGERPRINTS)
     if swept.dropped:
-        noted = event("fingerprints.dropped", vault.now(), count=swept.dropped)
+        noted = vault.event("fingerprints.dropped", count=swept.dropped)
         await vault.ask(vault.store.record, [noted])
     return ended
 
@@ -63,7 +62,7 @@ async def rewrap_all(vault: Vault, progress: Callable[[int], None]) -> tuple[int
             except ConfigurationError:  # under a key that the keyring does not hold
                 failed += 1
         progress(len(rows))
-    await vault.ask(vault.store.record, [event("key.rotated", vault.now(), sessions=done, failed=failed)])
+    await vault.ask(vault.store.record, [vault.event("key.rotated", sessions=done, failed=failed)])
     return done, failed
 
 

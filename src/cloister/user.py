@@ -11,12 +11,14 @@ import msgspec
 
 from cloister import scope, sessions
 from cloister.asking import answered
-from cloister.audit import Event, event
+from cloister.audit import Detail, Event
 from cloister.content import Content, checked, said, several
 from cloister.errors import (
+    BudgetExceeded,
     CloisterError,
     ConfigurationError,
     IntegrityError,
+    SessionBusy,
     SessionExpired,
     TokenInvalid,
 )
@@ -27,13 +29,16 @@ from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_befo
 from cloister.model import Erasure, Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.scrub.masking import described, shown
+from cloister.services import Services
 from cloister.stores.base import Loaded, Record
-from cloister.turn import RENEWED, ReplyStream, Services, Turn
+from cloister.telemetry import Outcome
+from cloister.turn import RENEWED, ReplyStream, Turn
 from cloister.vault import Opened
 
 OnExpired = Literal["renew", "raise"]
 
 _MOST_HISTORY = 1_000
+_REFUSALS = BudgetExceeded, SessionBusy, SessionExpired
 
 
 class User:
@@ -62,7 +67,7 @@ class User:
         if first is None and imported and imported[0].role == "system" and isinstance(imported[0].content, str):
             first = imported.pop(0)
         first = first and cloister.counted(checked(first))
-        opened = vault.begin(self.owner, first, title, dict(metadata or {}))
+        opened = vault.begin(self.owner, first, title, dict(metadata or {}), limits=cloister.limits)
         mask = mask_of(cloister.scrub, opened)
         opened.head = mask.describe(opened.head)
         kept = [counted(cloister, mask, item) for item in await hidden(mask, imported)]
@@ -177,9 +182,8 @@ class User:
             self.owner, session_id, "ended", [self._event("session.ended", session_id)]
         )
 
-    def _event(self, kind: str, session_id: str | None = None, **detail: str | int | bool | None) -> Event:
-        named = "" if session_id is None else sessions.digest(session_id)
-        return event(kind, self._cloister.vault.now(), self.owner, named, **detail)
+    def _event(self, kind: str, session_id: str | None = None, **detail: Detail) -> Event:
+        return self._cloister.vault.event(kind, self.owner, session_id or "", **detail)
 
     def __repr__(self) -> str:
         return f"User({self.owner})"
@@ -318,40 +322,55 @@ class Session:
         asked = said(content)
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
-        budget = cloister.budget(model)
-        async with cloister.vault.work(self, budget=budget, record=key.digest if key else None) as found:
-            if key and found.record is not None:
-                yield await self._repeat(key, found.record, found)
-                return
-            opened = await self._admit(found, on_expired)
-            mask = mask_of(cloister.scrub, opened)
-            check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
-            await ready(mask, opened, over or opened.system)
-            turn = Turn(
-                cloister,
-                opened,
-                await hidden(mask, asked),
-                self._settled,
-                mask,
-                check,
-                system=over,
-                budget=budget,
-                model=model,
-                options=options,
-                key=key,
-            )
-            try:
-                # Not before the window has taken it: to look at a long text takes long.
-                await check.hears([*asked, *([over] if over else [])], documents)
-                yield turn
-            except BaseException as error:
+        budget = cloister.window(model)
+        turn: Turn[Session] | None = None
+        failed: BaseException | None = None
+        course = cloister.vault.course()
+        course.at("load")
+        try:
+            async with cloister.vault.work(self, budget=budget, record=key.digest if key else None) as found:
+                course.at("prepare")
+                if key and found.record is not None:
+                    yield (turn := await self._repeat(key, found.record, found))
+                    return
+                opened = await self._admit(found, on_expired)
+                mask = mask_of(cloister.scrub, opened)
+                check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
+                await ready(mask, opened, over or opened.system)
+                turn = Turn(
+                    cloister,
+                    opened,
+                    await hidden(mask, asked),
+                    self._settled,
+                    mask,
+                    check,
+                    system=over,
+                    budget=budget,
+                    model=model,
+                    options=options,
+                    key=key,
+                    course=course,
+                )
                 try:
-                    await turn.leave(error)
-                finally:
-                    self._follow(opened)
-                raise
-            await turn.leave(None)
-            self._follow(opened)
+                    # Not before the window has taken it: to look at a long text takes long.
+                    await check.hears([*asked, *([over] if over else [])], documents)
+                    course.at("ask")
+                    yield turn
+                except BaseException as error:
+                    try:
+                        await turn.leave(error)
+                    finally:
+                        self._follow(opened)
+                    raise
+                await turn.leave(None)
+                self._follow(opened)
+        except BaseException as error:
+            failed = error
+            if turn is None and isinstance(error, _REFUSALS):
+                await cloister.vault.note([self._event("turn.refused", reason=type(error).__name__)])
+            raise
+        finally:
+            course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
@@ -373,7 +392,7 @@ class Session:
             async with vault.guarded(self.owner, self.id):
                 text = await vault.system_of(found.session)
             system = None if text is None else self._cloister.counted(Item("system", text))
-        return vault.begin(self.owner, system, instead_of=self.stable_id)
+        return vault.begin(self.owner, system, limits=self._cloister.limits, instead_of=self.stable_id)
 
     def _settled(self, opened: Opened) -> Session:
         """Give the session in which a turn was stored: this one, or the new one in its place."""
@@ -425,7 +444,8 @@ class Session:
             mask = mask_of(self._cloister.scrub, opened)
             kept = [counted(self._cloister, mask, item) for item in await hidden(mask, added)]
             prints = await remembered(self._cloister.watch, opened, added)
-            noted = self._event("items.appended", items=len(added))
+            content = opened.keys.content_digest(kept)
+            noted = self._event("items.appended", items=len(added), content=content)
             entries = [noted, *replaced(noted, mask)]
             stored = await self._cloister.vault.commit(opened, kept, entries=entries, fingerprints=prints)
         return [shown(item) for item in stored]
@@ -495,6 +515,8 @@ class Session:
             first += len(items)
             if len(items) < wanted:
                 break
+        vault = self._cloister.vault
+        await vault.ask(vault.store.record, [self._event("history.read", items=len(listed), masked=masked)])
         return [msgspec.structs.replace(item, values=None) if masked else shown(item) for item in listed]
 
     async def end(self) -> None:
@@ -544,8 +566,8 @@ class Session:
             )
         return self._cloister.provider
 
-    def _event(self, kind: str, **detail: str | int | bool | None) -> Event:
-        return event(kind, self._cloister.vault.now(), self.owner, sessions.digest(self.stable_id), **detail)
+    def _event(self, kind: str, **detail: Detail) -> Event:
+        return self._cloister.vault.event(kind, self.owner, self.stable_id, **detail)
 
     def __repr__(self) -> str:
         return f"Session({self.owner}, {self.item_count} items)"

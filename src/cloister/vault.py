@@ -13,18 +13,19 @@ import logging
 import os
 import random
 import secrets
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
-import msgspec
+from msgspec.structs import replace
 
-from cloister import sessions
-from cloister.audit import Event, event
+from cloister import scope, sessions
+from cloister.audit import Detail, Event, event
 from cloister.errors import (
     ConfigurationError,
     IntegrityError,
@@ -49,6 +50,7 @@ from cloister.model import (
 )
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
 from cloister.stores.base import Commit, Due, Fingerprint, Loaded, Page, Record, Store
+from cloister.telemetry import UNWATCHED, Course, Telemetry
 
 _log = logging.getLogger("cloister")
 
@@ -134,6 +136,14 @@ class Vault:
         self.leases = Leases(lambda *held: self.background(self._renew(*held)))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: dict[tuple[Owner, str], int] = {}
+        self.listeners: list[Callable[[Sequence[Event]], None]] = []
+        """Told what has gone on record, once it has."""
+        self.telemetry: Telemetry | None = None
+
+    def event(self, kind: str, owner: Owner | None = None, session_id: str = "", **detail: Detail) -> Event:
+        """Note that something happens now, to a session if one is named, and where the call came from."""
+        digest = session_id and sessions.digest(session_id)
+        return event(kind, self.now(), owner, digest, **scope.source_of(), **detail)
 
     def now(self) -> datetime:
         """Give the clock's time, which must be aware."""
@@ -148,14 +158,41 @@ class Vault:
             raise ConfigurationError("this cloister was opened before a fork; open one in the new process")
         nonce = os.urandom(16)
         try:
-            reply = await method(*args, nonce=nonce, **options)
+            with self._timed(method):
+                reply = await method(*args, nonce=nonce, **options)
             echo = getattr(reply, "echo", None)
             if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
                 raise IntegrityError("the store answered another request than this one; its connection was dropped")
         except IntegrityError as error:
             await self.alarm(error, *_concerned(args))
             raise
+        if self.listeners and (entries := _recorded(args, options)):
+            self.tell(entries)
         return reply
+
+    def course(self) -> Course:
+        """Begin to follow a turn, for whoever watches."""
+        return UNWATCHED if self.telemetry is None else self.telemetry.turn()
+
+    @contextlib.contextmanager
+    def _timed(self, method: Callable[..., object]) -> Iterator[None]:
+        if self.telemetry is None:
+            yield
+            return
+        since, failed = time.perf_counter(), "CancelledError"
+        try:
+            yield
+            failed = ""
+        except Exception as error:
+            failed = type(error).__name__
+            raise
+        finally:
+            self.telemetry.waited("store", time.perf_counter() - since, method.__name__, failed or None)
+
+    def tell(self, entries: Sequence[Event]) -> None:
+        """Tell whoever listens that *entries* are on record."""
+        for listener in self.listeners:
+            listener(entries)
 
     async def alarm(self, error: IntegrityError, owner: object = None, session_id: object = None) -> None:
         """Put an integrity failure on record, once, and drop the connections that it may have come over."""
@@ -163,11 +200,12 @@ class Vault:
             return
         self._alarmed.add(error)
         whose = owner if isinstance(owner, Owner) else None
-        which = sessions.digest(session_id) if whose and isinstance(session_id, str) else ""
-        noted = event("integrity.failed", self.now(), whose, which, problem=str(error))
+        which = session_id if whose and isinstance(session_id, str) else ""
+        noted = self.event("integrity.failed", whose, which, problem=str(error))
         try:
             await self.store.distrust()
             await self.store.record([noted], nonce=os.urandom(16))  # unchecked: its answer may be crossed as well
+            self.tell([noted])
         except StoreError as fault:
             error.add_note(f"and this could not be put on record: {fault}")
 
@@ -191,7 +229,7 @@ class Vault:
         await self.alarm(error, owner, session_id)
         self._failures[key] = failures + 1
         if failures == 1:
-            noted = event("session.quarantined", self.now(), owner, sessions.digest(session_id))
+            noted = self.event("session.quarantined", owner, session_id)
             with contextlib.suppress(StoreError):  # the failure itself is what the caller is told
                 await self.ask(self.store.record, [noted])
         if failures:
@@ -247,9 +285,10 @@ class Vault:
         ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
         """
         owner, session_id, lease = session.owner, session.id, secrets.token_bytes(16)
+        waiting_since = time.perf_counter()
         async with self.queue.alone(owner, session_id) as deadline:
             since = self.moment
-            loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
+            loaded = await self._lease(owner, session_id, lease, deadline, waiting_since, budget=budget, record=record)
             try:
                 row = await self._present(owner, session_id, loaded)
                 if row.ended:
@@ -265,12 +304,21 @@ class Vault:
                     await self._finish(self.ask(self.store.release, owner, session_id, lease))
 
     async def _lease(
-        self, owner: Owner, session_id: str, lease: bytes, deadline: float, *, budget: int, record: bytes | None
+        self,
+        owner: Owner,
+        session_id: str,
+        lease: bytes,
+        deadline: float,
+        since: float,
+        *,
+        budget: int,
+        record: bytes | None,
     ) -> Loaded:
         """Load with a lease; where another process has it, ask again, ever more rarely, until *deadline*."""
         loop = asyncio.get_running_loop()
         pause = _FIRST_POLL
         while True:
+            asked = time.perf_counter()
             load = self.ask(self.store.load, owner, session_id, budget=budget, lease=lease, record=record)
             try:
                 loaded = await load
@@ -280,6 +328,8 @@ class Vault:
                     await self._finish(self.ask(self.store.release, owner, session_id, lease))
                 raise
             if not loaded.busy:
+                if self.telemetry is not None:
+                    self.telemetry.waited("lease", asked - since, "", None)
                 return loaded
             if loop.time() >= deadline:
                 raise busy(self.limits.turn_wait)
@@ -439,18 +489,18 @@ class Vault:
 
         Whose session it was is found out in the background, by the same calls and writes whatever the answer is.
         """
-        name = "malformed" if session_id is None else sessions.digest(session_id)
+        noted = self.event("access.refused", owner, session_id or "")
         if session_id is not None:
             self.background(self._find_out(owner, session_id))
-        await self.ask(self.store.record, [event("access.refused", self.now(), owner, name)])
+        await self.ask(self.store.record, [noted if session_id else replace(noted, session="malformed")])
         raise SessionNotFound
 
     async def _find_out(self, owner: Owner, session_id: str) -> None:
-        noted = event("access.absent", self.now(), owner, sessions.digest(session_id))
+        noted = self.event("access.absent", owner, session_id)
         async with self.guarded(owner, session_id):
             whose = await self.store.owner_of(session_id)
         if whose is not None:
-            noted = msgspec.structs.replace(noted, kind="access.foreign", other=whose)
+            noted = replace(noted, kind="access.foreign", other=whose)
         await self.ask(self.store.record, [noted])
 
     async def expire(self, opened: Opened) -> None:
@@ -466,14 +516,15 @@ class Vault:
         title: str | None = None,
         metadata: dict[str, str] | None = None,
         *,
+        limits: Limits | None = None,
         instead_of: str | None = None,
     ) -> Opened:
         """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
-        head = sessions.begin(self.limits, self.now(), title, metadata)
+        head = sessions.begin(limits or self.limits, self.now(), title, metadata)
         session_id = sessions.new_id(instead_of)
         if system is not None:
             note = SystemNote(_digest(system.text), system.tokens, system.counter)
-            head = msgspec.structs.replace(head, system=note)
+            head = replace(head, system=note)
         keys = SessionKeys(new_secret(), owner, session_id)
         row = SealedSession(owner, session_id, None, None, 0, 0, 0, 0, 0, None, b"")
         return Opened(owner, session_id, keys, row, head, system=system, fresh=True, instead_of=instead_of)
@@ -569,7 +620,7 @@ class Vault:
         owner, session_id, system = opened.owner, opened.id, opened.system
         wrapped = await opened.keys.wrapped(self.keys, wrap_context(owner, session_id))
         carry = await self.carry(owner, session_id, None if system is None else system.text)
-        return msgspec.structs.replace(opened.row, wrapped=wrapped, carry=carry)
+        return replace(opened.row, wrapped=wrapped, carry=carry)
 
     async def _twice(self, method: Callable[..., Awaitable[EchoT]], *args: Any, **options: Any) -> None:
         """Write, and once more where the outcome is unknown: a turn that the store already has is not stored again."""
@@ -580,7 +631,7 @@ class Vault:
 
     async def end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:
         """Destroy a session whose time is up, unless it has moved on or somebody but *lease* works on it."""
-        noted = event("session.expired", self.now(), row.owner, sessions.digest(row.id))
+        noted = self.event("session.expired", row.owner, row.id)
         return await self.end(row.owner, row.id, "expired", [noted], version=row.version, lease=lease)
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
@@ -604,6 +655,17 @@ def _concerned(args: Sequence[object]) -> tuple[object, object]:
     first = args[0] if args else None
     row = first.session if isinstance(first, Commit) else first
     return (row.owner, row.id) if isinstance(row, SealedSession) else (first, args[1] if len(args) > 1 else None)
+
+
+def _recorded(args: Sequence[object], options: Mapping[str, Any]) -> Sequence[Event]:
+    """Give the entries that went along with a request."""
+    first = args[0] if args else None
+    if isinstance(first, Commit):
+        return first.entries
+    if isinstance(first, list | tuple) and first and isinstance(first[0], Event):
+        return first
+    found: Sequence[Event] = options.get("entries", ())
+    return found
 
 
 def _digest(system: str) -> bytes:
@@ -631,4 +693,4 @@ def _placed(opened: Opened, items: Sequence[Item], moment: int) -> list[Item]:
     """Give *items* with their ids and their time."""
     time = from_micros(moment)
     places = enumerate(items, opened.head.count)
-    return [msgspec.structs.replace(item, id=sessions.new_item_id(position), time=time) for position, item in places]
+    return [replace(item, id=sessions.new_item_id(position), time=time) for position, item in places]

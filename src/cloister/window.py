@@ -279,6 +279,12 @@ def _lookup(table: Mapping[str, _T], model: str | None) -> _T | None:
     return table[max(found, key=len)] if found else None
 
 
+def family(model: str) -> str | None:
+    """Name the kind of model that *model* is, out of a short list; None for one that is not known."""
+    name = model.lower().rpartition("/")[2].removeprefix("ft:")
+    return max([prefix for prefix in _CONTEXTS if name.startswith(prefix)], key=len, default=None)
+
+
 @lru_cache(maxsize=64)
 def counter_for(model: str | None) -> Counter:
     """Choose the counter for a model: exact for OpenAI's if ``cloister[tokens]`` is installed, else the estimate."""

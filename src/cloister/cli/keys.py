@@ -180,7 +180,6 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
     Copies of the store that were made while it was in use can never be opened again.
     """
     from cloister import upkeep
-    from cloister.audit import event
     from cloister.stores.token import Alone
 
     if name not in keyring.names:
@@ -200,6 +199,6 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
         asked = f"Destroy the key {name} for good? {what} made under it never open again."
         click.confirm(asked, abort=True, err=True)
     # On record first: a key must not vanish without a trace, and an entry too many does no harm.
-    await cloister.vault.ask(cloister.store.record, [event("key.retired", cloister.vault.now(), key=name)])
+    await cloister.vault.ask(cloister.store.record, [cloister.vault.event("key.retired", key=name)])
     keyring.remove(name)
     terminal.say(f"retired {name}. Destroy your copies of the key file too: with them, old copies of the store open.")

@@ -189,7 +189,9 @@ def _check_alarm(entry: Entry, session_id: str) -> None:
 
 async def _as(house: House, user: User, call: str, name: str, hers: Session) -> None:
     """Make a call with another's id, or with one that nobody has."""
-    borrowed = Session(house.cloister, user.owner, name, hers.head, hers.stable_id if name == hers.id else name)
+    borrowed = Session(
+        house.cloister.services, user.owner, name, hers.head, hers.stable_id if name == hers.id else name
+    )
     match call:
         case "resume":
             await user.resume(name)

@@ -24,7 +24,7 @@ async def changed(attack: Attack) -> str:
         for other in made:
             for user in (house.a, house.b):
                 found = await refusal(
-                    _read(house, Session(house.cloister, user.owner, other, hers.head, hers.stable_id))
+                    _read(house, Session(house.cloister.services, user.owner, other, hers.head, hers.stable_id))
                 )
                 if found != expected:
                     raise Leak(f"a token that was changed gives {found[0] or 'no refusal'}")

@@ -1,0 +1,98 @@
+"""What is measured of turns and stores, for whoever watches. Carries durations, counts and names of our own: no ids.
+
+Measuring is off the record and never refuses anything; what went on record is told apart from it, as events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from cloister.audit import Event
+from cloister.model import Usage
+
+Step = Literal["load", "prepare", "ask", "check", "commit"]
+STEPS: tuple[Step, ...] = ("load", "prepare", "ask", "check", "commit")
+Wait = Literal["store", "lease", "provider", "first token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Say what a turn came to: ``committed``, ``blocked``, ``repeated``, ``refused`` or ``failed``, with the error."""
+
+    result: str
+    error: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    answered_by: str | None = None
+    finish_reason: str | None = None
+    usage: Usage = Usage()
+
+
+class Course(Protocol):
+    """Follows one turn: a step ends where the next one begins."""
+
+    def at(self, step: Step) -> None: ...
+
+    def end(self, outcome: Outcome) -> None: ...
+
+
+class Telemetry(Protocol):
+    """Watches turns and stores. No call may raise, or wait."""
+
+    def recorded(self, events: Sequence[Event]) -> None:
+        """Take note of what has gone on record."""
+        ...
+
+    def waited(self, on: Wait, seconds: float, name: str, failed: str | None) -> None:
+        """Take note of a wait: *name* is the store's operation or the provider, *failed* the error's name."""
+        ...
+
+    def turn(self) -> Course:
+        """Begin to follow a turn."""
+        ...
+
+
+class Unwatched:
+    """Follow nothing."""
+
+    def at(self, step: Step) -> None:
+        pass
+
+    def end(self, outcome: Outcome) -> None:
+        pass
+
+
+UNWATCHED = Unwatched()
+
+
+class Everybody:
+    """Tell several watchers."""
+
+    def __init__(self, watchers: Sequence[Telemetry]) -> None:
+        self._watchers = watchers
+
+    def recorded(self, events: Sequence[Event]) -> None:
+        for watcher in self._watchers:
+            watcher.recorded(events)
+
+    def waited(self, on: Wait, seconds: float, name: str, failed: str | None) -> None:
+        for watcher in self._watchers:
+            watcher.waited(on, seconds, name, failed)
+
+    def turn(self) -> Course:
+        return _Together([watcher.turn() for watcher in self._watchers])
+
+
+class _Together:
+    def __init__(self, courses: Sequence[Course]) -> None:
+        self._courses = courses
+
+    def at(self, step: Step) -> None:
+        for course in self._courses:
+            course.at(step)
+
+    def end(self, outcome: Outcome) -> None:
+        for course in self._courses:
+            course.end(outcome)

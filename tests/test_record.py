@@ -1,0 +1,217 @@
+"""What turns and reads put on record: every kind once, with its values, and never a word of what was said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.fakes import House, Parrot, opened
+
+from cloister import Limits, Scrub, Tenant, scope
+from cloister.audit import EVENTS, Entry
+from cloister.errors import BudgetExceeded, ConfigurationError, ProviderError, SessionBusy, SessionExpired
+from cloister.model import Item
+
+SECRET = "the-canary-sings-at-noon"
+_CHAT = {
+    "model": "parrot-2",
+    "choices": [{"message": {"role": "assistant", "content": "Fine."}, "finish_reason": "stop"}],
+    "usage": {
+        "prompt_tokens": 11,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    },
+}
+
+
+async def last(house: House, kind: str) -> tuple[Entry, dict[str, Any]]:
+    """Give the newest entry of a kind, and its detail."""
+    entries = [entry for entry in await house.entries() if entry.event == kind]
+    return entries[-1], json.loads(entries[-1].detail)
+
+
+async def test_a_turn_says_what_it_used(url: str) -> None:
+    """The entry of a turn names provider, model and every kind of token."""
+    async with opened(url) as house:
+        session = await house.ana.start()
+        house.provider.answer = _CHAT
+        await session.send(SECRET)
+        entry, detail = await last(house, "turn.committed")
+        counts = {"input_tokens": 11, "output_tokens": 3, "cached_tokens": 4, "reasoning_tokens": 2}
+        assert {name: detail[name] for name in counts} == counts
+        assert (detail["provider"], detail["model"], detail["items"]) == ("parrot", "parrot-2", 2)
+        assert "estimated" not in detail
+        assert entry.owner.startswith("a_")
+
+
+async def test_what_was_estimated_is_marked(url: str) -> None:
+    """Where the provider does not tell, the entry says that the numbers are an estimate."""
+    async with opened(url) as house:
+        await (await house.ana.start()).send("Hello")
+        assert (await last(house, "turn.committed"))[1]["estimated"] is True
+
+
+async def test_a_failed_turn_says_what_it_spent(url: str) -> None:
+    """A turn that fails has an entry with its reason; one that asked nobody has spent nothing."""
+    async with opened(url) as house:
+        session = await house.ana.start()
+        house.provider.answer = ProviderError("down")
+        with pytest.raises(ProviderError):
+            await session.send(SECRET)
+        _, detail = await last(house, "turn.failed")
+        assert detail == {"reason": "ProviderError", "provider": "parrot", "input_tokens": 0, "output_tokens": 0}
+
+
+async def test_the_content_digest_is_the_sessions_own(url: str) -> None:
+    """The same words have the same digest in one session, and another in any other."""
+    async with opened(url, scrub=None, leaks=None) as house:
+        first, second = await house.ana.start(), await house.ana.start()
+        seen = []
+        for session in (first, first, second):
+            await session.append(Item("user", SECRET))
+            seen.append((await last(house, "items.appended"))[1]["content"])
+        assert seen[0] == seen[1] != seen[2]
+        await first.append(Item("user", SECRET + "."))
+        assert (await last(house, "items.appended"))[1]["content"] != seen[0]
+
+
+async def test_a_read_is_on_record(url: str) -> None:
+    """Whoever reads a history leaves an entry that says how much was read."""
+    async with opened(url) as house:
+        session = await house.ana.start()
+        await session.send("Hello")
+        await session.history(masked=True)
+        assert (await last(house, "history.read"))[1] == {"items": 2, "masked": True}
+
+
+async def test_a_refused_turn_is_on_record(url: str) -> None:
+    """A turn that is refused before a model is asked says why; one that is admitted does not."""
+    async with opened(url, context_tokens=60) as house:
+        session = await house.ana.start()
+        with pytest.raises(BudgetExceeded):
+            await session.send("long " * 200)
+        assert (await last(house, "turn.refused"))[1] == {"reason": "BudgetExceeded"}
+        house.clock.move(days=2)
+        with pytest.raises(SessionExpired):
+            await session.send("Hello", on_expired="raise")
+        assert (await last(house, "turn.refused"))[1] == {"reason": "SessionExpired"}
+        assert (await house.events()).count("turn.refused") == 2
+
+
+async def test_a_busy_session_is_on_record() -> None:
+    """A turn that waits too long for the one before it is refused, and says so."""
+    from datetime import timedelta
+
+    async with opened("memory://", limits=Limits(turn_wait=timedelta(0))) as house:
+        session = await house.ana.start()
+        async with session.turn("first") as turn:
+            with pytest.raises(SessionBusy):
+                await session.send("second")
+            await turn.finish("done")
+        assert (await last(house, "turn.refused"))[1] == {"reason": "SessionBusy"}
+
+
+async def test_where_a_call_came_from(url: str) -> None:
+    """Inside `scope.source`, entries say where the call came from; outside they do not."""
+    async with opened(url) as house:
+        with scope.source("10.0.0.7 POST /chat"):
+            session = await house.ana.start()
+            await session.send("Hello")
+        assert (await last(house, "turn.committed"))[1]["source"] == "10.0.0.7 POST /chat"
+        await session.send("Hello")
+        assert "source" not in (await last(house, "turn.committed"))[1]
+        with scope.source("x" * 999 + "\n"):
+            await session.history()
+        assert (await last(house, "history.read"))[1]["source"] == "x" * 200
+
+
+async def test_no_entry_carries_words_or_ids(url: str) -> None:
+    """Neither what was said, nor titles, nor session ids stand in any entry; every value is one its kind may carry."""
+    async with opened(url, keep_failed=True) as house:
+        session = await house.ana.start(title=SECRET, system=SECRET, metadata={SECRET: SECRET})
+        ids = [session.id]
+        await session.send(SECRET, idempotency_key=SECRET)
+        async with session.stream(SECRET, documents=[SECRET]) as stream:
+            async for _ in stream:
+                pass
+        await session.append({"role": "user", "content": SECRET})
+        await session.update(title=SECRET + SECRET)
+        item = (await session.history())[1]
+        await session.hide(item.id)
+        house.provider.answer = ProviderError(SECRET)
+        with pytest.raises(ProviderError):
+            await session.send(SECRET)
+        ids.append(session.id)
+        await session.end()
+        written = await house.entries()
+        for entry in written:
+            text = repr(entry)
+            assert SECRET not in text
+            assert not any(name in text for name in ids)
+            known = EVENTS[entry.event]
+            assert known.counts or json.loads(entry.detail).keys() <= {*known.detail, "source"}
+
+
+class TestTenants:
+    """What is set for one tenant holds for its users and nobody else's."""
+
+    async def test_have_settings_of_their_own(self) -> None:
+        """Provider, limits, personal data, window and failed questions can differ by tenant."""
+        from datetime import timedelta
+
+        acme = Parrot()
+        acme.name = "acme-model"
+        different = Tenant(
+            provider=acme,
+            limits=Limits(idle_timeout=timedelta(minutes=1)),
+            scrub=Scrub(where="off"),
+            context_tokens=50,
+            keep_failed=True,
+        )
+        async with opened("memory://", tenancy="required", tenants={"acme": different}) as house:
+            ana, ben = house.cloister.user("ana", tenant="acme"), house.cloister.user("ben", tenant="other")
+            hers, his = await ana.start(), await ben.start()
+            await hers.send("Mail me: ana@example.org")
+            await his.send("Mail me: ben@example.org")
+            assert "ana@example.org" in str(acme.requests[-1].messages)
+            assert "ben@example.org" not in str(house.provider.requests[-1].messages)
+            assert len(acme.requests) == len(house.provider.requests) == 1
+            with pytest.raises(BudgetExceeded):
+                await hers.send("long " * 200)
+            await his.send("long " * 200)
+            acme.answer = house.provider.answer = ProviderError("down")
+            for session, kept in ((hers, 3), (his, 4)):
+                with pytest.raises(ProviderError):
+                    await session.send("Anybody?")
+                assert len(await session.history()) == kept
+            house.clock.move(minutes=2)
+            with pytest.raises(SessionExpired):
+                await hers.history()
+            assert await his.history()
+        assert acme.closed
+        assert house.provider.closed
+
+    async def test_renewals_keep_the_tenants_limits(self) -> None:
+        """A session that takes the place of one that timed out has its tenant's limits too."""
+        from datetime import timedelta
+
+        short = Tenant(limits=Limits(idle_timeout=timedelta(minutes=1)))
+        async with opened("memory://", tenancy="required", tenants={"acme": short}) as house:
+            session = await house.cloister.user("ana", tenant="acme").start()
+            house.clock.move(minutes=2)
+            reply = await session.send("Hello")
+            assert reply.renewed
+            assert reply.session.expires_at == house.clock.now + timedelta(minutes=1)
+
+    async def test_need_tenancy(self) -> None:
+        """Settings for tenants in a cloister without tenants are a mistake that is named."""
+        with pytest.raises(ConfigurationError, match="tenancy"):
+            async with opened("memory://", tenants={"acme": Tenant()}):
+                pass
+
+    async def test_a_window_must_hold_something(self) -> None:
+        """A tenant's window is checked like everybody's."""
+        with pytest.raises(ConfigurationError, match="context_tokens"):
+            Tenant(context_tokens=0)

@@ -1,0 +1,197 @@
+"""Metrics and traces: what happens is counted and timed, and no owner, id or word is in it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client.parser import text_string_to_metric_families
+from tests.fakes import opened
+
+from cloister.errors import IntegrityError, ProviderError, SessionExpired, SessionNotFound
+from cloister.metrics import Prometheus
+from cloister.telemetry import STEPS
+from cloister.traces import Traces
+
+SECRET = "the-canary-sings-at-noon"
+_CHAT = {
+    "model": "gpt-4.1-2025-04-14",
+    "choices": [{"message": {"role": "assistant", "content": "Fine."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 11, "completion_tokens": 3},
+}
+
+
+def read(metrics: Prometheus) -> dict[tuple[str, ...], float]:
+    """Give every sample by its name and the values of its labels."""
+    samples = [sample for family in text_string_to_metric_families(metrics.text()) for sample in family.samples]
+    return {(sample.name, *[value for _, value in sorted(sample.labels.items())]): sample.value for sample in samples}
+
+
+class Spans:
+    """Collect spans."""
+
+    def __init__(self) -> None:
+        self._kept = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._kept))
+        self.traces = Traces(provider)
+
+    def taken(self) -> list[ReadableSpan]:
+        spans = sorted(self._kept.get_finished_spans(), key=lambda span: span.start_time or 0)
+        self._kept.clear()
+        return list(spans)
+
+
+class TestMetrics:
+    """What goes on record and how long it took, in the text format of Prometheus."""
+
+    async def test_turns_tokens_and_sessions(self, url: str) -> None:
+        """Sessions, turns and tokens are counted, and steps, store, lease and provider are timed."""
+        metrics = Prometheus()
+        async with opened(url, telemetry=[metrics]) as house:
+            session = await house.ana.start()
+            house.provider.answer = _CHAT
+            await session.send("My mail is ana@example.org")
+            house.provider.answer = ProviderError("down")
+            with pytest.raises(ProviderError):
+                await session.send("Hello")
+            await session.end()
+            with pytest.raises(SessionExpired):
+                await session.send("Hello")
+        seen = read(metrics)
+        assert seen["cloister_sessions_total", "started"] == seen["cloister_sessions_total", "ended"] == 1
+        assert seen["cloister_turns_total", "committed"] == seen["cloister_turns_total", "failed"] == 1
+        assert seen["cloister_turns_total", "refused"] == 1
+        assert seen["cloister_tokens_total", "input", "gpt-4.1", "parrot"] == 11
+        assert seen["cloister_tokens_total", "output", "gpt-4.1", "parrot"] == 3
+        assert seen["cloister_replaced_total", "EMAIL"] == 1
+        assert seen["cloister_provider_seconds_count", "done", "parrot"] == 1
+        assert seen["cloister_provider_seconds_count", "failed", "parrot"] == 1
+        assert seen["cloister_lease_wait_seconds_count",] == 3
+        assert seen["cloister_store_seconds_count", "commit", "done"] >= 1
+        assert all(seen["cloister_turn_step_seconds_count", step] >= 1 for step in STEPS)
+        assert seen["cloister_events_total", "turn.committed", "info"] == 1
+
+    async def test_the_first_token_is_timed(self) -> None:
+        """A stream's first text is timed by itself."""
+        metrics = Prometheus()
+        async with opened("memory://", telemetry=[metrics]) as house:
+            session = await house.ana.start()
+            async with session.stream("one two three") as stream:
+                assert [text async for text in stream]
+        assert read(metrics)["cloister_first_token_seconds_count", "parrot"] == 1
+
+    async def test_refusals_and_integrity(self) -> None:
+        """What was refused, and what was not what had been stored, is counted."""
+        metrics = Prometheus()
+        async with opened("memory://", telemetry=[metrics]) as house:
+            anas = await house.ana.start()
+            with pytest.raises(SessionNotFound):
+                await house.ben.resume(anas.id)
+            await house.entries()
+            await house.cloister.vault.alarm(IntegrityError("not what was stored"))
+        seen = read(metrics)
+        assert seen["cloister_refusals_total", "access"] == 1
+        assert seen["cloister_events_total", "access.foreign", "alert"] == 1
+        assert seen["cloister_integrity_failures_total",] == 1
+
+    async def test_what_failed_in_the_store_is_timed_too(self) -> None:
+        """A round trip that failed is told apart from one that was answered."""
+        metrics = Prometheus()
+        async with opened("memory://", telemetry=[metrics]) as house:
+            session = await house.ana.start()
+            lost = house.cloister.vault.ask(house.cloister.store.renew, session.owner, session.id, b"x" * 16)
+            with pytest.raises(Exception, match="lease"):
+                await lost
+        assert read(metrics)["cloister_store_seconds_count", "renew", "failed"] == 1
+
+    async def test_an_unknown_model_is_no_label(self) -> None:
+        """What a caller names a model does not become a label."""
+        metrics = Prometheus()
+        async with opened("memory://", telemetry=[metrics]) as house:
+            await (await house.ana.start()).send("Hello", model=SECRET)
+        assert SECRET not in metrics.text()
+        assert any(name[:3] == ("cloister_tokens_total", "input", "other") for name in read(metrics))
+
+
+class TestTraces:
+    """A span for each turn and each of its steps, by the conventions for generative AI."""
+
+    async def test_a_turn_and_its_steps(self, url: str) -> None:
+        """The steps are children of the turn, in their order, and the model call says what it used."""
+        spans = Spans()
+        async with opened(url, telemetry=[spans.traces]) as house:
+            session = await house.ana.start()
+            house.provider.answer = _CHAT
+            await session.send("Hello", model="gpt-4.1")
+        turn, *steps = spans.taken()
+        assert turn.name == "cloister.turn"
+        assert [step.name for step in steps] == [
+            "cloister.load",
+            "cloister.prepare",
+            "chat gpt-4.1",
+            "cloister.check",
+            "cloister.commit",
+        ]
+        assert all(step.parent is not None and step.parent.span_id == turn.context.span_id for step in steps)
+        assert all((a.end_time or 0) <= (b.start_time or 0) for a, b in pairwise(steps))
+        asked = steps[2]
+        assert asked.kind is SpanKind.CLIENT
+        expected: dict[str, Any] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "parrot",
+            "gen_ai.request.model": "gpt-4.1",
+            "gen_ai.response.model": "gpt-4.1-2025-04-14",
+            "gen_ai.response.finish_reasons": ("stop",),
+            "gen_ai.usage.input_tokens": 11,
+            "gen_ai.usage.output_tokens": 3,
+        }
+        assert dict(asked.attributes or {}) == expected
+        assert (turn.attributes or {})["cloister.outcome"] == "committed"
+
+    async def test_a_failure_is_an_error(self) -> None:
+        """A turn that fails has an error status and the error's name, and every span is ended."""
+        spans = Spans()
+        async with opened("memory://", telemetry=[spans.traces]) as house:
+            session = await house.ana.start()
+            house.provider.answer = ProviderError(SECRET)
+            with pytest.raises(ProviderError):
+                await session.send(SECRET)
+        turn, *steps = spans.taken()
+        assert [step.name for step in steps][-1].startswith("chat")
+        for span in (turn, steps[-1]):
+            assert span.status.status_code is StatusCode.ERROR
+            assert (span.attributes or {})["error.type"] == "ProviderError"
+
+    async def test_a_refusal_and_a_cancelled_stream_end_their_spans(self) -> None:
+        """Whatever way a turn is left, its span is ended."""
+        spans = Spans()
+        async with opened("memory://", telemetry=[spans.traces]) as house:
+            session = await house.ana.start()
+            async with session.stream("one two three") as stream:
+                async for _ in stream:
+                    break
+            await session.end()
+            with pytest.raises(SessionExpired):
+                await session.send("Hello")
+        results = [(span.attributes or {})["cloister.outcome"] for span in spans.taken() if span.parent is None]
+        assert results == ["failed", "refused"]
+
+    async def test_no_word_owner_or_id(self, url: str) -> None:
+        """No text, owner, session id or key is in any span or metric."""
+        spans, metrics = Spans(), Prometheus()
+        async with opened(url, telemetry=[spans.traces, metrics]) as house:
+            user = house.cloister.user("ana-the-owner")
+            session = await user.start(title=SECRET, system=SECRET)
+            ids = [session.id]
+            await session.send(SECRET, idempotency_key=SECRET, model=SECRET + " " + SECRET)
+            ids.append(session.id)
+            house.provider.answer = {**_CHAT, "model": SECRET + " !", "choices": [dict(_CHAT["choices"][0])]}  # type: ignore[index]
+            await session.send(SECRET)
+        text = metrics.text() + "".join(span.to_json() for span in spans.taken())
+        assert not [word for word in (SECRET, "ana-the-owner", *ids) if word in text]
