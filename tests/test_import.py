@@ -14,7 +14,7 @@ import pytest
 import cloister
 
 SOURCE = Path(cloister.__file__)
-HEAVY = ["asyncio", "click", "cryptography", "httpx2", "msgspec", "rich", "sqlite3", "ssl"]
+HEAVY = ["asyncio", "click", "cryptography", "decimal", "httpx2", "msgspec", "rich", "sqlite3", "ssl", "tomllib"]
 
 
 def modules_after(statement: str) -> set[str]:

@@ -214,6 +214,98 @@ def test_whole(format: str, sdk: bool) -> None:
     assert (answer.usage, answer.model, answer.finish_reason) == (USAGE, "m", "tool_calls")
 
 
+CHAT, RESPONSES, ANTHROPIC = chat_whole("x", []), response_whole("x", []), anthropic_whole("x", [])
+DETAILS = "prompt_tokens_details"
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage", "expected"),
+    [
+        # OpenAI, chat and Responses: what was cached, written to the cache and thought is part of the whole.
+        (CHAT, {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}, Usage(9, 5)),
+        (
+            CHAT,
+            {"prompt_tokens": 9, "completion_tokens": 5, DETAILS: {"cached_tokens": 4, "cache_write_tokens": 3}},
+            Usage(9, 5, 4, cache_write_tokens=3),
+        ),
+        (
+            RESPONSES,
+            {
+                "input_tokens": 9,
+                "output_tokens": 5,
+                "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3},
+                "output_tokens_details": {"reasoning_tokens": 2},
+            },
+            Usage(9, 5, 4, 2, cache_write_tokens=3),
+        ),
+        # DeepSeek says the same in two ways, and older versions only in its own.
+        (CHAT, {"prompt_tokens": 9, "completion_tokens": 5, "prompt_cache_hit_tokens": 4}, Usage(9, 5, 4)),
+        (
+            CHAT,
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 5,
+                "prompt_cache_hit_tokens": 4,
+                "prompt_cache_miss_tokens": 5,
+                DETAILS: {"cached_tokens": 4},
+                "completion_tokens_details": {"reasoning_tokens": 2},
+            },
+            Usage(9, 5, 4, 2),
+        ),
+        # Others put it beside the rest, or count what was thought in the total alone.
+        (CHAT, {"prompt_tokens": 9, "completion_tokens": 5, "cached_tokens": 4}, Usage(9, 5, 4)),
+        (
+            CHAT,
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 5,
+                "total_tokens": 21,
+                "completion_tokens_details": {"reasoning_tokens": 7},
+            },
+            Usage(9, 12, 0, 7),
+        ),
+        (CHAT, {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 21}, Usage(9, 12, 0, 7)),
+        (CHAT, {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 3}, Usage(9, 5)),
+        # Anthropic counts its cache beside the rest of the input.
+        (
+            ANTHROPIC,
+            {
+                "input_tokens": 2,
+                "cache_read_input_tokens": 4,
+                "cache_creation_input_tokens": 3,
+                "cache_creation": {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 0},
+                "output_tokens": 5,
+            },
+            Usage(9, 5, 4, cache_write_tokens=3),
+        ),
+        (
+            ANTHROPIC,
+            {"input_tokens": 9, "cache_read_input_tokens": None, "output_tokens": 5},
+            Usage(9, 5),
+        ),
+        # No call takes nothing: this one was not counted, and is to be estimated.
+        (CHAT, {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, None),
+        (CHAT, {}, None),
+        (CHAT, None, None),
+        (RESPONSES, {"input_tokens": None, "output_tokens": None}, None),
+        (ANTHROPIC, {"input_tokens": 0, "output_tokens": 0}, None),
+        (CHAT, {"prompt_tokens": "9", "completion_tokens": True, "total_tokens": -3}, None),
+    ],
+)
+def test_usage(answer: dict[str, Any], usage: dict[str, Any] | None, expected: Usage | None) -> None:
+    """Cached tokens are part of the input and reasoning part of the output, however a provider counts them."""
+    assert wire.read({**answer, "usage": usage}).usage == expected
+    assert wire.spent({**answer, "usage": usage}) == (expected or Usage())
+    if expected is not None:
+        assert expected.cached_tokens + expected.cache_write_tokens <= expected.input_tokens
+        assert expected.reasoning_tokens <= expected.output_tokens
+
+
+def test_usage_adds_up() -> None:
+    """Two calls' usage is added part by part, and estimated if either is."""
+    assert Usage(9, 5, 4, 2, True, 3) + Usage(1, 2, 3, 4, False, 5) == Usage(10, 7, 7, 6, True, 8)
+
+
 @formats
 def test_stop(format: str) -> None:
     """An answer without tool calls ends with stop."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloister.audit import AuditKey
     from cloister.client import AsyncCloister
+    from cloister.costs.budget import Budget
+    from cloister.costs.prices import Prices
     from cloister.errors import (
         BudgetExceeded,
         CloisterError,
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "audit": "AuditKey",
     "client": "AsyncCloister",
+    "costs.budget": "Budget",
+    "costs.prices": "Prices",
     "errors": (
         "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
         " ProviderRateLimited ProviderTimeout ReplyBlocked ScopeClosed SessionBusy SessionConflict SessionExpired"
@@ -79,6 +83,7 @@ __all__ = [
     "Anthropic",
     "AsyncCloister",
     "AuditKey",
+    "Budget",
     "BudgetExceeded",
     "Cloister",
     "CloisterError",
@@ -95,6 +100,7 @@ __all__ = [
     "Offline",
     "OpenAICompatible",
     "Owner",
+    "Prices",
     "Provider",
     "ProviderAuth",
     "ProviderError",
@@ -129,7 +135,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cloister")
-    if name in ("leaks", "scrub", "settings", "testing", "stores", "providers", "wire"):
+    if name in ("costs", "leaks", "scrub", "settings", "testing", "stores", "providers", "wire"):
         return import_module(f"cloister.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'cloister' has no attribute {name!r}")

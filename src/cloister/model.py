@@ -61,13 +61,18 @@ class Owner(msgspec.Struct, frozen=True, cache_hash=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Count the tokens of one or more model calls; ``estimated`` where a provider did not tell."""
+    """Count the tokens of one or more model calls; ``estimated`` where a provider did not tell.
+
+    What the provider read from its cache or wrote there is part of the input, what the model only thought is part of
+    the output. Fields are only ever added at the end, with a default.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
+    cache_write_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -80,6 +85,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             self.estimated or other.estimated,
+            self.cache_write_tokens + other.cache_write_tokens,
         )
 
 

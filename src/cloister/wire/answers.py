@@ -209,9 +209,11 @@ def spent(answer: object) -> Usage:
     """Give what an answer says that it took, even one that `read` refuses."""
     if isinstance(answer, str):
         return Usage()
-    usage = plain(answer).get("usage")
-    counted = _chat_usage(usage) if "prompt_tokens" in mapping(usage) else _response_usage(usage)
-    return counted or Usage()
+    message = plain(answer)
+    usage = message.get("usage")
+    if message.get("type") == "message":
+        return _anthropic_usage(usage) or Usage()
+    return (_chat_usage(usage) if "prompt_tokens" in mapping(usage) else _response_usage(usage)) or Usage()
 
 
 def refuse_error(message: Mapping[str, Any]) -> None:
@@ -359,34 +361,54 @@ def _details(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _chat_usage(usage: object) -> Usage | None:
     if not isinstance(usage, Mapping):
         return None
-    return Usage(
-        _number(usage, "prompt_tokens"),
-        _number(usage, "completion_tokens"),
-        _number(_details(usage, "prompt_tokens_details"), "cached_tokens") or _number(usage, "prompt_cache_hit_tokens"),
-        _number(_details(usage, "completion_tokens_details"), "reasoning_tokens"),
-        usage.get("estimated") is True,  # the offline provider says so
+    read, wrote = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
+    details = _details(usage, "prompt_tokens_details")
+    thought = _number(_details(usage, "completion_tokens_details"), "reasoning_tokens")
+    # Some services leave what the model thought out of the completion, and count it in the total alone.
+    unnamed = max(_number(usage, "total_tokens") - read - wrote, 0) if read else 0
+    return _told(
+        Usage(
+            read,
+            wrote + unnamed,
+            _number(details, "cached_tokens") or _number(usage, "prompt_cache_hit_tokens", "cached_tokens"),
+            max(thought, unnamed),
+            usage.get("estimated") is True,  # the offline provider says so
+            _number(details, "cache_write_tokens"),
+        )
     )
 
 
 def _response_usage(usage: object) -> Usage | None:
     if not isinstance(usage, Mapping):
         return None
-    return Usage(
-        _number(usage, "input_tokens"),
-        _number(usage, "output_tokens"),
-        _number(_details(usage, "input_tokens_details"), "cached_tokens"),
-        _number(_details(usage, "output_tokens_details"), "reasoning_tokens"),
+    details = _details(usage, "input_tokens_details")
+    return _told(
+        Usage(
+            _number(usage, "input_tokens"),
+            _number(usage, "output_tokens"),
+            _number(details, "cached_tokens"),
+            _number(_details(usage, "output_tokens_details"), "reasoning_tokens"),
+            cache_write_tokens=_number(details, "cache_write_tokens"),
+        )
     )
 
 
 def _anthropic_usage(usage: object) -> Usage | None:
     if not isinstance(usage, Mapping):
         return None
-    cached = _number(usage, "cache_read_input_tokens")
+    cached, written = _number(usage, "cache_read_input_tokens"), _number(usage, "cache_creation_input_tokens")
     # Anthropic counts what it read from or wrote to its cache apart from the rest of the input.
-    return Usage(
-        _number(usage, "input_tokens") + cached + _number(usage, "cache_creation_input_tokens"),
-        _number(usage, "output_tokens"),
-        cached,
-        _number(_details(usage, "output_tokens_details"), "thinking_tokens", "reasoning_tokens"),
+    return _told(
+        Usage(
+            _number(usage, "input_tokens") + cached + written,
+            _number(usage, "output_tokens"),
+            cached,
+            _number(_details(usage, "output_tokens_details"), "thinking_tokens", "reasoning_tokens"),
+            cache_write_tokens=written,
+        )
     )
+
+
+def _told(usage: Usage) -> Usage | None:
+    """Give *usage*, unless it says that the call took nothing: no call does, so the provider has not told."""
+    return usage if usage.total_tokens else None
