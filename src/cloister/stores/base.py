@@ -6,6 +6,7 @@ A store compares versions and leases and never opens anything. Its promises are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,9 @@ MOST_CLAIMS = 3
 """How many owners a fingerprint remembers; from one more on it is common knowledge."""
 MOST_FINGERPRINTS = 4_000_000
 """How many fingerprints a store keeps; sweeping drops the oldest of more."""
+MOST_CHARGED = 1 << 53
+"""How much a charge or a limit can be: some nine million of a currency, and what every store can calculate with."""
+_PERIOD = re.compile(r"[0-9A-Za-z-]{1,32}")
 
 
 class Off(NamedTuple):
@@ -51,6 +55,31 @@ class Fingerprint(msgspec.Struct, frozen=True):
     unique: bool = False
 
 
+class Account(msgspec.Struct, frozen=True):
+    """Be whose spending is counted, and over which time: a user's, or with ``user`` None all users' of the tenant.
+
+    Where there are no tenants, ``tenant`` is None. ``period`` names the time: ``"2026-11-21"``, ``"2026-11"``.
+    """
+
+    tenant: str | None
+    user: str | None
+    period: str
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """Be what a turn takes from an account, in billionths of the currency's unit.
+
+    When the turn begins, ``amount`` is reserved under its lease, unless the account would come beyond ``limit``: None
+    only counts. When it is stored or given up, ``amount`` is what it came to, and takes the place of what was
+    reserved. Past ``until``, in microseconds, the account can be swept.
+    """
+
+    account: Account
+    amount: int
+    limit: int | None
+    until: int
+
+
 class Record(msgspec.Struct, frozen=True):
     """Be the answer kept under an idempotency key, whose digest is ``key``: sealed, and swept after ``expires_at``.
 
@@ -69,7 +98,7 @@ class Commit(msgspec.Struct, frozen=True):
     """Be everything that a turn changes, to be stored together or not at all.
 
     It applies to the session at version ``version`` while ``lease`` is held, or, if ``session.turn`` is what the
-    session already carries, has been applied and answers so.
+    session already carries, has been applied and answers so. ``charges`` are settled with it, see `Store.charge`.
     """
 
     version: int
@@ -79,18 +108,21 @@ class Commit(msgspec.Struct, frozen=True):
     entries: Sequence[Event] = ()
     fingerprints: Sequence[Fingerprint] = ()
     record: Record | None = None
+    charges: Sequence[Charge] = ()
 
 
 class Receipt(msgspec.Struct, frozen=True):
     """Say that a request was carried out. ``repeated``: it had been before. ``count``: how many rows it concerned.
 
-    ``dropped``: how many fingerprints went because there were too many.
+    ``dropped``: how many fingerprints went because there were too many. ``over``: the account that would have come
+    beyond its limit, for which nothing was reserved.
     """
 
     echo: bytes
     repeated: bool = False
     count: int = 0
     dropped: int = 0
+    over: Account | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -99,7 +131,7 @@ class Loaded(msgspec.Struct, frozen=True):
     ``session`` is None if this owner has no such session. ``items`` are its newest, oldest of them first, up to and
     with the one at which their tokens exceed the budget, so that whoever opens them sees that none was held back.
     ``before`` is the tag of the one before them (empty at the beginning). ``busy``: the lease is somebody else's, and
-    nothing else was read.
+    nothing else was read. ``over``: this account would come beyond its limit; nothing else was read either.
     """
 
     echo: bytes
@@ -108,6 +140,14 @@ class Loaded(msgspec.Struct, frozen=True):
     before: bytes = b""
     record: Record | None = None
     busy: bool = False
+    over: Account | None = None
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """Be what accounts stand at, in the order in which they were asked for: what was spent, and what is reserved."""
+
+    echo: bytes
+    amounts: Sequence[int] = ()
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -150,6 +190,25 @@ class Claims(msgspec.Struct, frozen=True):
     echo: bytes
     owners: dict[bytes, tuple[Owner, ...]]
     size: int = 0
+
+
+def check_charges(owner: Owner, lease: bytes | None, charges: Sequence[Charge]) -> None:
+    """Raise `ValueError` unless *charges* are for different accounts of *owner* or their tenant, under a lease.
+
+    It is for stores to call, before they do anything; they keep a period beside other words in one text.
+    """
+    if charges and not lease:
+        raise ValueError("charges are reserved and settled under a lease: name it")
+    for charge in charges:
+        account = charge.account
+        if account.tenant != owner.tenant or account.user not in (None, owner.user):
+            raise ValueError("a turn is charged to its owner's account, or to that of the owner's tenant")
+        if not _PERIOD.fullmatch(account.period):
+            raise ValueError("a period is named by up to 32 digits, letters and hyphens")
+        if not all(0 <= number <= MOST_CHARGED for number in (charge.amount, charge.limit or 0, charge.until)):
+            raise ValueError(f"numbers of a charge are from 0 to {MOST_CHARGED}")
+    if len({charge.account for charge in charges}) < len(charges):
+        raise ValueError("a turn is charged to an account once")
 
 
 def side_by_side(owner: Owner) -> ConfigurationError:
@@ -233,6 +292,8 @@ class Store(Protocol):
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
         instead_of: str | None = None,
+        charges: Sequence[Charge] = (),
+        lease: bytes | None = None,
     ) -> Receipt:
         """Keep a new session; `SessionConflict` if its id is taken, unless by the same turn, which has been stored.
 
@@ -242,6 +303,8 @@ class Store(Protocol):
         With *instead_of*, only while the owner still has that session, or a tombstone that does not say ``"ended"``:
         otherwise it was ended or erased. `SessionConflict` also if there is a record under that key already. Ids of
         *instead_of* and of the session of *record* begin with the same byte as the new one (`sessions.place_of`).
+
+        *charges* are settled with it: what was reserved for them under *lease*, the old session's or one of its own.
         """
         ...
 
@@ -254,12 +317,19 @@ class Store(Protocol):
         budget: int,
         lease: bytes | None = None,
         record: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> Loaded:
         """Read a session, the record kept under the digest *record*, and its newest items.
 
         The items go back until their tokens exceed *budget*: the one that does is the oldest of them. With *lease*,
         take that lease first; if another holds it, say ``busy``. No lease is left behind for a session that this owner
         does not have or that has ended.
+
+        *charges* are for whoever takes a lease: if none of their accounts comes beyond its limit, all of them are
+        reserved under it, together with it, and whatever others reserve at that moment. Otherwise nothing is, no lease
+        is taken, and ``over`` names the first that would. Nothing is reserved where there is no turn to come: where the
+        session is absent, has ended or is busy, or the record is there. What was reserved stays so until it is settled:
+        releasing the lease, or dying, does not give it back.
         """
         ...
 
@@ -273,6 +343,22 @@ class Store(Protocol):
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
         """Store all of *commit* at once and release its lease, or raise `SessionConflict` and store nothing."""
+        ...
+
+    async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
+        """Reserve *charges* under *lease* as `load` does, if any of them has a limit; settle them if none has.
+
+        The one is for a turn whose session is not there yet, the other for one that failed. Reserving the same again
+        changes nothing; another amount takes the place of the first. To settle is to put what a turn came to in the
+        place of what is reserved under its lease, whatever the limit. It happens once, here or with the commit: where
+        nothing is reserved under that lease, because it was settled before, or the account was erased or swept
+        meanwhile, or because it never was, the account stays as it is. So a late duplicate counts nothing twice, and
+        brings nothing back. What shall only be counted is reserved here with a limit that is out of reach.
+        """
+        ...
+
+    async def spent(self, accounts: Sequence[Account], *, nonce: bytes) -> Spent:
+        """Say what *accounts* stand at; one that is not there stands at 0."""
         ...
 
     async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
@@ -304,9 +390,9 @@ class Store(Protocol):
         ...
 
     async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
-        """Destroy everything of *owner*, tombstones, fingerprints and audit mapping too; entries go first.
+        """Destroy everything of *owner*, tombstones, fingerprints, accounts and audit mapping too; entries go first.
 
-        ``count`` is the number of sessions that there were.
+        ``count`` is the number of sessions that there were. The tenant's accounts stay as they are.
         """
         ...
 
@@ -328,7 +414,7 @@ class Store(Protocol):
         ...
 
     async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
-        """Remove tombstones that are older, records that have expired, and claims whose session is over.
+        """Remove tombstones that are older, records and accounts that have expired, and claims whose session is over.
 
         Of more than *fingerprints* the oldest go too, common ones last: the receipt's ``dropped`` says how many.
         """

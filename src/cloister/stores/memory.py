@@ -13,9 +13,12 @@ from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import fields, owner_fields, tag
+from cloister.stores.accounts import Accounts
 from cloister.stores.base import (
     LEASE,
+    Account,
     Batch,
+    Charge,
     Claims,
     Commit,
     Due,
@@ -25,6 +28,8 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    Spent,
+    check_charges,
     options_of,
     side_by_side,
 )
@@ -60,6 +65,7 @@ class MemoryStore:
         self._records: dict[tuple[Owner, str, bytes], Record] = {}
         self._leases: dict[_Key, tuple[bytes, float]] = {}
         self._prints = Prints()
+        self._accounts = Accounts()
         self._audit_ids: dict[Owner, str] = {}
         self._chain = Chain.new()
         self._entries: list[Entry] = []
@@ -80,7 +86,10 @@ class MemoryStore:
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
         instead_of: str | None = None,
+        charges: Sequence[Charge] = (),
+        lease: bytes | None = None,
     ) -> Receipt:
+        check_charges(session.owner, lease, charges)
         if kept := self._sessions.get((session.owner, session.id)):
             if kept.session.turn == session.turn:
                 return Receipt(nonce, repeated=True)
@@ -95,6 +104,7 @@ class MemoryStore:
         self._sessions[session.owner, session.id] = _Kept(session, list(items))
         self._keep(session.owner, record)
         self._prints.keep(session, fingerprints)
+        self._accounts.settle(lease, charges)
         self._put(entries)
         return Receipt(nonce)
 
@@ -107,13 +117,19 @@ class MemoryStore:
         budget: int,
         lease: bytes | None = None,
         record: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> Loaded:
+        check_charges(owner, lease, charges)
         kept = self._sessions.get((owner, session_id))
         found = self._records.get((owner, session_id, record)) if record is not None else None
         if kept is None or kept.session.ended:
             return Loaded(nonce, kept.session if kept else None, record=found)
-        if lease is not None and not self._take(owner, session_id, lease):
-            return Loaded(nonce, busy=True)
+        if lease is not None:
+            if not self._take(owner, session_id, lease):
+                return Loaded(nonce, busy=True)
+            if found is None and (over := self._accounts.reserve(lease, charges)) is not None:
+                del self._leases[owner, session_id]
+                return Loaded(nonce, over=over)
         first = len(kept.items)
         while first and budget >= 0:
             first -= 1
@@ -133,6 +149,7 @@ class MemoryStore:
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
         session = commit.session
+        check_charges(session.owner, commit.lease, commit.charges)
         kept = self._sessions.get((session.owner, session.id))
         if kept is None or kept.session.ended:
             raise SessionConflict("the session was ended meanwhile; nothing was stored")
@@ -146,9 +163,20 @@ class MemoryStore:
         kept.items.extend(commit.items)
         self._keep(session.owner, commit.record)
         self._prints.keep(session, commit.fingerprints)
+        self._accounts.settle(commit.lease, commit.charges)
         self._put(commit.entries)
         del self._leases[session.owner, session.id]
         return Receipt(nonce)
+
+    async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
+        check_charges(owner, lease, charges)
+        if any(charge.limit is not None for charge in charges):
+            return Receipt(nonce, over=self._accounts.reserve(lease, charges))
+        self._accounts.settle(lease, charges)
+        return Receipt(nonce)
+
+    async def spent(self, accounts: Sequence[Account], *, nonce: bytes) -> Spent:
+        return Spent(nonce, [self._accounts.spent(account) for account in accounts])
 
     async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
         kept = self._sessions.get((owner, session_id))
@@ -200,6 +228,7 @@ class MemoryStore:
             self._prints.end(*key)
         self._records = {known: record for known, record in self._records.items() if known[0] != owner}
         self._audit_ids.pop(owner, None)
+        self._accounts.erase(owner)
         return Receipt(nonce, count=len(keys))
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
@@ -217,6 +246,7 @@ class MemoryStore:
         for key in old:
             del self._sessions[key]
         self._records = {key: record for key, record in self._records.items() if record.expires_at > now}
+        self._accounts.sweep(now)
         return Receipt(nonce, count=len(old), dropped=self._prints.sweep(now, fingerprints))
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:

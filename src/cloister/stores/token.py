@@ -25,7 +25,9 @@ from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.stores.base import (
+    Account,
     Batch,
+    Charge,
     Claims,
     Commit,
     Due,
@@ -34,6 +36,7 @@ from cloister.stores.base import (
     Off,
     Receipt,
     Record,
+    Spent,
     Store,
     options_of,
 )
@@ -178,12 +181,16 @@ class Alone:
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
         instead_of: str | None = None,
+        charges: Sequence[Charge] = (),
+        lease: bytes | None = None,
     ) -> Receipt:
+        _refuse_charges(charges)
         receipt = await self.record(entries, nonce=nonce)
         self._prints.keep(session, fingerprints)
         return receipt
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
+        _refuse_charges(commit.charges)
         receipt = await self.record(commit.entries, nonce=nonce)
         self._prints.keep(commit.session, commit.fingerprints)
         return receipt
@@ -265,11 +272,27 @@ class Alone:
     async def distrust(self) -> None:
         pass
 
+    async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
+        _refuse_charges(charges)
+        return Receipt(nonce)
+
+    async def spent(self, accounts: Sequence[Account], *, nonce: bytes) -> Spent:
+        _refuse_charges(accounts)
+        return Spent(nonce)
+
     def __getattr__(self, name: str) -> NoReturn:
         if name not in dir(Store):
             raise AttributeError(name)
         raise ConfigurationError(
             f"token:// without a ledger keeps nothing, so it has no {name!r}: name one, token://?ledger=redis://…"
+        )
+
+
+def _refuse_charges(charges: Sequence[object]) -> None:
+    if charges:
+        raise ConfigurationError(
+            "budgets need a place that all who spend share, and token:// without a ledger has none: name one, "
+            "token://?ledger=redis://…"
         )
 
 

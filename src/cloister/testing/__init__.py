@@ -14,8 +14,8 @@ The fixtures and tests are coroutines: set ``asyncio_mode = auto`` for pytest-as
 """
 
 from cloister.testing.providers import ProviderConformance
-from cloister.testing.rows import LOOKALIKES, START, FakeClock, grown, nonce, sealed_items, sealed_session
-from cloister.testing.stores import StoreConformance, entries_of, load
+from cloister.testing.rows import LOOKALIKES, START, FakeClock, grown, load, nonce, sealed_items, sealed_session
+from cloister.testing.stores import StoreConformance, entries_of
 
 __all__ = [
     "LOOKALIKES",

@@ -1,4 +1,4 @@
-"""What tests hand to a store: sessions, items and commits as it sees them, and owners that it must not mix up."""
+"""What tests hand to a store: sessions, items, commits as it sees them, and owners that it must not mix up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from cloister import sessions
 from cloister.audit import event
 from cloister.model import Owner, SealedItem, SealedSession, to_micros
-from cloister.stores.base import Commit
+from cloister.stores.base import Commit, Loaded, Store
 
 ANA = Owner("acme", "ana")
 BEN = Owner("acme", "ben")
@@ -94,3 +94,11 @@ def grown(session: SealedSession, items: Sequence[SealedItem], lease: bytes, **c
 def nonce() -> bytes:
     """Make what an answer has to echo."""
     return secrets.token_bytes(16)
+
+
+async def load(store: Store, owner: Owner, session_id: str, budget: int = 10_000, **options: Any) -> Loaded:
+    """Load a session and check the echo."""
+    asked = nonce()
+    loaded = await store.load(owner, session_id, nonce=asked, budget=budget, **options)
+    assert loaded.echo == asked
+    return loaded

@@ -16,16 +16,9 @@ from cloister.audit import Entry, Event, event
 from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedSession, to_micros
 from cloister.sealing import tag
-from cloister.stores.base import Fingerprint, Loaded, Record, Store
-from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, nonce, sealed_items, sealed_session
-
-
-async def load(store: Store, owner: Owner, session_id: str, budget: int = 10_000, **options: Any) -> Loaded:
-    """Load a session and check the echo."""
-    asked = nonce()
-    loaded = await store.load(owner, session_id, nonce=asked, budget=budget, **options)
-    assert loaded.echo == asked
-    return loaded
+from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Record, Store
+from cloister.testing.accounts import AccountConformance
+from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, load, nonce, sealed_items, sealed_session
 
 
 async def entries_of(store: Store) -> list[Entry]:
@@ -65,7 +58,7 @@ async def _leased(store: Store, session: SealedSession) -> bytes:
 _FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
 
 
-class StoreConformance:
+class StoreConformance(AccountConformance):
     """The contract of `cloister.stores.base.Store`, as tests. Give a ``store`` fixture: open, empty, closed after."""
 
     # --- what was stored comes back, to its owner -------------------------------------------------------------------
@@ -168,11 +161,16 @@ class StoreConformance:
         """Every answer carries the nonce of its request, and no other."""
         session = await _started(store, items=1)
         lease = secrets.token_bytes(16)
+        charge = Charge(Account("acme", "ana", "2026-01-01"), 1, None, 1)
+        over = msgspec.structs.replace(charge, amount=9, limit=8)
         requests: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
             (store.load, (ANA, session.id), {"budget": 10}),
             (store.load, (ANA, session.id), {"budget": 10, "lease": lease}),
             (store.load, (ANA, session.id), {"budget": 10, "lease": b"another"}),
             (store.load, (BEN, session.id), {"budget": 10}),
+            (store.load, (ANA, session.id), {"budget": 10, "lease": lease, "charges": [charge]}),
+            (store.load, (ANA, session.id), {"budget": 10, "lease": lease, "charges": [over]}),
+            (store.load, (ANA, session.id), {"budget": 10, "lease": lease}),
             (store.renew, (ANA, session.id, lease), {}),
             (store.items, (ANA, session.id), {"first": 0, "limit": 10}),
             (store.sessions, (ANA,), {"limit": 10, "before": None}),
@@ -187,6 +185,11 @@ class StoreConformance:
             (store.rewrap, (session, b"w", None), {}),
             (store.end, (ANA, session.id), {"ended": "ended", "now": 0}),
             (store.sweep, (), {"now": 0, "tombstones_before": 0, "fingerprints": 9}),
+            (store.charge, (ANA, lease, [charge]), {}),
+            (store.charge, (ANA, lease, [msgspec.structs.replace(charge, limit=1)]), {}),
+            (store.charge, (ANA, lease, []), {}),
+            (store.spent, ([charge.account],), {}),
+            (store.spent, ([],), {}),
             (store.erase, (ANA,), {}),
         ]
         for method, arguments, options in requests:
