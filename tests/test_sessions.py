@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cloister import sessions
 from cloister.errors import IntegrityError, SessionExpired, SessionNotFound
-from cloister.model import Head, Item, Limits, Owner, SealedSession, Usage, to_micros
+from cloister.model import Head, Item, Limits, Owner, SealedSession, Usage, Used, to_micros
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ANA = Owner(None, "ana")
@@ -29,7 +29,9 @@ def begun(limits: Limits | None = None, now: datetime = NOW) -> Head:
 
 def said(head: Head, now: datetime) -> Head:
     """Give the head after a turn that was committed *now*."""
-    return sessions.grow(head, [Item("user", "x", tokens=1)], b"t" * 16, sessions.at(head, now), b"turn", Usage(1, 1))
+    return sessions.grow(
+        head, [Item("user", "x", tokens=1)], b"t" * 16, sessions.at(head, now), b"turn", Used(Usage(1, 1))
+    )
 
 
 def alive(head: Head, now: datetime) -> bool:
@@ -310,11 +312,13 @@ class TestGrow:
         """A commit adds items, tokens and usage, and one to the version."""
         head = begun()
         items = [Item("user", "x", tokens=3), Item("assistant", "y", tokens=5)]
-        grown = sessions.grow(head, items, b"tag", to_micros(NOW) + 7, b"turn", Usage(1, 2))
-        grown = sessions.grow(grown, items[:1], b"tag2", to_micros(NOW) + 9, b"turn2", Usage(10, 20, estimated=True))
+        grown = sessions.grow(head, items, b"tag", to_micros(NOW) + 7, b"turn", Used(Usage(1, 2), 3))
+        grown = sessions.grow(
+            grown, items[:1], b"tag2", to_micros(NOW) + 9, b"turn2", Used(Usage(10, 20, estimated=True), 4)
+        )
         assert (grown.version, grown.count, grown.tokens) == (2, 3, 11)
         assert (grown.last_tag, grown.turn, grown.sealed_at) == (b"tag2", b"turn2", to_micros(NOW) + 9)
-        assert grown.usage == Usage(11, 22, estimated=True)
+        assert (grown.usage, grown.spent) == (Usage(11, 22, estimated=True), 7)
 
 
 class TestDescription:

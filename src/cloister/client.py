@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Literal
 
 from cloister import providers, sinks, stores, upkeep
 from cloister.audit import AuditKey
+from cloister.costs import Budget, Prices
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
 from cloister.keyring import Keyring
@@ -56,6 +58,8 @@ class AsyncCloister:
         keep_failed: bool = False,
         tenants: Mapping[str, Tenant] = MappingProxyType({}),
         telemetry: Sequence[Telemetry] = (),
+        budget: Budget | None = None,
+        prices: Prices | None = None,
     ) -> AsyncCloister:
         """Give a cloister over the store at *url*, to be opened by ``async with``.
 
@@ -68,7 +72,8 @@ class AsyncCloister:
         becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* says what
         becomes of replies with other users' details; None lets them pass, which is put on record too. *tenants* says
         what is different for the users of single tenants. *telemetry* watches turns and stores: a
-        `cloister.metrics.Prometheus`, a `cloister.traces.Traces`. Raises `ConfigurationError`.
+        `cloister.metrics.Prometheus`, a `cloister.traces.Traces`. *budget* bounds what turns may cost, by *prices*:
+        `Prices.default` unless given. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -85,6 +90,8 @@ class AsyncCloister:
             leaks,
             tenants,
             telemetry,
+            budget,
+            prices,
         )
 
     def __init__(
@@ -103,6 +110,8 @@ class AsyncCloister:
         leaks: LeakGuard | None,
         tenants: Mapping[str, Tenant],
         telemetry: Sequence[Telemetry],
+        budget: Budget | None,
+        prices: Prices | None,
     ) -> None:
         if leaks is not None and not isinstance(leaks, LeakGuard):
             raise ConfigurationError(f"leaks is a LeakGuard, or None for no protection, not {type(leaks).__name__}")
@@ -128,6 +137,8 @@ class AsyncCloister:
         self._audit_heads = None if audit_heads is None else Path(audit_heads)
         self._heads: sinks.HeadSink | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._budget = budget
+        self._prices = prices
         self._telemetry = Everybody(telemetry) if telemetry else None
         self._vault: Vault | None = None
         self._services: Services | None = None
@@ -159,7 +170,10 @@ class AsyncCloister:
     def _everybodys(self, vault: Vault) -> Services:
         watch = Watch(self.leaks, vault)
         tokens = self._context_tokens
-        return Services(vault, watch, self.provider, self.limits, self.scrub, tokens, self.keep_failed)
+        prices = self._prices or _known_prices()
+        return Services(
+            vault, watch, self.provider, self.limits, self.scrub, tokens, self.keep_failed, self._budget, prices
+        )
 
     @property
     def carried(self) -> bool:
@@ -290,6 +304,11 @@ class AsyncCloister:
                 await asyncio.to_thread(self.sign_heads)
             except CloisterError as error:  # tried again in a minute, and at the end, where it raises
                 _log.error("the audit log could not be signed: %s", error)
+
+
+@functools.cache
+def _known_prices() -> Prices:
+    return Prices.default()
 
 
 def _not_open() -> ConfigurationError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Literal, TypeVar
+from decimal import Decimal
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -87,6 +88,13 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
             self.estimated or other.estimated,
             self.cache_write_tokens + other.cache_write_tokens,
         )
+
+
+class Used(NamedTuple):
+    """Be what a turn used, and what that cost in billionths of the currency's unit, as far as a price is known."""
+
+    usage: Usage = Usage()
+    nanos: int = 0
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
@@ -172,6 +180,8 @@ class Reply(Generic[SessionT]):
     text: str = field(repr=False)
     session: SessionT
     usage: Usage = Usage()
+    cost: Decimal | None = None
+    """What the turn cost, in the currency of the budget or US dollars; None where no price is known."""
     model: str | None = None
     tool_calls: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     finish_reason: str | None = None
@@ -269,6 +279,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     """Under ``token://``: the tags of tokens that were used with an idempotency key, and may ask again."""
     values: tuple[str, ...] = ()
     """What the placeholders in title and metadata stand for, in their order."""
+    spent: int = 0
+    """What its turns have cost, in billionths of the currency's unit, as far as prices are known."""
 
     def __repr__(self) -> str:  # without title and metadata, which are people's words
         return f"Head(version={self.version}, count={self.count}, tokens={self.tokens})"

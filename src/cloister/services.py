@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from cloister import providers
 from cloister import window as windows
+from cloister.bills import Bill
+from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
 from cloister.guard import Watch
-from cloister.model import Item, Limits
+from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.vault import Vault
@@ -30,6 +34,7 @@ class Tenant:
     scrub: Scrub | None = None
     context_tokens: int | None = None
     keep_failed: bool | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         check_context(self.context_tokens)
@@ -56,6 +61,8 @@ class Services:
     scrub: Scrub
     context_tokens: int | None
     keep_failed: bool
+    budget: Budget | None
+    prices: Prices
     _prepared: set[str | None] = field(default_factory=set, repr=False)
 
     def but(self, tenant: Tenant) -> Services:
@@ -67,6 +74,11 @@ class Services:
     def model(self) -> str | None:
         """Name the model that is asked where a turn names none."""
         return self.provider.model if self.provider else None
+
+    def bill(self, owner: Owner, model: str | None, tokens: int, options: Mapping[str, Any]) -> Bill:
+        """Give the bill of a turn that sends about *tokens*; `ConfigurationError` for a budget without a price."""
+        named = self.provider.name if self.provider else None
+        return Bill(self.vault, owner, self.prices, self.budget, named, model or self.model, tokens, options)
 
     async def prepare(self, model: str | None) -> None:
         """Load what counts for *model*: an exact vocabulary takes a second, for which no other task should wait."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from cloister.errors import IntegrityError, SessionExpired, SessionNotFound
-from cloister.model import Head, Item, Limits, Owner, SealedSession, Usage, from_micros, to_micros
+from cloister.model import Head, Item, Limits, Owner, SealedSession, Used, from_micros, to_micros
 
 _ID = re.compile(r"cs_[A-Za-z0-9_-]{43}")
 _MICROSECOND = timedelta(microseconds=1)
@@ -87,7 +87,7 @@ def at(head: Head, now: datetime) -> int:
     return max(to_micros(now), head.sealed_at)
 
 
-def grow(head: Head, items: list[Item], last_tag: bytes, moment: int, turn: bytes, usage: Usage) -> Head:
+def grow(head: Head, items: list[Item], last_tag: bytes, moment: int, turn: bytes, used: Used) -> Head:
     """Give the head of the session with *items* appended, the last of which has the tag *last_tag*."""
     return msgspec.structs.replace(
         head,
@@ -98,7 +98,8 @@ def grow(head: Head, items: list[Item], last_tag: bytes, moment: int, turn: byte
         tokens=head.tokens + sum(item.tokens for item in items),
         last_tag=last_tag,
         turn=turn,
-        usage=head.usage + usage,
+        usage=head.usage + used.usage,
+        spent=head.spent + used.nanos,
     )
 
 

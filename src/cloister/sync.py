@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from cloister import user as aio
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.content import Content
+from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
 from cloister.leaks.settings import LeakGuard
 from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
@@ -94,6 +96,8 @@ class Cloister:
         keep_failed: bool = False,
         tenants: Mapping[str, Tenant] = MappingProxyType({}),
         telemetry: Sequence[Telemetry] = (),
+        budget: Budget | None = None,
+        prices: Prices | None = None,
     ) -> Cloister:
         """Give a cloister over the store at *url*, to be opened by ``with``; see `AsyncCloister.open`."""
 
@@ -113,6 +117,8 @@ class Cloister:
                 keep_failed=keep_failed,
                 tenants=tenants,
                 telemetry=telemetry,
+                budget=budget,
+                prices=prices,
             )
 
         return cls(make, reopens=isinstance(url, str))
@@ -296,6 +302,11 @@ class Session:
     def token_count(self) -> int:
         """What its items would cost in one window."""
         return self._made.token_count
+
+    @property
+    def cost(self) -> Decimal:
+        """What its turns have cost so far; see `cloister.user.Session.cost`."""
+        return self._made.cost
 
     @property
     def usage(self) -> Usage:

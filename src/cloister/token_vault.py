@@ -28,7 +28,7 @@ from cloister.errors import (
 )
 from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
 from cloister.sealing import MasterKeys, key_of
-from cloister.stores.base import Due, Loaded, Store
+from cloister.stores.base import Charge, Due, Loaded, Store
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
@@ -106,13 +106,22 @@ class TokenVault(Vault):
 
     @contextlib.asynccontextmanager
     async def work(
-        self, session: Handle, *, budget: int = 0, record: bytes | None = None
+        self,
+        session: Handle,
+        *,
+        budget: int = 0,
+        record: bytes | None = None,
+        lease: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> AsyncIterator[Opened | Loaded]:
         """Work on a session alone: over all processes with a ledger, in this one without."""
         if record is not None and not self.ledger:
             raise ConfigurationError("idempotency keys need a ledger: token://?ledger=redis://…, or leave the key out")
+        if charges and not self.ledger:
+            raise ConfigurationError("budgets need a ledger: token://?ledger=redis://…, or leave the budget out")
         stable = _Stable(session.owner, (await self._read(session.owner, session.id)).id)
-        working = super().work(stable, budget=budget, record=record) if self.ledger else self._alone(session, stable)
+        at_once = super().work(stable, budget=budget, record=record, lease=lease, charges=charges)
+        working = at_once if self.ledger else self._alone(session, stable)
         async with working as found:
             if isinstance(found, Opened) and found.record is None:
                 # Read again: its handle may have moved on while this turn waited for the one before.

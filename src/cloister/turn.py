@@ -20,12 +20,20 @@ import msgspec
 from cloister import idempotency, sessions, window, wire
 from cloister.asking import close, streamed
 from cloister.audit import Detail, Event
+from cloister.bills import Bill
 from cloister.content import checked
-from cloister.errors import CloisterError, ProviderError, ReplyBlocked, SessionConflict
+from cloister.errors import (
+    CloisterError,
+    ProviderAuth,
+    ProviderError,
+    ProviderRateLimited,
+    ReplyBlocked,
+    SessionConflict,
+)
 from cloister.guard import Check
 from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
-from cloister.model import Head, Item, Reply, Usage, to_micros
+from cloister.model import Head, Item, Reply, Usage, Used, to_micros
 from cloister.outlet import Outlet
 from cloister.providers.base import Provider, Request
 from cloister.scrub.masking import Mask, shown
@@ -63,6 +71,7 @@ class Turn(Generic[SessionT]):
         settle: Callable[[Opened], SessionT],
         mask: Mask,
         check: Check,
+        bill: Bill,
         *,
         system: Item | None = None,
         budget: int,
@@ -76,6 +85,7 @@ class Turn(Generic[SessionT]):
         self._model = model
         self._mask = mask
         self._check = check
+        self._bill = bill
         self._outlet = Outlet(mask, check)
         self._new = [self._counted(item) for item in said]
         self._settle = settle
@@ -130,7 +140,7 @@ class Turn(Generic[SessionT]):
     @property
     def messages(self) -> list[dict[str, Any]]:
         """Give what fits the window, as messages of the OpenAI chat format."""
-        return wire.chat(self._fit())
+        return wire.chat(self._handed_out())
 
     def chat(self) -> dict[str, Any]:
         """Give the arguments for ``client.chat.completions.create``, beside the model's name."""
@@ -140,12 +150,12 @@ class Turn(Generic[SessionT]):
     def responses(self) -> dict[str, Any]:
         """Give the arguments for ``client.responses.create``, beside the model's name."""
         self._asked_at = time.perf_counter()
-        return wire.responses(self._fit())
+        return wire.responses(self._handed_out())
 
     def anthropic(self) -> dict[str, Any]:
         """Give the arguments for ``client.messages.create``, beside the model's name and ``max_tokens``."""
         self._asked_at = time.perf_counter()
-        return wire.anthropic(self._fit())
+        return wire.anthropic(self._handed_out())
 
     def request(self) -> Request:
         """Give what a provider of cloister's own is asked."""
@@ -166,7 +176,8 @@ class Turn(Generic[SessionT]):
             added = checked(item)
         else:
             answer = wire.read(item)
-            self._spent += answer.usage or Usage()
+            if answer.usage is not None:
+                self._spend(answer.usage, answer.model)
             added = wire.answer_item(answer)
         if added.role == "assistant":
             self._fit()
@@ -268,7 +279,7 @@ class Turn(Generic[SessionT]):
             read = answer if isinstance(answer, wire.Answer) else wire.read(answer)
         except ProviderError:
             with contextlib.suppress(ProviderError):
-                self._spent += wire.spent(answer)
+                self._spend(wire.spent(answer), None)
             raise
         self._closed = True
         return await self._commit(await self._judge(read))
@@ -286,7 +297,7 @@ class Turn(Generic[SessionT]):
         usage = None if answer is None else answer.usage
         if usage is None:
             usage = Usage(sum([one.tokens for one in self._fit()]), kept.tokens, estimated=True)
-        self._spent += usage
+        self._spend(usage, None if answer is None else answer.model)
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
             model = None if answer is None else answer.model
@@ -308,16 +319,19 @@ class Turn(Generic[SessionT]):
         await self._cloister.vault.commit(
             opened,
             items,
-            usage=self._spent,
+            used=self._used,
             entries=self._entries(items, answer),
             fingerprints=check.fingerprints(None if blocked else judged.heard),
             record=None if self._key is None else self._recorder(self._key, answer, blocked),
+            settlement=self._bill.settlement(),
         )
+        self._bill.close()
         assert self._answered_at is not None
         self._reply = Reply(
             text=judged.heard.text,
             session=self._settle(opened),
             usage=self._spent,
+            cost=self._bill.cost,
             model=answer.model or self._model,
             tool_calls=tuple(judged.heard.tool_calls or ()),
             finish_reason=answer.finish_reason,
@@ -364,18 +378,31 @@ class Turn(Generic[SessionT]):
 
     def _entries(self, items: Sequence[Item], answer: wire.Answer) -> list[Event]:
         content = self._opened.keys.content_digest(items)
-        spent = self._bill(answer.model)
-        committed = self._event("turn.committed", items=len(items), content=content, **spent)
+        committed = self._event("turn.committed", items=len(items), content=content, **self._said(answer.model))
         entries = [*self._alarms(), *replaced(committed, self._mask), committed]
         if self._opened.instead_of is not None:
             entries.insert(0, self._event("session.renewed", after=sessions.digest(self._opened.instead_of)))
         return entries
 
-    def _bill(self, model: str | None) -> dict[str, Detail]:
+    def _handed_out(self) -> list[Item]:
+        """Give what is sent: from here on a model may have been asked."""
+        fitted = self._fit()
+        self._bill.asked = True
+        return fitted
+
+    def _spend(self, usage: Usage, model: str | None) -> None:
+        self._spent += usage
+        self._bill.spend(usage, model)
+
+    @property
+    def _used(self) -> Used:
+        return Used(self._spent, self._bill.nanos)
+
+    def _said(self, model: str | None) -> dict[str, Detail]:
         """Give what the turn has spent, as details of its entry."""
         spent = {name: value for name, value in msgspec.structs.asdict(self._spent).items() if value}
         named = {"provider": self._asked, "model": model or self._model}
-        return {**{name: value for name, value in named.items() if value}, **_COUNTS, **spent}
+        return {**{name: value for name, value in named.items() if value}, **_COUNTS, **spent, **self._bill.detail()}
 
     def _alarms(self) -> list[Event]:
         """Give what is to be put on record of an answer, whether it is stored or not."""
@@ -418,14 +445,15 @@ class Turn(Generic[SessionT]):
     async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
             heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
-            self._spent += Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True)
+            self._spend(Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True), None)
+        self._bill.give_up(refused=isinstance(error, ProviderAuth | ProviderRateLimited))
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
         reason = "unfinished" if error is None else type(error).__name__
         if self._answered_at is None:
             self._answered(reason)
         try:
-            await self._book([self._event("turn.failed", reason=reason, **self._bill(None)), *self._alarms()], error)
+            await self._book([self._event("turn.failed", reason=reason, **self._said(None)), *self._alarms()], error)
         except CloisterError as fault:
             if error is None:
                 raise
@@ -438,14 +466,19 @@ class Turn(Generic[SessionT]):
             # What tools and model said on the way was not looked at: that happens with the reply.
             kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._new)]
         if not opened.fresh and (kept or self._spent.total_tokens):
-            head = msgspec.structs.replace(opened.head, usage=opened.head.usage + self._spent)
+            before, used = opened.head, self._used
+            head = msgspec.structs.replace(before, usage=before.usage + used.usage, spent=before.spent + used.nanos)
+            settlement = self._bill.settlement()
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
                 if kept:
                     entries = [*replaced(noted[0], self._mask), *noted]
                     prints = self._check.fingerprints()
-                    await vault.commit(opened, kept, usage=self._spent, entries=entries, fingerprints=prints)
+                    await vault.commit(
+                        opened, kept, used=used, entries=entries, fingerprints=prints, settlement=settlement
+                    )
                 else:
-                    await vault.commit(opened, head=head, entries=noted)
+                    await vault.commit(opened, head=head, entries=noted, settlement=settlement)
+                self._bill.close()
                 return
             # Not under the owner's name: erasure may just have removed it from the log.
             noted = [msgspec.structs.replace(one, owner=None) for one in noted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from cloister import scope, sessions
 from cloister.asking import answered
 from cloister.audit import Detail, Event
 from cloister.content import Content, checked, said, several
+from cloister.costs import from_nanos, plain
 from cloister.errors import (
     BudgetExceeded,
     CloisterError,
@@ -239,6 +241,11 @@ class Session:
         return self.head.usage
 
     @property
+    def cost(self) -> Decimal:
+        """What its turns have cost so far, as far as prices are known."""
+        return from_nanos(self.head.spent)
+
+    @property
     def title(self) -> str | None:
         return described(self.head).title
 
@@ -323,17 +330,25 @@ class Session:
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.window(model)
+        new = sum([cloister.counted(item, model).tokens for item in asked]) if cloister.budget else 0
+        bill = cloister.bill(self.owner, model, min(self.head.tokens + new, budget), options or {})
         turn: Turn[Session] | None = None
         failed: BaseException | None = None
         course = cloister.vault.course()
         course.at("load")
         try:
-            async with cloister.vault.work(self, budget=budget, record=key.digest if key else None) as found:
+            record = key.digest if key else None
+            async with cloister.vault.work(
+                self, budget=budget, record=record, lease=bill.lease, charges=bill.charges
+            ) as found:
                 course.at("prepare")
+                if isinstance(found, Loaded) and found.over is not None:
+                    await bill.refuse(found.over)
                 if key and found.record is not None:
                     yield (turn := await self._repeat(key, found.record, found))
                     return
                 opened = await self._admit(found, on_expired)
+                await bill.admit(opened.head, reserved=isinstance(found, Opened))
                 mask = mask_of(cloister.scrub, opened)
                 check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
                 await ready(mask, opened, over or opened.system)
@@ -344,6 +359,7 @@ class Session:
                     self._settled,
                     mask,
                     check,
+                    bill,
                     system=over,
                     budget=budget,
                     model=model,
@@ -371,6 +387,7 @@ class Session:
             raise
         finally:
             course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
+            await bill.settle()
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
@@ -538,6 +555,7 @@ class Session:
             "items": self.item_count,
             "tokens": self.token_count,
             "usage": msgspec.structs.asdict(self.head.usage),
+            "cost": plain(self.cost),
             "title": self.title,
             "metadata": self.metadata,
         }

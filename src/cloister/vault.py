@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 from msgspec.structs import replace
@@ -44,12 +44,12 @@ from cloister.model import (
     SealedItem,
     SealedSession,
     SystemNote,
-    Usage,
+    Used,
     from_micros,
     to_micros,
 )
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
-from cloister.stores.base import Commit, Due, Fingerprint, Loaded, Page, Record, Store
+from cloister.stores.base import Charge, Commit, Due, Fingerprint, Loaded, Page, Record, Store
 from cloister.telemetry import UNWATCHED, Course, Telemetry
 
 _log = logging.getLogger("cloister")
@@ -71,6 +71,13 @@ class Handle(Protocol):
 
     @property
     def id(self) -> str: ...
+
+
+class Settlement(NamedTuple):
+    """Be charges that take the place of what was reserved under a lease."""
+
+    lease: bytes
+    charges: Sequence[Charge]
 
 
 class _Echo(Protocol):
@@ -277,19 +284,30 @@ class Vault:
 
     @contextlib.asynccontextmanager
     async def work(
-        self, session: Handle, *, budget: int = 0, record: bytes | None = None
+        self,
+        session: Handle,
+        *,
+        budget: int = 0,
+        record: bytes | None = None,
+        lease: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> AsyncIterator[Opened | Loaded]:
         """Work on a session alone, over all processes, with as many of its newest items as *budget* tokens hold.
 
-        Gives what was loaded instead where the session is over: a tombstone. Raises `SessionBusy` after
+        Gives what was loaded instead where the session is over: a tombstone; or where *charges*, which are reserved
+        under *lease*, would take an account beyond its limit. Raises `SessionBusy` after
         ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
         """
-        owner, session_id, lease = session.owner, session.id, secrets.token_bytes(16)
+        owner, session_id, lease = session.owner, session.id, lease or secrets.token_bytes(16)
         waiting_since = time.perf_counter()
         async with self.queue.alone(owner, session_id) as deadline:
             since = self.moment
-            loaded = await self._lease(owner, session_id, lease, deadline, waiting_since, budget=budget, record=record)
+            wanted = {"budget": budget, "record": record, **_some(charges)}
+            loaded = await self._lease(owner, session_id, lease, deadline, waiting_since, **wanted)
             try:
+                if loaded.over is not None:
+                    yield loaded
+                    return
                 row = await self._present(owner, session_id, loaded)
                 if row.ended:
                     yield loaded
@@ -304,22 +322,14 @@ class Vault:
                     await self._finish(self.ask(self.store.release, owner, session_id, lease))
 
     async def _lease(
-        self,
-        owner: Owner,
-        session_id: str,
-        lease: bytes,
-        deadline: float,
-        since: float,
-        *,
-        budget: int,
-        record: bytes | None,
+        self, owner: Owner, session_id: str, lease: bytes, deadline: float, since: float, **options: Any
     ) -> Loaded:
         """Load with a lease; where another process has it, ask again, ever more rarely, until *deadline*."""
         loop = asyncio.get_running_loop()
         pause = _FIRST_POLL
         while True:
             asked = time.perf_counter()
-            load = self.ask(self.store.load, owner, session_id, budget=budget, lease=lease, record=record)
+            load = self.ask(self.store.load, owner, session_id, lease=lease, **options)
             try:
                 loaded = await load
             except BaseException:
@@ -535,10 +545,11 @@ class Vault:
         items: Sequence[Item] = (),
         *,
         head: Head | None = None,
-        usage: Usage = Usage(),
+        used: Used = Used(),
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Recorder | None = None,
+        settlement: Settlement | None = None,
     ) -> list[Item]:
         """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
 
@@ -551,12 +562,12 @@ class Vault:
         if head is not None or (opened.fresh and not stored):
             grown = sessions.amend(head or opened.head, moment, turn)
         else:
-            grown = sessions.grow(opened.head, stored, last, moment, turn, usage)
+            grown = sessions.grow(opened.head, stored, last, moment, turn, used)
         if record is not None:
             grown = self._repeatable(opened, grown)
         if opened.storing is not None:
             raise SessionConflict("something else of this turn is being stored at this moment; nothing more was")
-        storing = self._commit(opened, grown, stored, rows, entries, fingerprints, record)
+        storing = self._commit(opened, grown, stored, rows, entries, fingerprints, record, settlement)
         opened.storing = asyncio.get_running_loop().create_task(storing)
         try:
             await self._through(opened.storing)
@@ -579,7 +590,9 @@ class Vault:
         entries: Sequence[Event],
         fingerprints: Sequence[Fingerprint],
         record: Recorder | None,
+        settlement: Settlement | None,
     ) -> None:
+        lease, charges = settlement or Settlement(opened.lease, ())
         if opened.fresh:
             # Wrapped at the last moment: the master key that was the newest before may be retired by now.
             opened.row = await self._wrapped(opened)
@@ -587,10 +600,12 @@ class Vault:
         name = await self._name(opened, row, head, items)
         kept = None if record is None else record(opened, head, name)
         if opened.fresh:
-            beside = {"entries": entries, "fingerprints": fingerprints, "record": kept}
+            beside: dict[str, Any] = {"entries": entries, "fingerprints": fingerprints, "record": kept}
+            if charges:
+                beside |= {"charges": charges, "lease": lease}
             await self._twice(self.store.create, row, rows, **beside, instead_of=opened.instead_of)
         else:
-            commit = Commit(opened.head.version, opened.lease, row, rows, entries, fingerprints, kept)
+            commit = Commit(opened.head.version, opened.lease, row, rows, entries, fingerprints, kept, charges)
             await self._twice(self.store.commit, commit)
         opened.head, opened.row, opened.name, opened.fresh, opened.committed = head, row, name, False, True
         opened.lease = b""  # the commit gave it back
@@ -666,6 +681,10 @@ def _recorded(args: Sequence[object], options: Mapping[str, Any]) -> Sequence[Ev
         return first
     found: Sequence[Event] = options.get("entries", ())
     return found
+
+
+def _some(charges: Sequence[Charge]) -> dict[str, Sequence[Charge]]:
+    return {"charges": charges} if charges else {}
 
 
 def _digest(system: str) -> bytes:

@@ -36,6 +36,7 @@ _TOKENS = {
     "input_tokens": "tokens that were sent",
     "output_tokens": "tokens that came back",
     "cached_tokens": "those of the sent that the provider had in its cache",
+    "cache_write_tokens": "those of the sent that the provider wrote to its cache",
     "reasoning_tokens": "those that came back as reasoning",
     "estimated": "true where the provider did not tell, and the numbers are cloister's estimate",
     "cost": "what they cost, as a decimal number; absent where no price is known",

@@ -1,0 +1,139 @@
+"""What one turn may come to, reserved before a model is asked, and what it came to, settled with what is stored."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, NoReturn
+
+from cloister.costs import Budget, Cap, Prices, cost, exceeded, from_nanos, plain, reservation, to_nanos, unknown
+from cloister.model import Head, Owner, Usage
+from cloister.stores.base import Account, Charge
+from cloister.vault import Settlement, Vault
+
+_KEPT = timedelta(days=1) // timedelta(microseconds=1)
+"""How long an account stays after its period: a turn that began in it may still be settled."""
+
+
+class Bill:
+    """Be what a turn of *owner* may cost, by the price of *model* at *provider*, and what it has.
+
+    Raises `ConfigurationError` if there is a budget and no price.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        owner: Owner,
+        prices: Prices,
+        budget: Budget | None,
+        provider: str | None,
+        model: str | None,
+        tokens: int,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.lease = secrets.token_bytes(16)
+        self.asked = False
+        """A model was asked, or its request handed out, and what that call costs is not known yet."""
+        self.cost: Decimal | None = None
+        """What is known to have been spent; None where no price is known."""
+        self.currency = budget.currency if budget else "USD"
+        self._vault, self._owner, self._prices, self._provider = vault, owner, prices, provider
+        self._model = model
+        self._reserved = 0
+        self._caps: tuple[Cap, ...] = ()
+        now = vault.now()
+        if budget is not None:
+            price = prices.find(provider, model, now)
+            if price is None:
+                raise unknown(provider, model)
+            self._reserved = reservation(price, tokens, options, budget)
+            self._caps = budget.caps(now)
+        self._accounts = {_account(owner, cap): cap for cap in self._caps if cap.period is not None}
+        self._open = bool(self._accounts)
+
+    @property
+    def charges(self) -> list[Charge]:
+        """Give what is reserved before the model is asked."""
+        return [self._charge(account, self._reserved, cap.limit) for account, cap in self._accounts.items()]
+
+    def _charge(self, account: Account, amount: int, limit: int | None) -> Charge:
+        period = self._accounts[account].period
+        return Charge(account, amount, limit, period.ends + _KEPT if period else 0)
+
+    async def admit(self, head: Head, *, reserved: bool) -> None:
+        """Raise `BudgetExceeded` if the session of *head* may not spend so much, or if nothing is left to reserve.
+
+        What goes along with the loading of a session is *reserved* with it.
+        """
+        for cap in self._caps:
+            if cap.scope == "session" and head.spent + self._reserved > cap.limit:
+                await self._refuse(cap, head.spent)
+        if self._accounts and not reserved:
+            vault = self._vault
+            receipt = await vault.ask(vault.store.charge, self._owner, self.lease, self.charges)
+            if receipt.over is not None:
+                await self.refuse(receipt.over)
+
+    async def refuse(self, account: Account) -> NoReturn:
+        """Put on record that *account* would come beyond its limit, and raise `BudgetExceeded`."""
+        self._open = False
+        cap = self._accounts[account]
+        used = 0
+        if cap.scope == "user":
+            vault = self._vault
+            used = (await vault.ask(vault.store.spent, [account])).amounts[0]
+        await self._refuse(cap, used)
+
+    async def _refuse(self, cap: Cap, used: int) -> NoReturn:
+        period = "session" if cap.period is None else cap.period.name
+        await self._vault.note([self._vault.event("budget.exceeded", self._owner, budget=cap.scope, period=period)])
+        raise exceeded(cap, used, self._reserved)
+
+    def spend(self, usage: Usage, model: str | None) -> None:
+        """Add what a call used, by the price of the *model* that answered, or else of the one that was asked."""
+        self.asked = False
+        now = self._vault.now()
+        price = self._prices.find(self._provider, model, now) or self._prices.find(self._provider, self._model, now)
+        if price is not None and price.currency == self.currency:
+            self.cost = (self.cost or Decimal(0)) + cost(usage, price)
+
+    def give_up(self, *, refused: bool) -> None:
+        """Count a call whose usage nobody will ever tell at what was reserved, unless the provider *refused* it."""
+        if self.asked and not refused and self._caps:
+            self.cost = (self.cost or Decimal(0)) + from_nanos(self._reserved)
+        self.asked = False
+
+    @property
+    def nanos(self) -> int:
+        """Give what was spent in billionths, rounded up."""
+        return to_nanos(self.cost) if self.cost else 0
+
+    def settlement(self) -> Settlement | None:
+        """Give what takes the place of what was reserved; `close` it once that is stored."""
+        if not self._open:
+            return None
+        return Settlement(self.lease, [self._charge(account, self.nanos, None) for account in self._accounts])
+
+    def close(self) -> None:
+        """Take note that the bill is settled."""
+        self._open = False
+
+    async def settle(self) -> None:
+        """Settle by itself what went with no commit. What a model may still be asked for stays as it was reserved."""
+        settlement = None if self.asked else self.settlement()
+        if settlement is not None:
+            vault = self._vault
+            await vault.ask(vault.store.charge, self._owner, *settlement)
+            self.close()
+
+    def detail(self) -> dict[str, str]:
+        """Give what was spent, as details of an entry."""
+        return {} if self.cost is None else {"cost": plain(self.cost), "currency": self.currency}
+
+
+def _account(owner: Owner, cap: Cap) -> Account:
+    assert cap.period is not None
+    return Account(owner.tenant, owner.user if cap.scope == "user" else None, cap.period.name)
