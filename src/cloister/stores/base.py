@@ -26,8 +26,8 @@ MOST_CLAIMS = 3
 """How many owners a fingerprint remembers; from one more on it is common knowledge."""
 MOST_FINGERPRINTS = 4_000_000
 """How many fingerprints a store keeps; sweeping drops the oldest of more."""
-MOST_CHARGED = 1 << 53
-"""How much a charge or a limit can be: some nine million of a currency, and what every store can calculate with."""
+MOST_CHARGED = 1 << 52
+"""How much a charge or a limit can be: some four million of a currency, of which two still add up exactly in Redis."""
 _PERIOD = re.compile(r"[0-9A-Za-z-]{1,32}")
 
 

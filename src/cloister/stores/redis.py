@@ -25,10 +25,13 @@ from cloister.errors import ConfigurationError, SessionConflict, StoreUnavailabl
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import owner_fields
 from cloister.sessions import place_of
+from cloister.stores import redis_accounts
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import (
     LEASE,
+    Account,
     Batch,
+    Charge,
     Claims,
     Commit,
     Due,
@@ -40,6 +43,8 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    Spent,
+    check_charges,
     options_of,
     side_by_side,
 )
@@ -176,6 +181,7 @@ class RedisStore:
         self.off = tuple(off for off, chosen in given_up.items() if chosen)
         self._known: dict[Owner, tuple[str, float]] = {}
         self._prints = Prints(prefix, self._script)
+        self._accounts = redis_accounts.Accounts(prefix)
 
     async def open(self) -> None:
         try:
@@ -216,7 +222,10 @@ class RedisStore:
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
         instead_of: str | None = None,
+        charges: Sequence[Charge] = (),
+        lease: bytes | None = None,
     ) -> Receipt:
+        check_charges(session.owner, lease, charges)
         owner, keys = session.owner, self._keys(session.owner, session.id)
         await self._settle(owner)
         # Before the session, so that whoever ends or erases all of an owner's misses none.
@@ -251,7 +260,9 @@ class RedisStore:
             lives, longer, kept, *rest = before
             return [lives, longer, kept, len(packed), len(items), *rest, *plain, *live, *packed, *map(row_of, items)]
 
-        said = await self._store(scripts.CREATE, session, keys, [instead, filed], args, entries, fingerprints)
+        beside = [instead, filed]
+        charging = lease, charges
+        said = await self._store(scripts.CREATE, session, keys, beside, args, entries, fingerprints, charging)
         receipt = _receipt(said, nonce)
         # And after it: an erasure, or a listing that tidies up, may have taken the entry for one that leads nowhere.
         await self._script(scripts.READ, [index], ["ZADD", session.created_at, session.id])
@@ -266,16 +277,30 @@ class RedisStore:
         budget: int,
         lease: bytes | None = None,
         record: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> Loaded:
+        check_charges(owner, lease, charges)
         keys = self._keys(owner, session_id)
         args = [lease or b"", _LEASE_MS, budget, record.hex() if record is not None else ""]
-        outcome, *said = await self._script(scripts.LOAD, keys.all, args)
+        if charges and not self._nodes.clustered:
+            known = [*keys.all, *self._accounts.keys(owner)]
+            args += self._accounts.args(lease, charges)
+            outcome, *said = await self._script(scripts.CHARGED[scripts.LOAD], known, args)
+        else:
+            outcome, *said = await self._script(scripts.LOAD, keys.all, args)
         if outcome == b"busy":
             return Loaded(nonce, busy=True)
+        if outcome == b"full":
+            return Loaded(nonce, over=charges[said[0] - 1].account)
         session = session_of(said[0], said[1])
         kept = record_of(session_id, record, said[2])
         if outcome != b"live":
             return Loaded(nonce, session, record=kept)
+        if lease and charges and self._nodes.clustered and kept is None:
+            over = await self._reserve(owner, lease, charges)
+            if over is not None:
+                await self.release(owner, session_id, lease, nonce=nonce)
+                return Loaded(nonce, over=over)
         first, before, rows = said[3], said[4], said[5]
         items = [item_of(first + n, row) for n, row in enumerate(reversed(rows))]
         return Loaded(nonce, session, items, before, kept)
@@ -288,6 +313,7 @@ class RedisStore:
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
         session = commit.session
+        check_charges(session.owner, commit.lease, commit.charges)
         keys = self._keys(session.owner, session.id)
         field, value, end, _, _ = self._filed(session.owner, commit.record, keys)
         lives, longer = _lives(session)
@@ -316,8 +342,34 @@ class RedisStore:
                 *map(row_of, commit.items),
             ]
 
-        said = await self._store(scripts.COMMIT, session, keys, (), args, commit.entries, commit.fingerprints)
-        return _receipt(said, nonce)
+        beside = commit.entries, commit.fingerprints, (commit.lease, commit.charges)
+        return _receipt(await self._store(scripts.COMMIT, session, keys, (), args, *beside), nonce)
+
+    async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
+        check_charges(owner, lease, charges)
+        if any(charge.limit is not None for charge in charges):
+            return Receipt(nonce, over=await self._reserve(owner, lease, charges))
+        if charges:
+            await self._settle_charges(owner, lease, charges)
+        return Receipt(nonce)
+
+    async def _reserve(self, owner: Owner, lease: bytes, charges: Sequence[Charge]) -> Account | None:
+        args = self._accounts.args(lease, charges)
+        (full,) = await self._script(redis_accounts.RESERVE, self._accounts.keys(owner), args)
+        return charges[full - 1].account if full else None
+
+    async def _settle_charges(self, owner: Owner, lease: bytes | None, charges: Sequence[Charge]) -> None:
+        args = self._accounts.args(lease, charges)
+        await self._write(redis_accounts.SETTLE, self._accounts.keys(owner), lambda _: args, ())
+
+    async def spent(self, accounts: Sequence[Account], *, nonce: bytes) -> Spent:
+        amounts: dict[Account, int] = {}
+        for tenant in {account.tenant for account in accounts}:
+            some = [account for account in accounts if account.tenant == tenant]
+            holders = [self._accounts.holder(account) for account in some]
+            (said,) = await self._script(redis_accounts.SPENT, holders, [account.period for account in some])
+            amounts.update(zip(some, map(int, said), strict=True))
+        return Spent(nonce, [amounts[account] for account in accounts])
 
     async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
         start = max(first - 1, 0)
@@ -386,6 +438,8 @@ class RedisStore:
                 await self._prints.forget(keys.number, said)
                 gone += there
                 await self._script(scripts.READ, [index], ["ZREM", member])
+        holder, _, until = self._accounts.keys(owner)
+        await self._script(redis_accounts.ERASE, [holder, until], [])
         await self._script(scripts.READ, [self._of(owner, b"name")], ["DEL"])
         self._known.pop(owner, None)
         return Receipt(nonce, count=gone)
@@ -415,7 +469,7 @@ class RedisStore:
         gone = 0
         for place in range(PLACES):
             base = place_prefix(self._prefix, place)
-            keys = [base + name for name in (b"over", b"ends", b"all", b"gone")]
+            keys = [base + name for name in (b"over", b"ends", b"all", b"gone", b"until")]
             _, whose, silenced = await self._script(scripts.SWEEP, keys, [now, tombstones_before, base])
             for member in silenced:
                 number, tag = member.split()
@@ -620,11 +674,20 @@ class RedisStore:
         args: Callable[[Sequence[bytes]], Sequence[Any]],
         events: Sequence[Event],
         fingerprints: Sequence[Fingerprint],
+        charging: tuple[bytes | None, Sequence[Charge]],
     ) -> bytes:
-        """Run a script that stores a turn, and file its fingerprints with it; in a cluster before, to be undone."""
+        """Run a script that stores a turn, files its fingerprints and settles its charges with it.
+
+        In a cluster fingerprints are filed before, to be undone, and charges settled after, which can be done again.
+        """
         said = await self._prints.keys(fingerprints)
+        lease, charges = charging
         if not self._nodes.clustered:
             also = self._prints.args(session, keys.number, said)
+            if charges:
+                script = scripts.CHARGED[script]
+                more = [*more, *self._accounts.keys(session.owner)]
+                also += self._accounts.args(lease, charges)
             known = [*keys.all, *more, *said]
             return bytes((await self._write(script, known, lambda packed: [*args(packed), *also], events))[0])
         undo = await self._prints.claim(session, keys.number, said)
@@ -634,6 +697,8 @@ class RedisStore:
             await self._prints.move(session, keys.number, tags[0], said)
         elif outcome != b"repeated":
             await self._prints.undo(undo)
+        if charges and outcome in (b"stored", b"repeated"):
+            await self._settle_charges(session.owner, lease, charges)
         return bytes(outcome)
 
     async def _name(self, owner: Owner, introduce: bool) -> str:

@@ -7,7 +7,9 @@ in one slot. Expiry is never Redis' decision: a key's time to live only collects
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
+from cloister.stores import redis_accounts as accounts
 from cloister.stores.redis_prints import LIBRARY
 
 # KEYS of a session, in this order wherever one is meant: what outlives it, what is destroyed with it, items, lease,
@@ -49,6 +51,7 @@ if not s[1] or s[8] then return {nonce, s[1] and 'over' or 'none', s, h, record}
 if ARGV[2] ~= '' then
     local holder = redis.call('GET', lease)
     if holder and holder ~= ARGV[2] then return {nonce, 'busy'} end
+    -- reserved here
     redis.call('SET', lease, ARGV[2], 'PX', ARGV[3])
 end
 local found, left, at = {}, tonumber(ARGV[4]), redis.call('LLEN', items)
@@ -133,7 +136,7 @@ for k = n + entries + 1, n + entries + rows do redis.call('RPUSH', items, ARGV[k
 redis.call('SET', whose, fields[9])
 redis.call('ZADD', all, 0, fields[9])
 if fields[6] ~= '' then redis.call('ZADD', due, fields[6], fields[9]) end
-local said = spoken(plain, n + entries + rows + 1, 14)
+local said = spoken(plain, n + entries + rows + 1, 14) -- settled here
 if ARGV[2] ~= '' then live_for(ARGV[2], ARGV[3]) end
 return {nonce, 'stored', said}
 """
@@ -170,7 +173,7 @@ end
 local entries, rows = tonumber(ARGV[17]), tonumber(ARGV[18])
 write(20, entries)
 for k = 20 + entries, 19 + entries + rows do redis.call('RPUSH', items, ARGV[k]) end
-local said = spoken(plain, 20 + entries + rows, 12)
+local said = spoken(plain, 20 + entries + rows, 12) -- settled here
 if ARGV[5] ~= '' then
     live_for(ARGV[5], ARGV[6])
 else
@@ -180,6 +183,20 @@ redis.call('DEL', lease)
 return {nonce, 'stored', said}
 """
 )
+
+# The same with charges, behind all other arguments. The keys of accounts come before those of scopes.
+CHARGED = {
+    LOAD: accounts.LIBRARY
+    + LOAD.replace(
+        "-- reserved here",
+        """if not record then
+        local full = reserve(12)
+        if full > 0 then return {nonce, 'full', full} end
+    end""",
+    ),
+    CREATE: accounts.LIBRARY + CREATE.replace("14) -- settled here", "17)\nsettle(14)"),
+    COMMIT: accounts.LIBRARY + COMMIT.replace("12) -- settled here", "15)\nsettle(12)"),
+}
 
 # ARGV: nonce, 'expired' or 'ended', now, version or '', lease or '', digest, count of entries, entries
 END = (
@@ -260,9 +277,12 @@ end
 return {ARGV[1], mark}
 """
 
-# KEYS: what is over, when records end, all there is, what ended sessions said; of one place. ARGV: nonce, now, what
-# tombstones are older than, the beginning of the keys of this place. Says whose they were, and what they said.
-SWEEP = """
+# KEYS: what is over, when records end, all there is, what ended sessions said, when accounts end; of one place. ARGV:
+# nonce, now, what tombstones are older than, the beginning of the keys of this place. Says whose they were, and what
+# they said.
+SWEEP = (
+    accounts.SWEEP
+    + """
 local gone, whose = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[3]), {}
 for n, digest in ipairs(gone) do
     whose[n] = redis.call('HMGET', ARGV[4] .. 'p:' .. digest, 'tenant', 'user', 'id')
@@ -278,6 +298,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[2])) d
 end
 return {ARGV[1], 'done', whose, redis.call('SMEMBERS', KEYS[4])}
 """
+)
 
 # KEYS: what is due; ARGV: nonce, the digest of a session that is not there any more
 FORGET = """
@@ -293,6 +314,7 @@ return {ARGV[1], redis.call(unpack(command))}
 """
 
 
+@cache
 def name_of(script: str) -> bytes:
     """Give the name under which the server keeps *script*, which Redis makes of its text by SHA-1."""
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest().encode()

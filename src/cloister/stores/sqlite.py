@@ -1,8 +1,8 @@
 """Sealed rows in one file, the embedded default: SQLite in WAL mode.
 
-Reads happen at once on the event loop: they are bounded, and WAL readers wait for nobody. Leases lie in a file of their
-own that is never synced, since they mean nothing after a crash. One thread writes, and commits everything that waits in
-one transaction, so that many sessions share the cost of making it durable.
+Reads happen at once on the event loop: they are bounded, and WAL readers wait for nobody. Leases, and what turns have
+reserved under them, lie in a file of their own that is never synced. One thread writes, and commits everything that
+waits in one transaction, so that many sessions share the cost of making it durable.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +25,9 @@ from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import fields, tag
 from cloister.stores.base import (
     LEASE,
+    Account,
     Batch,
+    Charge,
     Claims,
     Commit,
     Due,
@@ -36,9 +38,12 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    Spent,
+    check_charges,
     options_of,
     side_by_side,
 )
+from cloister.stores.sqlite_accounts import Accounts
 from cloister.stores.sqlite_file import (
     ENTRY,
     MINE,
@@ -125,17 +130,22 @@ class SqliteStore:
             only_for_us(self.path)
             self._reader = self._connect()
             migrate(self._reader, self.url)
-            self._leases = connect_leases(self.path.with_name(self.path.name + ".leases"))
+            self._leases = self._connect_leases()
             self._leases.execute("DELETE FROM leases WHERE until <= ?", (time.monotonic(),))
+            self._accounts = Accounts(self._leases, self._connect_leases)
             self._writer = Writer(self._connect, self.url)
 
     async def close(self) -> None:
         await self._writer.close()
+        self._accounts.close()
         self._reader.close()
         self._leases.close()
 
     def _connect(self) -> sqlite3.Connection:
         return connect(self.path, self._synchronous)
+
+    def _connect_leases(self) -> sqlite3.Connection:
+        return connect_leases(self.path.with_name(self.path.name + ".leases"))
 
     # --- reading, at once ---------------------------------------------------------------------------------------------
 
@@ -158,9 +168,13 @@ class SqliteStore:
         budget: int,
         lease: bytes | None = None,
         record: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> Loaded:
+        check_charges(owner, lease, charges)
         key = (*names(owner), session_id)
         with store_errors(self.url):
+            if lease is not None and charges:
+                return self._load_charged(key, nonce, budget, lease, record, charges)
             if lease is not None and not self._take(key, lease):
                 return Loaded(nonce, busy=True)
             try:
@@ -171,6 +185,29 @@ class SqliteStore:
             if loaded.session is None or loaded.session.ended:
                 self._let_go(key, lease)
             return loaded
+
+    def _load_charged(
+        self,
+        key: tuple[str, str, str],
+        nonce: bytes,
+        budget: int,
+        lease: bytes,
+        record: bytes | None,
+        charges: Sequence[Charge],
+    ) -> Loaded:
+        """Take the lease and reserve *charges*, at once and before anybody else does, or neither."""
+        now = time.monotonic()
+        with self._accounts.alone():
+            if self._leases.execute(_TAKE, (_held(key), lease, now)).rowcount != 1:
+                return Loaded(nonce, busy=True)
+            loaded = self._load(key, nonce, budget, record)
+            if loaded.session is None or loaded.session.ended:
+                return loaded
+            if loaded.record is None and (over := self._accounts.reserve(self._reader, lease, charges)) is not None:
+                return Loaded(nonce, over=over)
+            self._leases.execute("COMMIT")
+        self._granted[*key, lease] = now + LEASE.total_seconds()
+        return loaded
 
     def _load(self, key: tuple[str, str, str], nonce: bytes, budget: int, record: bytes | None) -> Loaded:
         with self._snapshot() as db:
@@ -334,7 +371,10 @@ class SqliteStore:
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
         instead_of: str | None = None,
+        charges: Sequence[Charge] = (),
+        lease: bytes | None = None,
     ) -> Receipt:
+        check_charges(session.owner, lease, charges)
         key = (*names(session.owner), session.id)
 
         def work(db: Writing) -> Receipt:
@@ -353,13 +393,15 @@ class SqliteStore:
             db.insert_items(key, items)
             db.keep(session.owner, record)
             self._prints.claim(db.db, session, fingerprints)
+            self._accounts.settle(db.db, lease, charges)
             db.put(entries)
             return Receipt(nonce)
 
-        return await self._writer.write(work)
+        return await self._write(work, lease, charges)
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
         session = commit.session
+        check_charges(session.owner, commit.lease, commit.charges)
         key = (*names(session.owner), session.id)
 
         def work(db: Writing) -> Receipt:
@@ -383,6 +425,7 @@ class SqliteStore:
             db.insert_items(key, commit.items)
             db.keep(session.owner, commit.record)
             self._prints.claim(db.db, session, commit.fingerprints)
+            self._accounts.settle(db.db, commit.lease, commit.charges)
             db.put(commit.entries)
             return Receipt(nonce)
 
@@ -391,10 +434,37 @@ class SqliteStore:
             held = self._granted.get((*key, commit.lease), 0.0) > time.monotonic()
             if not held and not await self._repeated(key, session.turn):
                 raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
-        receipt = await self._writer.write(work)
+        receipt = await self._write(work, commit.lease, commit.charges)
         with store_errors(self.url):
             self._let_go(key, commit.lease)
         return receipt
+
+    async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
+        check_charges(owner, lease, charges)
+        if any(charge.limit is not None for charge in charges):
+            with store_errors(self.url), self._accounts.alone():
+                over = self._accounts.reserve(self._reader, lease, charges)
+                self._leases.execute("COMMIT")
+            return Receipt(nonce, over=over)
+
+        def work(db: Writing) -> Receipt:
+            self._accounts.settle(db.db, lease, charges)
+            return Receipt(nonce)
+
+        return await self._write(work, lease, charges) if charges else Receipt(nonce)
+
+    async def spent(self, accounts: Sequence[Account], *, nonce: bytes) -> Spent:
+        with store_errors(self.url):
+            return Spent(nonce, [self._accounts.spent(self._reader, account) for account in accounts])
+
+    async def _write(
+        self, work: Callable[[Writing], Receipt], lease: bytes | None, charges: Sequence[Charge]
+    ) -> Receipt:
+        """Do *work*, and let go of what was reserved for *charges*, which it settles."""
+        if lease is None or not charges:
+            return await self._writer.write(work)
+        with store_errors(self.url):
+            return await self._accounts.settled(self._writer.write(work), lease, charges)
 
     async def _repeated(self, key: tuple[str, str, str], turn: bytes) -> bool:
         with self._snapshot() as db:
@@ -442,12 +512,17 @@ class SqliteStore:
             db.forget(owner)
             count = db.execute("DELETE FROM sessions WHERE tenant = ? AND user = ?", names(owner)).rowcount
             self._prints.forget(db.db, "tenant = ? AND user = ?", names(owner))
-            for table in ("items", "records", "audit_owners"):
+            for table in ("items", "records", "accounts", "audit_owners"):
                 db.execute(f"DELETE FROM {table} WHERE tenant = ? AND user = ?", names(owner))
             db.destroyed = True
             return Receipt(nonce, count=count)
 
-        return await self._writer.write(work)
+        # Before, so that nothing is settled in what is gone; and after, for a turn that began meanwhile.
+        with store_errors(self.url):
+            self._accounts.erase(*names(owner))
+            receipt = await self._writer.write(work)
+            self._accounts.erase(*names(owner))
+        return receipt
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         def work(db: Writing) -> Receipt:
@@ -468,10 +543,13 @@ class SqliteStore:
                 "DELETE FROM sessions WHERE ended IS NOT NULL AND ended_at < ?", (tombstones_before,)
             ).rowcount
             rest = db.execute("DELETE FROM records WHERE expires_at <= ?", (now,)).rowcount
+            rest += db.execute("DELETE FROM accounts WHERE until <= ?", (now,)).rowcount
             over, dropped = self._prints.sweep(db.db, now, fingerprints)
             db.destroyed = db.destroyed or bool(gone or rest or over or dropped)
             return Receipt(nonce, count=gone, dropped=dropped)
 
+        with store_errors(self.url):
+            self._accounts.sweep(now)
         return await self._writer.write(work)
 
     async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:

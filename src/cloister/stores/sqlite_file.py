@@ -13,7 +13,7 @@ from cloister.errors import CloisterError, ConfigurationError, IntegrityError, S
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import tag
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE sessions (
     tenant TEXT NOT NULL, user TEXT NOT NULL, session TEXT NOT NULL,
@@ -44,6 +44,11 @@ CREATE TABLE fingerprints (
     PRIMARY KEY (scope, digest, claim)
 ) WITHOUT ROWID;
 CREATE INDEX fingerprints_by_claim ON fingerprints (claim);
+CREATE TABLE accounts (
+    tenant TEXT NOT NULL, user TEXT NOT NULL, period TEXT NOT NULL, spent INTEGER NOT NULL, until INTEGER NOT NULL,
+    PRIMARY KEY (tenant, user, period)
+) WITHOUT ROWID;
+CREATE INDEX accounts_by_end ON accounts (until);
 CREATE TABLE audit (
     writer TEXT NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL, severity TEXT NOT NULL,
     owner TEXT NOT NULL, other TEXT NOT NULL, session TEXT NOT NULL, detail TEXT NOT NULL,
@@ -57,6 +62,10 @@ CREATE TABLE audit_owners (
 _LEASES = """
 CREATE TABLE IF NOT EXISTS leases (
     held BLOB PRIMARY KEY, lease BLOB NOT NULL, until REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS reserved (
+    holder BLOB NOT NULL, period TEXT NOT NULL, lease BLOB NOT NULL, amount INTEGER NOT NULL, until INTEGER NOT NULL,
+    PRIMARY KEY (holder, period, lease)
 ) WITHOUT ROWID;
 """
 SESSION = (
@@ -169,8 +178,8 @@ def connect_leases(path: Path) -> sqlite3.Connection:
         if getattr(error, "sqlite_errorname", "") not in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
             raise
         raise StoreError(
-            f"{path} is damaged, perhaps by a power cut. It holds nothing that lasts: stop what uses the store, "
-            "delete that file, and start again"
+            f"{path} is damaged, perhaps by a power cut. It holds leases and what turns have reserved of a budget, and "
+            "nothing that was settled: stop what uses the store, delete that file, and start again"
         ) from error
     return leases
 
