@@ -465,7 +465,7 @@ class Turn(Generic[SessionT]):
         if error is not None and self._cloister.keep_failed:
             # What tools and model said on the way was not looked at: that happens with the reply.
             kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._new)]
-        if not opened.fresh and (kept or self._spent.total_tokens):
+        if not opened.fresh and (kept or self._spent.total_tokens or self._bill.nanos):
             before, used = opened.head, self._used
             head = msgspec.structs.replace(before, usage=before.usage + used.usage, spent=before.spent + used.nanos)
             settlement = self._bill.settlement()
