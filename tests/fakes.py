@@ -15,7 +15,7 @@ from cloister.client import AsyncCloister
 from cloister.keyring import Keyring
 from cloister.model import Item
 from cloister.providers.base import Request
-from cloister.stores.base import Store
+from cloister.stores.base import Store, every_entry
 from cloister.user import Session, User
 
 
@@ -147,7 +147,7 @@ class House:
     async def entries(self) -> list[Entry]:
         """Everything on record, what is found out in the background included."""
         await self.cloister.vault.settle()
-        return [entry async for entry in self.cloister.store.audit()]
+        return [entry async for entry in every_entry(self.cloister.store)]
 
     async def events(self) -> list[str]:
         return [entry.event for entry in await self.entries()]

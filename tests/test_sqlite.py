@@ -31,6 +31,7 @@ from cloister.errors import (
 from cloister.model import Limits
 from cloister.stores.base import Fingerprint
 from cloister.stores.sqlite import _held
+from cloister.testing import entries_of
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX files")
 not_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -342,7 +343,7 @@ async def test_a_changed_audit_entry_is_named(file: Path) -> None:
         try:
             heads, problems = _signed(file)
             assert problems == []
-            report = _verified([entry async for entry in store.audit()], heads)
+            report = _verified(await entries_of(store), heads)
             assert report.faults, sql
         finally:
             await store.close()

@@ -33,6 +33,7 @@ from cloister.keyring import Keyring
 from cloister.model import Limits
 from cloister.stores.memory import MemoryStore
 from cloister.stores.postgres_schema import _TABLES
+from cloister.testing import entries_of
 from cloister.user import Session, User
 
 T = TypeVar("T")
@@ -330,7 +331,7 @@ class Cloisters(RuleBasedStateMachine):
             return
 
         async def audited(bench: Bench) -> None:
-            entries = [entry async for entry in bench.house.cloister.store.audit()]
+            entries = await entries_of(bench.house.cloister.store)
             assert verify(entries, {}).faults == []
             assert "integrity.failed" not in [entry.event for entry in entries]
 

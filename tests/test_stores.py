@@ -14,7 +14,7 @@ from cloister import stores, upkeep
 from cloister.errors import ConfigurationError
 from cloister.leaks.fingerprints import SHARDS
 from cloister.model import Owner, SealedSession
-from cloister.stores.base import Claims, Commit, Fingerprint, Loaded, Page, Receipt, Store
+from cloister.stores.base import Claims, Commit, Fingerprint, Loaded, Page, Receipt, Store, Trail
 from cloister.stores.memory import MemoryStore
 from cloister.stores.prints import Prints
 from cloister.testing import StoreConformance, entries_of
@@ -254,8 +254,47 @@ class RefusedClaims(MemoryStore):
         return await super().commit(commit, nonce=nonce)
 
 
+class EntryPassedOver(MemoryStore):
+    """Goes on behind an entry that was not there yet."""
+
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        page = await super().trail(after=after, limit=limit)
+        if len(page.entries) == limit:
+            return page
+        return Trail(page.entries, msgspec.msgpack.encode(len(self._entries) + 1))
+
+
+class EndWithoutEntries(MemoryStore):
+    """Ends a page early."""
+
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        return await super().trail(after=after, limit=max(limit - 1, 1))
+
+
+class NowhereReached(MemoryStore):
+    """Forgets how far somebody has come."""
+
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        return Trail((await super().trail(after=after, limit=limit)).entries, after)
+
+
+class EntriesReordered(MemoryStore):
+    """Brings the newest entries first."""
+
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        page = await super().trail(after=after, limit=limit)
+        return Trail(page.entries[::-1], page.after)
+
+
+class AnyPosition(MemoryStore):
+    """Takes what is no position for the beginning."""
+
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        return await super().trail(after=after if after[:2] != b"\x01 " else b"", limit=limit)
+
+
 BROKEN = [
-    TenantsMixed,
+    TenantsMixed, EntryPassedOver, EndWithoutEntries, NowhereReached, EntriesReordered, AnyPosition,
     ItemsSwapped, PagesSwapped, AnybodysLease, AnybodysWrap, AnybodysPlace, RecordsMixed, RecordsKept, NamesComeBack,
     OwnerIgnored, OwnerIgnoredInPages, TenantIgnored, VersionIgnored, LeaseIgnored, TailReordered, RowsSwapped,
     EchoMissing, TurnStoredTwice, HalfCommitted, SecretKept, LateWrites, ErasesTooMuch, ListsEverybody, NamesInTheLog,

@@ -32,7 +32,7 @@ from cloister.providers.base import Provider, Request
 from cloister.providers.offline import Offline
 from cloister.scope import current
 from cloister.settings import Settings
-from cloister.stores.base import Page, Store
+from cloister.stores.base import Page, Store, every_entry
 from cloister.user import Session, User
 
 ANA_SAYS = "My name is Ana Lopez and my order number is 48213."
@@ -499,7 +499,7 @@ async def audit_log(stage: Stage) -> None:
 async def one_changed_byte(stage: Stage, signed: doctor.Signed) -> None:
     """Change a byte of the log as it is read: of a store on a server there is no file to copy."""
     async with stage.open(Offline()) as cloister:
-        entries = [entry async for entry in cloister.store.audit()]
+        entries = [entry async for entry in every_entry(cloister.store)]
     changed = msgspec.structs.replace(entries[0], detail=entries[0].detail[:-1] + "]")
     found = [str(fault) for fault in verify([changed, *entries[1:]], signed.heads).faults]
     stage.happened(f"read with one byte changed: {found[0] if found else 'nothing is found'}")

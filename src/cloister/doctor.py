@@ -23,7 +23,7 @@ from cloister.leaks.settings import LeakGuard
 from cloister.scrub.placeholders import LABELS
 from cloister.scrub.settings import Scrub
 from cloister.settings import Settings
-from cloister.stores.base import Store
+from cloister.stores.base import Store, every_entry
 from cloister.stores.token import Alone
 
 State = Literal["ok", "note", "missing", "off", "unsafe"]
@@ -111,7 +111,7 @@ def signed_heads(settings: Settings, store: Store, public: str | None = None) ->
 async def verify(store: Store, signed: Signed) -> tuple[Report, list[str]]:
     """Check the whole audit log of *store*, which is open, and give the report and everything that is wrong."""
     verification = Verification(signed.heads)
-    async for entry in store.audit():
+    async for entry in every_entry(store):
         verification.add(entry)
     report = verification.finish()
     # Where nothing was written yet, nothing had to be signed.

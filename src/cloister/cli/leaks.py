@@ -131,12 +131,13 @@ def report(read: Callable[..., Settings], since: str, as_json: bool) -> None:
 
 async def _report(settings: Settings, length: timedelta, as_json: bool) -> None:
     from cloister.model import to_micros
+    from cloister.stores.base import every_entry
 
     first = to_micros(datetime.now(UTC) - length)
     found: dict[tuple[str, str], list[Entry]] = {}
     turns = 0
     async with reading(settings) as store:
-        async for entry in store.audit():
+        async for entry in every_entry(store):
             if entry.at < first:
                 continue
             turns += entry.event == "turn.committed"

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -179,6 +179,13 @@ class Due(msgspec.Struct, frozen=True):
     owner: Owner
     id: str
     version: int
+
+
+class Trail(msgspec.Struct, frozen=True):
+    """Be consecutive audit entries in the order in which they lie, and where to go on."""
+
+    entries: Sequence[Entry]
+    after: bytes
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -443,8 +450,13 @@ class Store(Protocol):
         """Replace wrapped secret and carried text if they still are those of *old*; ``count`` is 0 if not."""
         ...
 
-    def audit(self) -> AsyncIterator[Entry]:
-        """Give all audit entries in the order in which they lie: those of one writer in the order of its writing."""
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        """Give up to *limit* audit entries behind *after*, or from the beginning where that is empty.
+
+        Whoever goes on from `Trail.after`, at any later time and in any process, is given every entry that was
+        committed meanwhile, each at least once and those of one writer in the order of its writing; however late a
+        transaction commits that began early. Fewer entries than *limit* mean that there were no more for now.
+        """
         ...
 
     async def audit_owners(self) -> dict[str, Owner]:
@@ -462,3 +474,29 @@ class Store(Protocol):
     async def distrust(self) -> None:
         """Drop every connection: an answer on one of them was not what was asked for."""
         ...
+
+
+_PAGE = 1_000
+
+
+async def every_entry(store: Store) -> AsyncIterator[Entry]:
+    """Give all audit entries of *store* that there are now."""
+    page = await store.trail(after=b"", limit=_PAGE)
+    while True:
+        for entry in page.entries:
+            yield entry
+        if len(page.entries) < _PAGE:
+            return
+        page = await store.trail(after=page.after, limit=_PAGE)
+
+
+def position(after: bytes, form: Any, first: Any) -> Any:
+    """Read where somebody stopped in the log, *first* if that is nowhere yet."""
+    if not after:
+        return first
+    try:
+        return msgspec.msgpack.decode(after, type=form)
+    except msgspec.MsgspecError:
+        raise ConfigurationError(
+            "this position in the audit log is one of another store: begin anew, without a position"
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -29,8 +29,10 @@ from cloister.stores.base import (
     Receipt,
     Record,
     Spent,
+    Trail,
     check_charges,
     options_of,
+    position,
     side_by_side,
 )
 from cloister.stores.prints import Prints
@@ -272,9 +274,10 @@ class MemoryStore:
         kept.session = msgspec.structs.replace(kept.session, wrapped=wrapped, carry=carry)
         return Receipt(nonce, count=1)
 
-    async def audit(self) -> AsyncIterator[Entry]:
-        for entry in list(self._entries):
-            yield entry
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        first = position(after, int, 0)
+        found = self._entries[first : first + limit]
+        return Trail(found, msgspec.msgpack.encode(first + len(found)))
 
     async def audit_owners(self) -> dict[str, Owner]:
         return {audit_id: owner for owner, audit_id in self._audit_ids.items()}

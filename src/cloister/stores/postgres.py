@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -33,7 +33,9 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    Trail,
     options_of,
+    position,
     side_by_side,
 )
 from cloister.stores.pool import Lent, Pool
@@ -44,7 +46,6 @@ T = TypeVar("T")
 
 _CONNECTIONS = 10
 _NAMES_AT_MOST = 10_000
-_PAGE = 1_000
 _SEED = 500
 _ROUNDS = 5
 """How often a request is made anew because somebody else's came in between, before that is an error."""
@@ -148,6 +149,10 @@ def _columns(session: SealedSession) -> tuple[object, ...]:
         session.ended,
         None,
     )
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(*tuple(row)[1:-1])
 
 
 def _items(row: Any) -> list[SealedItem]:
@@ -398,29 +403,24 @@ class PostgresStore:
         found = [session for row in rows if (session := _session(row))]
         return Batch(found, msgspec.msgpack.encode(tuple(rows[-1][:3])) if rows else b"")
 
-    async def audit(self) -> AsyncIterator[Entry]:
-        # On a connection of its own, in one snapshot: entries that are written meanwhile cannot leave gaps in it.
-        within = self._pool.within
-        wire = await within(self.wire())
-        try:
-            with store_errors(self.url):
-                await within(wire.driver.execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-            last = 0
-            while rows := await within(self._entries(wire, last, _PAGE, newest=False)):
-                for number, entry in rows:
-                    last = number
-                    yield entry
-            await wire.close()
-        finally:
-            wire.abort()
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        place: tuple[str, str, str, int] = position(after, tuple[str, str, str, int], ("", "", "0", 0))
+        found: list[Entry] = []
+        while True:
+            _, upto, *_ = place
+            page = await self._call("audit_trail", *place, limit - len(found))
+            rows: Sequence[Any] = page["rows"] or ()
+            found += [_entry(row) for row in rows]
+            if len(found) == limit:
+                place = page["seen"], page["upto"], str(rows[-1]["tx"]), rows[-1]["id"]
+                break
+            place = page["upto"], "", "0", 0
+            if not upto:  # up to the present
+                break
+        return Trail(found, msgspec.msgpack.encode(place))
 
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        rows = await self._run(lambda lent: self._entries(lent.connection, 0, limit, newest=True))
-        return [entry for _, entry in rows]
-
-    async def _entries(self, wire: Wire, after: int, limit: int, *, newest: bool) -> list[tuple[int, Entry]]:
-        row = await wire.call("audit_page", after, limit, newest)
-        return [(values[0], Entry(*values[1:])) for values in row["rows"] or ()]
+        return [_entry(row) for row in (await self._call("audit_tail", limit))["rows"] or ()]
 
     async def audit_owners(self) -> dict[str, Owner]:
         row = await self._call("audit_names")

@@ -1,4 +1,4 @@
--- The schema of the PostgreSQL store, version 2. `cloister migrate` runs it in one transaction, as its owner.
+-- The schema of the PostgreSQL store, version 3. `cloister migrate` runs it in one transaction, as its owner.
 --
 -- Three roles that nobody logs in as, and that others are granted: cloister_application may work for one owner at a time,
 -- cloister_operator may read the log and go through all sessions to rotate keys, cloister_lookup owns what reads across
@@ -9,7 +9,7 @@
 CREATE SCHEMA cloister;
 
 CREATE TABLE cloister.meta (version integer NOT NULL);
-INSERT INTO cloister.meta VALUES (2);
+INSERT INTO cloister.meta VALUES (3);
 
 -- Whether users have tenants here: settled by the first session, so that the two kinds never lie side by side.
 CREATE TABLE cloister.tenancy (named boolean NOT NULL);
@@ -68,8 +68,10 @@ CREATE TABLE cloister.audit (
     id bigint GENERATED ALWAYS AS IDENTITY, writer text NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
     event text NOT NULL, severity text NOT NULL, owner text NOT NULL, other text NOT NULL, session text NOT NULL,
     detail text NOT NULL, previous bytea NOT NULL, hash bytea NOT NULL,
+    tx xid8 NOT NULL DEFAULT pg_current_xact_id(),
     PRIMARY KEY (id)
 );
+CREATE INDEX audit_by_transaction ON cloister.audit (tx, id);
 
 CREATE TABLE cloister.audit_owners (
     tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, audit_id text NOT NULL, salt bytea NOT NULL,
@@ -104,7 +106,8 @@ GRANT SELECT ON cloister.meta TO cloister_application;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases TO cloister_application;
 GRANT SELECT, INSERT, DELETE ON cloister.items, cloister.records TO cloister_application;
 GRANT SELECT, DELETE ON cloister.audit_owners TO cloister_application;
-GRANT INSERT ON cloister.audit TO cloister_application;
+GRANT INSERT (writer, number, at, event, severity, owner, other, session, detail, previous, hash)
+    ON cloister.audit TO cloister_application;
 GRANT SELECT, DELETE ON cloister.sessions, cloister.records, cloister.leases TO cloister_lookup;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.claims, cloister.fingerprints, cloister.tenancy TO cloister_lookup;
 GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
@@ -370,16 +373,54 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     ) d
 $$;
 
-CREATE FUNCTION cloister.audit_page(
-    nonce bytea, p_after bigint, p_limit bigint, p_newest boolean, OUT echo bytea, OUT rows cloister.audit[]
-)
+CREATE FUNCTION cloister.audit_tail(nonce bytea, p_limit bigint, OUT echo bytea, OUT rows cloister.audit[])
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT nonce, array_agg(d::cloister.audit ORDER BY d.id) FROM (
-        (SELECT a.* FROM cloister.audit a WHERE NOT p_newest AND a.id > p_after ORDER BY a.id LIMIT p_limit)
-        UNION ALL
-        (SELECT a.* FROM cloister.audit a WHERE p_newest ORDER BY a.id DESC LIMIT p_limit)
+        SELECT a.* FROM cloister.audit a ORDER BY a.id DESC LIMIT p_limit
     ) d
 $$;
+
+-- What was committed between two snapshots, some at a time. Numbers are given out before a transaction commits, so they
+-- do not tell what is new: a late one would lie behind where a reader has come. Snapshots do. Of the first, empty for
+-- the beginning, the reader has seen everything; without a second one it is the present.
+CREATE FUNCTION cloister.audit_trail(
+    nonce bytea, p_seen text, p_upto text, p_tx text, p_id bigint, p_limit bigint,
+    OUT echo bytea, OUT seen text, OUT upto text, OUT rows cloister.audit[]
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE
+    now pg_snapshot := pg_current_snapshot();
+    old pg_snapshot;
+    new pg_snapshot;
+BEGIN
+    IF pg_is_in_recovery() THEN -- where a snapshot does not say which transactions are still open
+        RAISE read_only_sql_transaction;
+    END IF;
+    echo := nonce;
+    -- A snapshot from the future was taken before a dump was restored, elsewhere: begin anew.
+    IF greatest(pg_snapshot_xmax(nullif(p_seen, '')::pg_snapshot), pg_snapshot_xmax(nullif(p_upto, '')::pg_snapshot))
+       > pg_snapshot_xmax(now) THEN
+        p_seen := '';
+        p_upto := '';
+    END IF;
+    IF p_upto = '' THEN
+        p_tx := '0';
+        p_id := 0;
+    END IF;
+    seen := p_seen;
+    upto := coalesce(nullif(p_upto, ''), now::text);
+    old := nullif(p_seen, '');
+    new := upto;
+    SELECT array_agg(d::cloister.audit ORDER BY d.tx, d.id) INTO rows FROM (
+        SELECT a.* FROM cloister.audit a
+        WHERE (a.tx, a.id) > (p_tx::xid8, p_id) AND a.tx >= coalesce(pg_snapshot_xmin(old), '0')
+          AND (old IS NULL OR NOT pg_visible_in_snapshot(a.tx, old))
+          -- Entries of transactions to come have been restored from a dump.
+          AND (pg_visible_in_snapshot(a.tx, new) OR (old IS NULL AND a.tx >= pg_snapshot_xmax(now)))
+        ORDER BY a.tx, a.id LIMIT p_limit
+    ) d;
+END $$;
 
 CREATE FUNCTION cloister.audit_names(
     nonce bytea, OUT echo bytea, OUT tenants text[], OUT users text[], OUT ids text[], OUT salts bytea[]
@@ -756,10 +797,10 @@ END $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cloister FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_application;
 REVOKE EXECUTE ON FUNCTION
-    cloister.every_session, cloister.audit_page, cloister.audit_names FROM cloister_application;
+    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_names FROM cloister_application;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_lookup;
 GRANT EXECUTE ON FUNCTION
-    cloister.every_session, cloister.audit_page, cloister.audit_names TO cloister_operator;
+    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_names TO cloister_operator;
 GRANT CREATE ON SCHEMA cloister TO cloister_lookup; -- for as long as it takes to hand over what it owns
 DO $$
 DECLARE

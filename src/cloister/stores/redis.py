@@ -8,11 +8,10 @@ under a tag of the owner's own, and is written before what it leads to. Keys car
 from __future__ import annotations
 
 import asyncio
-import heapq
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha1, sha256
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -44,17 +43,18 @@ from cloister.stores.base import (
     Receipt,
     Record,
     Spent,
+    Trail,
     check_charges,
     options_of,
     side_by_side,
 )
 from cloister.stores.pool import Lent, Pool, named
+from cloister.stores.redis_log import Log
 from cloister.stores.redis_nodes import Address, Nodes, address_of
 from cloister.stores.redis_prints import Prints
 from cloister.stores.redis_rows import (
     PLACES,
     Keys,
-    entry_of,
     item_of,
     names,
     owner_of,
@@ -74,6 +74,8 @@ _NAME_SECONDS = 60.0
 _NAMES_AT_MOST = 10_000
 _LEASE_MS = int(LEASE.total_seconds() * 1e3)
 _PAGE = 200
+_LOG = 10
+"""The number of the log among the keys of a session."""
 _EVICTING = "noeviction"
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -182,6 +184,7 @@ class RedisStore:
         self._known: dict[Owner, tuple[str, float]] = {}
         self._prints = Prints(prefix, self._script)
         self._accounts = redis_accounts.Accounts(prefix)
+        self._log = Log(prefix, self._nodes)
 
     async def open(self) -> None:
         try:
@@ -453,8 +456,8 @@ class RedisStore:
         if entries:
             # Spread over the places by what they are about, as the entries of turns are.
             place = int(sha256(entries[0].session.encode()).hexdigest()[:2], 16)
-            log = place_prefix(self._prefix, place) + b"log"
-            await self._write(scripts.RECORD, [log], list, entries)
+            base = place_prefix(self._prefix, place)
+            await self._write(scripts.RECORD, [base + b"log"] * _LOG, list, entries)
         return Receipt(nonce)
 
     # --- across owners ------------------------------------------------------------------------------------------------
@@ -535,52 +538,11 @@ class RedisStore:
         _, plain, live, _ = await self._script(scripts.PAGE, keys, [0, -(1 << 40)])
         return session_of(plain, live)
 
-    async def audit(self) -> AsyncIterator[Entry]:
-        """Give the entries of all places, merged; each writer's in the order of its writing.
-
-        A writer's entries lie in several places, whose clocks differ by a little: one that comes before another of its
-        writer's has to wait for it, and what never comes is what verification finds.
-        """
-        waiting: dict[str, dict[int, Entry]] = {}
-        reached: dict[str, int] = {}
-        streams = [self._stream(place) for place in range(PLACES)]
-        heads: list[tuple[tuple[int, int], int, Entry]] = []
-        for place, stream in enumerate(streams):
-            async for at, entry in stream:
-                heapq.heappush(heads, (at, place, entry))
-                break
-        while heads:
-            _, place, entry = heapq.heappop(heads)
-            async for at, following in streams[place]:
-                heapq.heappush(heads, (at, place, following))
-                break
-            held = waiting.setdefault(entry.writer, {})
-            held[entry.number if entry.number not in held else -len(held)] = entry
-            while (number := reached.get(entry.writer, 0) + 1) in held:
-                yield held.pop(number)
-                reached[entry.writer] = number
-            if not held:
-                del waiting[entry.writer]
-        for held in waiting.values():
-            for _, entry in sorted(held.items()):
-                yield entry
-
-    async def _stream(self, place: int) -> AsyncIterator[tuple[tuple[int, int], Entry]]:
-        log = place_prefix(self._prefix, place) + b"log"
-        last = "-"
-        while rows := (await self._script(scripts.READ, [log], ["XRANGE", last, "+", "COUNT", _PAGE]))[0]:
-            for key, values in rows:
-                yield _moment(key), entry_of(values)
-            last = f"({rows[-1][0].decode()}"
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        return await self._log.trail(after, limit)
 
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        newest: list[tuple[tuple[int, int], int, Entry]] = []
-        for place in range(PLACES):
-            log = place_prefix(self._prefix, place) + b"log"
-            (rows,) = await self._script(scripts.READ, [log], ["XREVRANGE", "+", "-", "COUNT", limit])
-            newest += [(_moment(key), place, entry_of(values)) for key, values in rows]
-        newest.sort(key=lambda row: (row[0], row[2].number))
-        return [entry for _, _, entry in newest[-limit:]]
+        return await self._log.tail(limit)
 
     async def audit_owners(self) -> dict[str, Owner]:
         found: dict[str, Owner] = {}
@@ -651,11 +613,13 @@ class RedisStore:
 
         async def work(pool: Pool[Wire], lent: Lent[Wire]) -> list[Any]:
             chain, entries = lent.extend(events, lambda owner: names.get(owner, ""))
-            said = await lent.connection.run(script, keys, args([_encode(entry) for entry in entries]))
+            wire = lent.connection
+            said = await wire.run(script, keys, args([b"%d" % wire.moment, *map(_encode, entries)]))
             if said[0] == b"stored":
+                wire.moment = int(said.pop(1))
                 pool.confirm(lent, chain)
             if said[0] in (b"stored", b"repeated") and self._wait:
-                reached = await lent.connection.plain("WAIT", self._wait, 2_000)
+                reached = await wire.plain("WAIT", self._wait, 2_000)
                 if reached < self._wait:
                     raise StoreUnavailable(
                         f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
@@ -744,8 +708,3 @@ def _receipt(outcome: bytes, nonce: bytes) -> Receipt:
 def _literal(text: str) -> str:
     """Give *text* so that a pattern means it as it is."""
     return "".join(f"\\{one}" if one in "*?[]^\\" else one for one in text)
-
-
-def _moment(key: bytes) -> tuple[int, int]:
-    at, _, number = key.partition(b"-")
-    return int(at), int(number)

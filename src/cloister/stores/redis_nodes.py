@@ -21,7 +21,7 @@ from redis.exceptions import (
 
 from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
 from cloister.stores.pool import Lent, Pool
-from cloister.stores.redis_wire import Stale, Wire, ours
+from cloister.stores.redis_wire import Request, Stale, Wire, ours
 
 T = TypeVar("T")
 
@@ -135,6 +135,26 @@ class Nodes:
             else:
                 return outcome  # type: ignore[no-any-return]
         raise StoreUnavailable(f"{self._url} keeps moving what was asked for; try again")
+
+    async def run_all(self, requests: Sequence[Request]) -> list[list[Any]]:
+        """Run scripts that only read, all that concern one node in one go, and give what each says."""
+        by_node: dict[Address, list[int]] = {}
+        for number, (_, keys, _) in enumerate(requests):
+            by_node.setdefault(await self._serving(keys[0]), []).append(number)
+        found: dict[int, list[Any] | None] = {}
+
+        async def ask(numbers: list[int]) -> None:
+            first = requests[numbers[0]][1][0]
+            some = [requests[number] for number in numbers]
+            said = await self.run(first, lambda _, lent: lent.connection.run_all(some))
+            found.update(zip(numbers, said, strict=True))
+
+        await asyncio.gather(*map(ask, by_node.values()))
+        return [found[number] or await self._one(request) for number, request in enumerate(requests)]
+
+    async def _one(self, request: Request) -> list[Any]:
+        """Ask alone what went to a node that does not serve it any more, or did not know the script yet."""
+        return await self.run(request[1][0], lambda _, lent: lent.connection.run(*request))
 
     async def _serving(self, key: bytes) -> Address:
         if not self.clustered:

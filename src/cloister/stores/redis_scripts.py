@@ -20,7 +20,17 @@ local plain, live, items, lease, records = KEYS[1], KEYS[2], KEYS[3], KEYS[4], K
 local due, over, all, whose, log, ends = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local nonce = ARGV[1]
 local function write(first, count)
-    for n = first, first + count - 1 do redis.call('XADD', log, '*', 'e', ARGV[n]) end
+    -- The moment before which the first entry must not lie, then the entries; says the moment of the last.
+    local moment = ARGV[first]
+    for n = first + 1, first + count - 1 do
+        local id = redis.call('XADD', log, '*', 'e', ARGV[n])
+        if tonumber(string.match(id, '^%d+')) < tonumber(moment) then -- the clock was set back
+            redis.call('XDEL', log, id)
+            id = redis.call('XADD', log, moment .. '-0', 'e', ARGV[n])
+        end
+        moment = string.match(id, '^%d+')
+    end
+    return moment
 end
 local function live_for(seconds, longer)
     for _, key in ipairs({live, items, records}) do redis.call('PEXPIRE', key, seconds) end
@@ -131,14 +141,14 @@ end
 redis.call('HSET', live, 'wrapped', values[1], 'head', values[2], 'count', values[3], 'tokens', values[4], 'turn',
            values[5])
 local entries, rows = tonumber(ARGV[5]), tonumber(ARGV[6])
-write(n + 1, entries)
+local moment = write(n + 1, entries)
 for k = n + entries + 1, n + entries + rows do redis.call('RPUSH', items, ARGV[k]) end
 redis.call('SET', whose, fields[9])
 redis.call('ZADD', all, 0, fields[9])
 if fields[6] ~= '' then redis.call('ZADD', due, fields[6], fields[9]) end
 local said = spoken(plain, n + entries + rows + 1, 14) -- settled here
 if ARGV[2] ~= '' then live_for(ARGV[2], ARGV[3]) end
-return {nonce, 'stored', said}
+return {nonce, 'stored', moment, said}
 """
 )
 
@@ -171,7 +181,7 @@ else
     redis.call('ZREM', due, ARGV[14])
 end
 local entries, rows = tonumber(ARGV[17]), tonumber(ARGV[18])
-write(20, entries)
+local moment = write(20, entries)
 for k = 20 + entries, 19 + entries + rows do redis.call('RPUSH', items, ARGV[k]) end
 local said = spoken(plain, 20 + entries + rows, 12) -- settled here
 if ARGV[5] ~= '' then
@@ -180,7 +190,7 @@ else
     for _, key in ipairs({plain, live, items, whose}) do redis.call('PERSIST', key) end
 end
 redis.call('DEL', lease)
-return {nonce, 'stored', said}
+return {nonce, 'stored', moment, said}
 """
 )
 
@@ -217,8 +227,8 @@ redis.call('HSET', plain, 'ended', ARGV[2])
 if ARGV[2] ~= 'expired' then redis.call('HDEL', plain, 'carry') end
 redis.call('ZREM', due, ARGV[6])
 redis.call('ZADD', over, ARGV[3], ARGV[6])
-write(8, tonumber(ARGV[7]))
-return {nonce, 'stored', said}
+local moment = write(8, tonumber(ARGV[7]))
+return {nonce, 'stored', moment, said}
 """
 )
 
@@ -251,11 +261,13 @@ return {nonce, 'stored'}
 """
 )
 
-# KEYS: log; ARGV: nonce, entries
-RECORD = """
-for n = 2, #ARGV do redis.call('XADD', KEYS[1], '*', 'e', ARGV[n]) end
-return {ARGV[1], 'stored'}
+# KEYS as of a session, of which only the log counts; ARGV: nonce, entries
+RECORD = (
+    _NAMES
+    + """
+return {nonce, 'stored', write(2, #ARGV - 1)}
 """
+)
 
 # KEYS: an owner's name in the log; ARGV: nonce, proposed id or '', salt, tenant, user
 NAME = """
@@ -304,6 +316,31 @@ return {ARGV[1], 'done', whose, redis.call('SMEMBERS', KEYS[4])}
 FORGET = """
 redis.call('ZREM', KEYS[1], ARGV[2])
 return {ARGV[1], 'done'}
+"""
+
+# KEYS: logs; ARGV: nonce, how many entries of each, where to begin in each. Whole milliseconds: whoever reads puts what
+# lies in one in order.
+TRAIL = """
+local found, count = {}, tonumber(ARGV[2])
+for n, log in ipairs(KEYS) do
+    local rows = redis.call('XRANGE', log, ARGV[n + 2], '+', 'COUNT', count)
+    local full = #rows == count
+    if full then
+        local last = rows[count][1]
+        for _, row in ipairs(redis.call('XRANGE', log, '(' .. last, string.match(last, '^%d+'))) do
+            rows[#rows + 1] = row
+        end
+    end
+    found[n] = {full and 1 or 0, rows}
+end
+return {ARGV[1], found}
+"""
+
+# KEYS: logs; ARGV: nonce, how many entries of each. The newest first.
+TAIL = """
+local found = {}
+for n, log in ipairs(KEYS) do found[n] = redis.call('XREVRANGE', log, '+', '-', 'COUNT', ARGV[2]) end
+return {ARGV[1], found}
 """
 
 # A read of one key, with the nonce back. KEYS: one; ARGV: nonce, command, arguments behind the key

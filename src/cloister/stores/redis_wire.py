@@ -25,11 +25,15 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from cloister.errors import CloisterError, ConfigurationError, IntegrityError, StoreUnavailable
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.pool import untrusted
+
+Request = tuple[str, Sequence[bytes], Sequence[str | bytes | int]]
+"""A script, its keys and its arguments."""
 
 
 class Stale(Exception):
@@ -41,6 +45,8 @@ class Wire:
 
     def __init__(self, driver: Driver, closing: set[asyncio.Task[None]]) -> None:
         self.driver = driver
+        self.moment = 0
+        """When its last entry was put on record, on the server's clock, which may be set back."""
         self._closing = closing
 
     def usable(self) -> bool:
@@ -79,6 +85,32 @@ class Wire:
 
         Raises `IntegrityError` for an answer without the nonce, or where one lay ready that nobody had asked for.
         """
+        await self._check_unread()
+        nonce = secrets.token_bytes(16)
+        rest = (len(keys), *keys, nonce, *args)
+        try:
+            reply = await self.command("EVALSHA", scripts.name_of(script), *rest)
+        except NoScriptError:
+            reply = await self.command("EVAL", script, *rest)
+        return _echoed(reply, nonce)
+
+    async def run_all(self, requests: Sequence[Request]) -> list[list[Any] | None]:
+        """Run scripts one behind the other without waiting in between; None for what this node cannot say."""
+        await self._check_unread()
+        sent = [(scripts.name_of(script), keys, secrets.token_bytes(16), args) for script, keys, args in requests]
+        commands = [("EVALSHA", name, len(keys), *keys, nonce, *args) for name, keys, nonce, args in sent]
+        await self.driver.send_packed_command(self.driver.pack_commands(commands))
+        replies: list[list[Any] | None] = []
+        for _, _, nonce, _ in sent:
+            try:
+                reply = await self.driver.read_response(disconnect_on_error=False)
+            except (NoScriptError, MovedError, AskError, TryAgainError):
+                replies.append(None)
+            else:
+                replies.append(_echoed(reply, nonce))
+        return replies
+
+    async def _check_unread(self) -> None:
         try:
             unread = await self.driver.can_read()
             if unread:  # a reply, or the end: the server has gone, and nothing was lost
@@ -89,16 +121,14 @@ class Wire:
             raise Stale from error
         if unread:
             raise IntegrityError("a reply that nobody had asked for lay on a connection to Redis, which was dropped")
-        nonce = secrets.token_bytes(16)
-        rest = (len(keys), *keys, nonce, *args)
-        try:
-            reply = await self.command("EVALSHA", scripts.name_of(script), *rest)
-        except NoScriptError:
-            reply = await self.command("EVAL", script, *rest)
-        echo = reply[0] if isinstance(reply, list) and reply else None
-        if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
-            raise IntegrityError("Redis answered another request than this one; its connection was dropped")
-        return list(reply[1:])
+
+
+def _echoed(reply: Any, nonce: bytes) -> list[Any]:
+    """Give what a script said, if it is the answer to the request with that *nonce*."""
+    echo = reply[0] if isinstance(reply, list) and reply else None
+    if type(echo) is not bytes or not hmac.compare_digest(echo, nonce):
+        raise IntegrityError("Redis answered another request than this one; its connection was dropped")
+    return list(reply[1:])
 
 
 # What keeps a server from its work, and what to do about it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -39,8 +39,10 @@ from cloister.stores.base import (
     Receipt,
     Record,
     Spent,
+    Trail,
     check_charges,
     options_of,
+    position,
     side_by_side,
 )
 from cloister.stores.sqlite_accounts import Accounts
@@ -68,6 +70,8 @@ INSERT INTO leases VALUES (?1, ?2, ?3 + {LEASE.total_seconds()})
 ON CONFLICT DO UPDATE SET lease = excluded.lease, until = excluded.until
 WHERE lease = excluded.lease OR until <= ?3 OR until > excluded.until + 60
 """
+
+_BEFORE_ALL = -(1 << 63)
 
 
 def _whose(tenant: object, user: object) -> Owner:
@@ -302,23 +306,30 @@ class SqliteStore:
         found = [SealedSession(_whose(row[0], row[1]), *row[2:]) for row in rows]
         return Batch(found, msgspec.msgpack.encode(rows[-1][:3]) if rows else b"")
 
-    async def audit(self) -> AsyncIterator[Entry]:
-        last = -(1 << 63)
-        while rows := self._audit(f"SELECT rowid, {ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT 1000", last):
-            for _, *columns in rows:
-                yield Entry(*columns)
-            last = rows[-1][0]
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        row, known = position(after, tuple[int, Any], (_BEFORE_ALL, None))
+        with self._snapshot_of_log() as db:
+            if after and db.execute("SELECT hash FROM audit WHERE rowid = ?", (row,)).fetchone() != (known,):
+                # Rows have other numbers after VACUUM. An entry that is gone was dropped, with all that came before.
+                (row,) = db.execute("SELECT rowid FROM audit WHERE hash IS ?", (known,)).fetchone() or (_BEFORE_ALL,)
+            rows = db.execute(
+                f"SELECT rowid, {ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?", (row, limit)
+            ).fetchall()
+        found = [Entry(*columns) for _, *columns in rows]
+        return Trail(found, msgspec.msgpack.encode((rows[-1][0], found[-1].hash)) if found else after)
 
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        rows = self._audit(f"SELECT {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", limit)
+        with self._snapshot_of_log() as db:
+            rows = db.execute(f"SELECT {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", (limit,)).fetchall()
         return [Entry(*row) for row in reversed(rows)]
 
-    def _audit(self, sql: str, bound: int) -> list[tuple[Any, ...]]:
-        """Read audit rows; text that was damaged arrives as replacement characters, for verification to find."""
+    @contextmanager
+    def _snapshot_of_log(self) -> Iterator[sqlite3.Connection]:
+        """Read one state of the log; text that was damaged arrives with marks in it, for verification to find."""
         with self._snapshot() as db:
             db.text_factory = lenient
             try:
-                return db.execute(sql, (bound,)).fetchall()
+                yield db
             finally:
                 db.text_factory = str
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -38,7 +39,9 @@ from cloister.stores.base import (
     Record,
     Spent,
     Store,
+    Trail,
     options_of,
+    position,
 )
 from cloister.stores.prints import Prints
 from cloister.tokens import LIMIT, LONGEST_LIMIT, SHORTEST_LIMIT, Tokens
@@ -47,6 +50,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("cloister.audit")
 _owners = logging.getLogger("cloister.audit.owners")
+_BLOCK = 1 << 16
 _LEVELS = {"info": logging.INFO, "notice": logging.INFO, "warning": logging.WARNING, "alert": logging.ERROR}
 
 
@@ -256,15 +260,14 @@ class Alone:
     async def all(self, *, after: bytes, limit: int) -> Batch:
         return Batch((), b"")
 
-    async def audit(self) -> AsyncIterator[Entry]:
-        for entry in await asyncio.to_thread(self._log.read):
-            yield entry
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
+        return await asyncio.to_thread(self._log.trail, after, limit)
 
     async def audit_owners(self) -> dict[str, Owner]:
         return await asyncio.to_thread(self._log.owners)
 
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        return (await asyncio.to_thread(self._log.read))[-limit:]
+        return await asyncio.to_thread(self._log.tail, limit)
 
     def heads(self) -> Heads:
         return {self._chain.writer: (self._chain.number, self._chain.last.hex())}
@@ -336,18 +339,58 @@ class _File:
                 f"the audit log {path} cannot be written ({error.strerror}), so nothing was done; make room, or mend it"
             ) from None
 
-    def read(self) -> list[Entry]:
-        return [entry for line in self._lines(self._path) if (entry := _decoded(line, Entry)) is not None]
+    def trail(self, after: bytes, limit: int) -> Trail:
+        found: list[Entry] = []
+        with self._opened(self._path) as file:
+            file.seek(self._place(file, after))
+            at = file.tell()
+            last = None
+            while len(found) < limit and (line := file.readline()).endswith(b"\n"):
+                if (entry := _decoded(line, Entry)) is not None:
+                    found.append(entry)
+                    last = at, entry.hash
+                at += len(line)
+        return Trail(found, after if last is None else msgspec.msgpack.encode(last))
+
+    def _place(self, file: BinaryIO, after: bytes) -> int:
+        """Say where to go on: behind the entry that was the last, wherever it lies now; else at the beginning."""
+        if not after:
+            return 0
+        start, known = position(after, tuple[int, bytes], (0, b""))
+        for begin in (start, 0):
+            file.seek(begin)
+            while (line := file.readline()).endswith(b"\n"):
+                entry = _decoded(line, Entry)
+                if entry is not None and entry.hash == known:
+                    return file.tell()
+                if begin:
+                    break
+        return 0
+
+    def tail(self, limit: int) -> list[Entry]:
+        with self._opened(self._path) as file:
+            start = end = file.seek(0, os.SEEK_END)
+            found: list[Entry] = []
+            while start and len(found) < limit:
+                # From twice as far back each time; the line that was met in its middle is the first of the next.
+                start = max(end - max(2 * (end - start), _BLOCK), 0)
+                file.seek(start)
+                lines = file.read(end - start).splitlines()[1 if start else 0 :]
+                found = [entry for line in lines if (entry := _decoded(line, Entry)) is not None]
+        return found[-limit:]
 
     def owners(self) -> dict[str, Owner]:
-        names = (name for line in self._lines(self._names) if (name := _decoded(line, _Name)) is not None)
+        with self._opened(self._names) as file:
+            names = [name for line in file if (name := _decoded(line, _Name)) is not None]
         return {name.id: Owner(name.tenant, name.user) for name in names}
 
-    def _lines(self, path: Path) -> list[bytes]:
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
         try:
-            return path.read_bytes().splitlines()
+            with path.open("rb") as file:
+                yield file
         except FileNotFoundError:
-            return []
+            yield io.BytesIO()
         except OSError as error:
             raise StoreUnavailable(f"the audit log {path} cannot be read: {error.strerror}") from None
 
@@ -361,10 +404,13 @@ class _Logger:
         for entry in entries:
             _log.log(_LEVELS[entry.severity], "%s", msgspec.json.encode(entry).decode())
 
-    def read(self) -> NoReturn:
+    def trail(self, after: bytes, limit: int) -> NoReturn:
         raise ConfigurationError(
             "the audit log went to standard logging, where cloister cannot read it: name a file in the URL, audit=…"
         )
+
+    def tail(self, limit: int) -> NoReturn:
+        self.trail(b"", limit)
 
     def owners(self) -> dict[str, Owner]:
         return {}

@@ -16,14 +16,14 @@ from cloister.audit import Entry, Event, event
 from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedSession, to_micros
 from cloister.sealing import tag
-from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Record, Store
+from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Record, Store, every_entry
 from cloister.testing.accounts import AccountConformance
 from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, load, nonce, sealed_items, sealed_session
 
 
 async def entries_of(store: Store) -> list[Entry]:
     """Give all audit entries of *store*."""
-    return [entry async for entry in store.audit()]
+    return [entry async for entry in every_entry(store)]
 
 
 async def _started(store: Store, owner: Owner = ANA, items: int = 0, **changes: Any) -> SealedSession:
@@ -53,6 +53,33 @@ async def _leased(store: Store, session: SealedSession) -> bytes:
     lease = secrets.token_bytes(16)
     assert not (await load(store, session.owner, session.id, lease=lease)).busy
     return lease
+
+
+async def _recorded(store: Store, count: int) -> None:
+    """Put entries on record, one at a time, about sessions that lie in different places."""
+    for number in range(count):
+        noted = event("turn.committed", START, ANA, sessions.digest(sessions.new_id()), items=number)
+        await store.record([noted], nonce=nonce())
+
+
+async def _followed(store: Store, after: bytes, limit: int) -> tuple[list[Entry], bytes]:
+    """Read the log from a position to its end; give the entries, and where that is."""
+    found: list[Entry] = []
+    for _ in range(1_000):
+        page = await store.trail(after=after, limit=limit)
+        assert len(page.entries) <= limit
+        found += page.entries
+        after = page.after
+        if len(page.entries) < limit:
+            return found, after
+    raise AssertionError("the log has no end")
+
+
+def _check_order(entries: list[Entry]) -> None:
+    last: dict[str, int] = {}
+    for entry in entries:
+        assert entry.number == last.get(entry.writer, 0) + 1
+        last[entry.writer] = entry.number
 
 
 _FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
@@ -659,6 +686,42 @@ class StoreConformance(AccountConformance):
         tail = await store.audit_tail(3)  # of writers at the same moment, any may be the last
         assert len(tail) == 3
         assert all(entry in entries for entry in tail)
+
+    async def test_a_trail_goes_on_where_it_was_left(self, store: Store) -> None:
+        """Pages of the log give every entry once, each writer's in order; a short one ends, until there is more."""
+        await _recorded(store, 7)
+        first, after = await _followed(store, b"", 3)
+        assert len(first) == 7
+        assert {entry.hash for entry in first} == {entry.hash for entry in await entries_of(store)}
+        assert (await store.trail(after=after, limit=3)).entries == []
+        await _recorded(store, 4)
+        second, last = await _followed(store, after, 3)
+        assert (await _followed(store, after, 2))[0] == second, "a position is good for more than once"
+        assert len({entry.hash for entry in [*first, *second]}) == 11
+        assert len(second) == 4
+        assert (await store.trail(after=last, limit=1)).entries == []
+        _check_order([*first, *second])
+        assert audit.verify([*first, *second], store.heads()).faults == []
+
+    async def test_a_trail_misses_nothing(self, store: Store) -> None:
+        """Whoever follows the log while many write to it is given everything, each writer's entries in order."""
+        writing = asyncio.gather(*(_recorded(store, 5) for _ in range(20)))
+        found, after = [], b""
+        for _ in range(10_000):
+            over = bool((await asyncio.wait([writing], timeout=0.001))[0])
+            page, after = await _followed(store, after, 9)
+            found += page
+            if over:
+                break
+        await writing
+        assert len({entry.hash for entry in found}) == 100
+        _check_order(found)
+        assert audit.verify(await entries_of(store), store.heads()).faults == []
+
+    async def test_a_position_is_of_its_store(self, store: Store) -> None:
+        """A position that another kind of store gave is refused, not taken for some other place."""
+        with pytest.raises(ConfigurationError):
+            await store.trail(after=b"\x01 no position", limit=1)
 
     # --- rotation -----------------------------------------------------------------------------------------------------
 
