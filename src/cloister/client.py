@@ -14,6 +14,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from cloister import providers, sinks, stores, upkeep
+from cloister.alarms import Alarms
+from cloister.attempts import Attempts
 from cloister.audit import AuditKey
 from cloister.costs import Budget, Prices
 from cloister.errors import CloisterError, ConfigurationError
@@ -52,6 +54,7 @@ class AsyncCloister:
         tenancy: Tenancy = "single",
         scrub: Scrub | None = Scrub(),
         leaks: LeakGuard | None = LeakGuard(),
+        alarms: Alarms | None = Alarms(),
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
@@ -73,7 +76,8 @@ class AsyncCloister:
         becomes of replies with other users' details; None lets them pass, which is put on record too. *tenants* says
         what is different for the users of single tenants. *telemetry* watches turns and stores: a
         `cloister.metrics.Prometheus`, a `cloister.traces.Traces`. *budget* bounds what turns may cost, by *prices*:
-        `Prices.default` unless given. Raises `ConfigurationError`.
+        `Prices.default` unless given. *alarms* say what is a breach attempt, after which a user is refused for a
+        while; None never refuses, which is put on record too. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -92,6 +96,7 @@ class AsyncCloister:
             telemetry,
             budget,
             prices,
+            alarms,
         )
 
     def __init__(
@@ -112,7 +117,10 @@ class AsyncCloister:
         telemetry: Sequence[Telemetry],
         budget: Budget | None,
         prices: Prices | None,
+        alarms: Alarms | None,
     ) -> None:
+        if alarms is not None and not isinstance(alarms, Alarms):
+            raise ConfigurationError(f"alarms is an Alarms, or None for no protection, not {type(alarms).__name__}")
         if leaks is not None and not isinstance(leaks, LeakGuard):
             raise ConfigurationError(f"leaks is a LeakGuard, or None for no protection, not {type(leaks).__name__}")
         if not isinstance(scrub, Scrub):
@@ -131,6 +139,7 @@ class AsyncCloister:
         self.keep_failed = keep_failed
         self.scrub = scrub
         self.leaks = leaks
+        self.alarms = alarms
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
@@ -181,11 +190,13 @@ class AsyncCloister:
         return hasattr(self.store, "tokens")
 
     def _over(self, keyring: MasterKeys) -> Vault:
+        alarms = self.alarms
+        attempts = Attempts(alarms.suspend_after, alarms.window, alarms.suspend_for) if alarms else None
         if not self.carried:
-            return Vault(self.store, keyring, self._clock, self.limits)
+            return Vault(self.store, keyring, self._clock, self.limits, attempts)
         from cloister.token_vault import TokenVault
 
-        return TokenVault(self.store, keyring, self._clock, self.limits)
+        return TokenVault(self.store, keyring, self._clock, self.limits, attempts)
 
     async def _check_tenancy(self) -> None:
         """See to it that nothing is ever filed under no tenant beside real ones."""
@@ -207,6 +218,8 @@ class AsyncCloister:
             options.append(("personal data", "scrub=None"))
         if self.leaks is None:
             options.append(("others' details", "leaks=None"))
+        if self.alarms is None:
+            options.append(("alarms", "alarms=None"))
         noted = [self.vault.event("protection.off", what=what, option=option) for what, option in options]
         if noted:
             await self.vault.ask(self.store.record, noted)
