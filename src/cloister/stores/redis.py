@@ -617,8 +617,9 @@ class RedisStore:
             said = await wire.run(script, keys, args([b"%d" % wire.moment, *map(_encode, entries)]))
             if said[0] == b"stored":
                 wire.moment = int(said.pop(1))
+            if said[0] in (b"stored", b"settled"):
                 pool.confirm(lent, chain)
-            if said[0] in (b"stored", b"repeated") and self._wait:
+            if said[0] in (b"stored", b"repeated", b"settled") and self._wait:
                 reached = await wire.plain("WAIT", self._wait, 2_000)
                 if reached < self._wait:
                     raise StoreUnavailable(

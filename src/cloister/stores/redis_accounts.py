@@ -71,7 +71,7 @@ SETTLE = (
     LIBRARY
     + """
 settle(1)
-return {ARGV[1], 'stored'}
+return {ARGV[1], 'settled'}
 """
 )
 
