@@ -26,12 +26,12 @@ _STEP = 20_000  # entries between two steps of the progress bar
 _BY = ("tenant", "user", "session", "model", "day")
 
 
-def _moment(context: click.Context, parameter: click.Parameter, said: str | None) -> datetime | None:
-    """Read a length of time before now, or a day or moment, in UTC unless it says otherwise."""
+def _moment(context: click.Context, parameter: click.Parameter, said: str | None) -> datetime:
+    """Read a length of time before now, or a day or moment, in UTC unless it says otherwise; now if nothing is said."""
     from cloister.settings import duration
 
     if said is None:
-        return None
+        return datetime.now(UTC)
     try:
         return datetime.now(UTC) - duration(said)
     except OverflowError:
@@ -74,7 +74,7 @@ def costs(
     read: Callable[..., Settings],
     by: str,
     since: datetime,
-    until: datetime | None,
+    until: datetime,
     tenant: str | None,
     as_json: bool,
 ) -> None:
@@ -101,7 +101,7 @@ def costs(
     report = asyncio.run(_reported(read(), by, since, until, tenant))
     if as_json:
         rows = [{**dict(key), **_counts(one)} for key, one in report.sorted()]
-        said = {"since": since.isoformat(), "until": until and until.isoformat(), "by": by, "rows": rows}
+        said = {"since": since.isoformat(), "until": until.isoformat(), "by": by, "rows": rows}
         click.echo(json.dumps({**said, "total": _counts(report.total), **_left_out(report)}))
         return
     if report.rows:
@@ -114,14 +114,14 @@ def costs(
     _warn(report)
 
 
-async def _reported(settings: Settings, by: Any, since: datetime, until: datetime | None, tenant: str | None) -> Report:
+async def _reported(settings: Settings, by: Any, since: datetime, until: datetime, tenant: str | None) -> Report:
     from cloister.costs.report import Report
     from cloister.model import to_micros
 
     async with reading(settings) as store:
+        # Names come after the last moment, so that whoever came before it has one unless erased.
         owners = await store.audit_owners()
-        end = None if until is None else to_micros(until)
-        report = Report(by, owners, since=to_micros(since), until=end, tenant=tenant)
+        report = Report(by, owners, since=to_micros(since), until=to_micros(until), tenant=tenant)
         read = 0
         done: Callable[[int], None] = _nothing
         with ExitStack() as stack:
@@ -228,7 +228,7 @@ def _warn(report: Report) -> None:
 def compare(
     read: Callable[..., Settings],
     since: datetime,
-    until: datetime | None,
+    until: datetime,
     tenant: str | None,
     table: str | None,
     as_json: bool,
@@ -259,7 +259,7 @@ def compare(
             }
             for row in rows
         ]
-        said = {"since": since.isoformat(), "until": until and until.isoformat()}
+        said = {"since": since.isoformat(), "until": until.isoformat()}
         click.echo(json.dumps({**said, "total": _counts(report.total), "models": found, **_left_out(report)}))
         return
     if not rows:
