@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import secrets
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from cloister import doctor, settings, sinks
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister
+from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
@@ -95,6 +97,12 @@ def test_keep_days() -> None:
         ("KEEP_FAILED", "perhaps"),
         ("STORE", ""),
         ("PROVIDER", " "),
+        ("BUDGET_USER_DAILY", "-2"),
+        ("BUDGET_USER_DAILY", "2,00"),
+        ("BUDGET_TENANT_MONTHLY", "$2"),
+        ("BUDGET_SESSION", "1e3"),
+        ("BUDGET_CURRENCY", "dollars"),
+        ("PRICES", ""),
     ],
 )
 def test_bad_value(name: str, value: str) -> None:
@@ -104,7 +112,11 @@ def test_bad_value(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["idle_timeout = 30", 'context_tokens = "x"', "keep_failed = 1", "context_tokens = true"]
+    "line",
+    [
+        *("idle_timeout = 30", 'context_tokens = "x"', "keep_failed = 1", "context_tokens = true"),
+        *("context_tokens = 1.5", "budget_session = true", "budget_session = nan", "prices = 1.5"),
+    ],
 )
 def test_bad_value_in_file(folder: Path, line: str) -> None:
     """A bad value in the file is refused by its name and the file's."""
@@ -208,6 +220,69 @@ def test_nearer_rival_wins(folder: Path) -> None:
     assert read(alone, provider="vllm").base_url == "http://127.0.0.1:9/v1"
     assert read({**alone, "CLOISTER_PROVIDER": "vllm"}, provider="vllm").model == "m"
     assert read({**alone, "CLOISTER_PROVIDER": "vllm"}, provider="openai").base_url is None
+
+
+def test_budget(folder: Path) -> None:
+    """Amounts come exactly as they are written, in the environment and in the file; a float is refused."""
+    assert read().budget() is None
+    (folder / "cloister.toml").write_text("budget_user_daily = 0.10\nbudget_session = 1\n")
+    found = read({"CLOISTER_BUDGET_TENANT_MONTHLY": "500.00", "CLOISTER_BUDGET_CURRENCY": "EUR"}).budget()
+    assert found == Budget(user_daily="0.10", session=1, tenant_monthly=500, currency="EUR")
+    with pytest.raises(ConfigurationError, match=r"^budget_session must be text such as '0\.1'.*not exact"):
+        read(budget_session=0.1)
+
+
+def test_budgets_that_contradict_each_other() -> None:
+    """A day that may cost more than its month is refused when the budget is asked for."""
+    found = read({"CLOISTER_BUDGET_USER_DAILY": "3", "CLOISTER_BUDGET_USER_MONTHLY": "2"})
+    with pytest.raises(ConfigurationError, match="never be reached"):
+        found.budget()
+
+
+def test_price_table(folder: Path) -> None:
+    """A file of prices is laid over those that cloister knows."""
+    row = 'provider = "openai"\nmodel = "gpt-4.1"\ninput = 1.1\noutput = 2\nas_of = 2026-11-01\nsource = "ours"\n'
+    (folder / "mine.toml").write_text("[[price]]\n" + row)
+    assert read().price_table() == Prices.default()
+    price = read({"CLOISTER_PRICES": "mine.toml"}).price_table().find("openai", "gpt-4.1")
+    assert price is not None
+    assert (price.input, price.source) == (Decimal("1.1"), "ours")
+    with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read"):
+        read({"CLOISTER_PRICES": "none.toml"}).price_table()
+
+
+def findings(environ: dict[str, str]) -> dict[str, list[doctor.Finding]]:
+    found: dict[str, list[doctor.Finding]] = {}
+    for one in doctor.examine(read({**environ, "CLOISTER_STORE": "memory://"})):
+        found.setdefault(one.what, []).append(one)
+    return found
+
+
+def test_doctor_shows_the_age_of_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor says how old the newest price is, and that another table is due where it is too old."""
+    for limit, state in ((-1, "note"), (1 << 20, "ok")):
+        monkeypatch.setattr(doctor, "_OLD", limit)
+        (found,) = findings({})["prices"]
+        assert (found.state, bool(found.mend)) == (state, state == "note")
+        assert "days old" in found.said
+
+
+def test_doctor_shows_budgets() -> None:
+    """The doctor names what is bounded, and a model that has no price to hold against it."""
+    assert findings({})["budget"][0].state == "note"
+    known = {"CLOISTER_BUDGET_USER_DAILY": "2", "CLOISTER_PROVIDER": "offline"}
+    assert "user daily 2.00 USD" in findings(known)["budget"][0].said
+    assert len(findings(known)["prices"]) == 1
+    model = {"CLOISTER_PROVIDER": "openai", "OPENAI_API_KEY": "sk-abcdefgh", "CLOISTER_MODEL": "new"}
+    (_, missing) = findings({**known, **model})["prices"]
+    assert (missing.state, missing.said) == (
+        "missing",
+        "no price is known for openai, model new, so no budget can be kept for it",
+    )
+    euros = findings({**known, "CLOISTER_BUDGET_CURRENCY": "EUR"})["prices"][1]
+    assert "is paid in USD, and the budget is in EUR" in euros.said
+    assert findings({**known, "CLOISTER_BUDGET_USER_MONTHLY": "1"})["costs"][0].state == "unsafe"
+    assert findings({"CLOISTER_PRICES": "none.toml"})["costs"][0].state == "unsafe"
 
 
 def test_provider() -> None:

@@ -10,21 +10,25 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from cloister import client, files
 from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
+from cloister.costs import Budget, Prices
+from cloister.costs.money import shown
 from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
 from cloister.keyring import Keyring
 from cloister.leaks.settings import LeakGuard
 from cloister.scrub.placeholders import LABELS
 from cloister.scrub.settings import Scrub
-from cloister.settings import Settings
+from cloister.settings import BUDGETS, Settings
 from cloister.stores.base import Store, every_entry
 from cloister.stores.token import Alone
+
+_OLD = 180  # days, after which prices have probably changed
 
 State = Literal["ok", "note", "missing", "off", "unsafe"]
 
@@ -155,6 +159,7 @@ def examine(settings: Settings, reached: Sequence[Finding] = ()) -> Iterator[Fin
         yield from _audit(settings, store)
     yield from _provider(settings)
     yield from _limits(settings)
+    yield from _costs(settings)
     yield from _protections(settings)
 
 
@@ -344,6 +349,49 @@ def _span(length: timedelta | None) -> str:
         if number and not rest:
             return f"{number:.0f} {unit}{'s' if number > 1 else ''}"
     return f"{length.total_seconds():g} seconds"
+
+
+def _costs(settings: Settings) -> Iterator[Finding]:
+    try:
+        budget = settings.budget()
+        table = settings.price_table()
+    except ConfigurationError as error:
+        yield Finding("unsafe", "costs", str(error))
+        return
+    today = datetime.now(UTC)
+    days = (today.date() - max(row.as_of for row in table.rows)).days
+    where = "cloister's own table" if settings.prices is None else f"{settings.prices}, over cloister's own table"
+    old = "name a newer table with CLOISTER_PRICES" if days > _OLD else ""
+    said = f"{where}: {len(table.rows)} rows, the newest {max(days, 0)} days old"
+    yield Finding("note" if old else "ok", "prices", said, old)
+    if budget is None:
+        mend = "set CLOISTER_BUDGET_USER_DAILY and the like"
+        yield Finding("note", "budget", "nothing bounds what users may spend", mend)
+        return
+    limits = {name.replace("_", " "): getattr(budget, name) for name in BUDGETS}
+    said = ", ".join(f"{name} {shown(limit)}" for name, limit in limits.items() if limit is not None)
+    yield Finding("ok", "budget", f"{said} {budget.currency}; days and months are those of UTC")
+    yield from _priced(settings, table, budget, today)
+
+
+def _priced(settings: Settings, table: Prices, budget: Budget, today: datetime) -> Iterator[Finding]:
+    """Say whether the model that is set up has a price to hold against the *budget*."""
+    try:
+        provider = settings.answerer()
+    except ConfigurationError:  # which `_provider` reports
+        return
+    if provider is None:
+        return
+    price = table.find(provider.name, provider.model, today)
+    named = f"{provider.name}, model {provider.model}"
+    if price is None:
+        said = f"no price is known for {named}, so no budget can be kept for it"
+        yield Finding("missing", "prices", said, "add a row to a file, and name it with CLOISTER_PRICES")
+    elif price.currency != budget.currency:
+        said = f"{named} is paid in {price.currency}, and the budget is in {budget.currency}"
+        yield Finding(
+            "missing", "prices", said, "set CLOISTER_BUDGET_CURRENCY, or give prices in the budget's currency"
+        )
 
 
 def _protections(settings: Settings) -> Iterator[Finding]:

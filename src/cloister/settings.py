@@ -13,12 +13,15 @@ import tomllib
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from cloister import files, providers, stores
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
+from cloister.costs import Budget, Prices
+from cloister.costs.money import amount
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.leaks.settings import PARTS, Block, LeakGuard
@@ -162,6 +165,12 @@ def _keys(value: object) -> Keyring:
     return value
 
 
+def _currency(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[A-Z]{3}", value):
+        raise ValueError("three capitals, such as USD")
+    return value
+
+
 # Each setting: how its value is read, and what it is for.
 _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "store": (_text, "where sessions lie, as a URL"),
@@ -187,8 +196,17 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
         "which replies with other users' details are withheld: strong (evidence), any, canary, off, or parts",
     ),
     "keep_failed": (_flag, "keep questions whose answer failed, marked"),
+    "budget_user_daily": (amount, "how much each user may spend on a day of UTC, such as 2.00"),
+    "budget_user_monthly": (amount, "how much each user may spend in a month"),
+    "budget_tenant_daily": (amount, "how much all users of a tenant may spend on a day; all users, without tenants"),
+    "budget_tenant_monthly": (amount, "how much they may spend in a month"),
+    "budget_session": (amount, "how much a session may cost in all"),
+    "budget_currency": (_currency, "the currency of the budgets, which has to be that of the prices; USD if not set"),
+    "prices": (_text, "a TOML file of prices, laid over those that cloister knows"),
 }
 NAMES = tuple(_KNOWN)
+BUDGETS = ("user_daily", "user_monthly", "tenant_daily", "tenant_monthly", "session")
+"""What ``budget_…`` can be set for."""
 
 # Two ways to say one thing: the one that is nearer wins, and both in one place contradict each other.
 _RIVALS = (("keys", "key_file"), ("keep_days", "idle_timeout"), ("keep_days", "absolute_timeout"))
@@ -217,6 +235,13 @@ class Settings:
     scrub: Scrub = Scrub()
     leaks: LeakGuard | None = LeakGuard()
     keep_failed: bool = False
+    budget_user_daily: Decimal | None = None
+    budget_user_monthly: Decimal | None = None
+    budget_tenant_daily: Decimal | None = None
+    budget_tenant_monthly: Decimal | None = None
+    budget_session: Decimal | None = None
+    budget_currency: str = "USD"
+    prices: str | None = None
     config: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Where a provider finds its API key."""
@@ -279,6 +304,20 @@ class Settings:
             return None
         return Path(f"{self.audit_key_file}.heads")
 
+    def budget(self) -> Budget | None:
+        """Give how much may be spent; None if nothing bounds it. Raises `ConfigurationError`."""
+        given = {name: getattr(self, f"budget_{name}") for name in BUDGETS}
+        if all(limit is None for limit in given.values()):
+            return None
+        try:
+            return Budget(**given, currency=self.budget_currency)
+        except ValueError as error:
+            raise ConfigurationError(f"the budgets contradict each other: {error}") from None
+
+    def price_table(self) -> Prices:
+        """Give what models cost: cloister's table, with the file that is named laid over it."""
+        return Prices.default() if self.prices is None else Prices.read(self.prices)
+
     def open(self, *, clock: Callable[[], datetime] | None = None) -> AsyncCloister:
         """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
         return AsyncCloister.open(
@@ -329,7 +368,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        said = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)  # amounts stay exact
     except OSError as error:
         raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, or not TOML: that message says where

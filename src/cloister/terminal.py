@@ -98,8 +98,11 @@ def _widest(cells: Sequence[str]) -> int:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show on stderr how far *what* has come; call what this gives with how many more are done."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show on stderr how far *what* has come; call what this gives with how many more are done.
+
+    *total* is None where nobody knows how many there are.
+    """
     if not sys.stderr.isatty():
         done = 0
 
@@ -107,7 +110,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
             nonlocal done
             done += more
             if more:
-                click.echo(f"{what}: {done} of {total}", err=True)
+                click.echo(f"{what}: {done}" + ("" if total is None else f" of {total}"), err=True)
 
         yield tell
         return

@@ -18,6 +18,7 @@ from cloister import terminal
 from cloister.cli.audit import audit
 from cloister.cli.base import Commands, Failure, store_option
 from cloister.cli.copy import copy
+from cloister.cli.costs import costs
 from cloister.cli.keys import keys
 from cloister.cli.leaks import leaks
 from cloister.cli.migrate import migrate
@@ -60,7 +61,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, migrate, copy, prove, scrub, leaks):
+for command in (sessions, keys, audit, migrate, copy, prove, scrub, leaks, costs):
     main.add_command(command)
 
 

@@ -14,6 +14,7 @@ from cloister.errors import BudgetExceeded, ConfigurationError
 from cloister.model import from_micros, to_micros
 
 Amount = Decimal | str | int
+_MOST = 4_000_000
 Scope = Literal["user", "tenant", "session"]
 
 
@@ -76,6 +77,8 @@ class Budget:
                 object.__setattr__(self, name, None if value is None else amount(value))
             except ValueError as error:
                 raise ValueError(f"{name} must be {error}") from None
+            if value is not None and getattr(self, name) > _MOST:
+                raise ValueError(f"{name} must be at most {_MOST:,}; leave it out for no limit")
         for who in ("user", "tenant"):
             day, month = getattr(self, f"{who}_daily"), getattr(self, f"{who}_monthly")
             if day is not None and month is not None and day > month:

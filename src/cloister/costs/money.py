@@ -11,6 +11,9 @@ _UP = Context(prec=80, rounding=ROUND_CEILING, traps=[InvalidOperation])
 _NEAR = Context(prec=80, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation])
 
 ZERO = Decimal(0)
+MOST_NANOS = 1 << 52
+"""The most that a store counts, some four million: above every budget, and two of it still add up in any store."""
+
 _PLACES = 9
 _NANO = Decimal(1).scaleb(-_PLACES)
 _MOST = Decimal(10) ** 9
@@ -40,8 +43,11 @@ def amount(value: object) -> Decimal:
 
 
 def to_nanos(amount: Decimal) -> int:
-    """Turn an amount into whole billionths, as stores count them, rounded up: never less than it is."""
-    return int(_UP.quantize(amount, _NANO).scaleb(_PLACES, EXACT))
+    """Turn an amount into whole billionths, as stores count them, rounded up: never less than it is.
+
+    More than `MOST_NANOS` is taken for that.
+    """
+    return min(int(_UP.quantize(amount, _NANO).scaleb(_PLACES, EXACT)), MOST_NANOS)
 
 
 def from_nanos(nanos: int) -> Decimal:
