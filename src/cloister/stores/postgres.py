@@ -22,7 +22,9 @@ from cloister.sealing import tag
 from cloister.stores.base import (
     LEASE,
     MOST_CLAIMS,
+    Account,
     Batch,
+    Charge,
     Claims,
     Commit,
     Due,
@@ -33,7 +35,9 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    Spent,
     Trail,
+    check_charges,
     options_of,
     position,
     side_by_side,
@@ -256,9 +260,12 @@ class PostgresStore:
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
         instead_of: str | None = None,
+        charges: Sequence[Charge] = (),
+        lease: bytes | None = None,
     ) -> Receipt:
+        check_charges(session.owner, lease, charges)
         args = (_columns(session), instead_of, *_unzipped(items))
-        rest = (_claims(fingerprints), MOST_CLAIMS, _kept(record))
+        rest = (_claims(fingerprints), MOST_CLAIMS, _kept(record), _charged(charges), lease)
         row = await self._write("begin", args, entries, rest)
         for _ in range(_ROUNDS):
             if row["outcome"] == "unsettled":
@@ -278,12 +285,17 @@ class PostgresStore:
         budget: int,
         lease: bytes | None = None,
         record: bytes | None = None,
+        charges: Sequence[Charge] = (),
     ) -> Loaded:
-        row = await self._call("load", *_names(owner), session_id, budget, lease, LEASE.total_seconds(), record)
+        check_charges(owner, lease, charges)
+        args = session_id, budget, lease, LEASE.total_seconds(), record, _charged(charges)
+        row = await self._call("load", *_names(owner), *args)
         if row["name"]:
             self._remember(owner, row["name"])
         if row["busy"]:
             return Loaded(nonce, busy=True)
+        if row["over"]:
+            return Loaded(nonce, over=charges[row["over"] - 1].account)
         session = _session(row["session"])
         kept = None
         if record is not None and row["holder"] is not None:
@@ -304,6 +316,7 @@ class PostgresStore:
 
     async def commit(self, commit: Commit, *, nonce: bytes) -> Receipt:
         session = commit.session
+        check_charges(session.owner, commit.lease, commit.charges)
         args = (
             *_names(session.owner),
             session.id,
@@ -318,8 +331,21 @@ class PostgresStore:
             session.head,
             *_unzipped(commit.items),
         )
-        rest = (_claims(commit.fingerprints), MOST_CLAIMS, _kept(commit.record))
+        rest = (_claims(commit.fingerprints), MOST_CLAIMS, _kept(commit.record), _charged(commit.charges))
         return _receipt((await self._write("commit", args, commit.entries, rest))["outcome"], nonce)
+
+    async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
+        check_charges(owner, lease, charges)
+        if not charges:
+            return Receipt(nonce)
+        reserving = any(charge.limit is not None for charge in charges)
+        row = await self._call("charge", *_names(owner), lease, _charged(charges), reserving)
+        return Receipt(nonce, over=charges[row["over"] - 1].account if row["over"] else None)
+
+    async def spent(self, accounts: Sequence[Account], *, nonce: bytes) -> Spent:
+        columns = [(account.tenant or "", account.user or "", account.period) for account in accounts]
+        row = await self._call("spent", *([column[n] for column in columns] for n in range(3)))
+        return Spent(nonce, row["amounts"])
 
     async def items(self, owner: Owner, session_id: str, *, nonce: bytes, first: int, limit: int) -> Page:
         start = max(first - 1, 0)
@@ -536,6 +562,24 @@ def _claims(fingerprints: Sequence[Fingerprint]) -> str | None:
         [
             {"scope": one.scope, "digest": _integer(one.digest), "common": one.common, "unique": one.unique}
             for one in fingerprints
+        ]
+    ).decode()
+
+
+def _charged(charges: Sequence[Charge]) -> str | None:
+    if not charges:
+        return None
+    return _json(
+        [
+            {
+                "place": place,
+                "user": charge.account.user or "",
+                "period": charge.account.period,
+                "amount": charge.amount,
+                "most": charge.limit,
+                "until": charge.until,
+            }
+            for place, charge in enumerate(charges, 1)
         ]
     ).decode()
 

@@ -64,6 +64,22 @@ CREATE TABLE cloister.fingerprints (
 );
 CREATE INDEX fingerprints_by_claim ON cloister.fingerprints (claim);
 
+-- What was spent, in billionths, by a user or (where there is none named) by all of a tenant's.
+CREATE TABLE cloister.accounts (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, period text COLLATE "C" NOT NULL,
+    spent bigint NOT NULL, until bigint NOT NULL,
+    PRIMARY KEY (tenant, "user", period)
+) WITH (fillfactor = 80);
+CREATE INDEX accounts_by_end ON cloister.accounts (until);
+
+-- And what turns have reserved of it, each under its lease. A turn that is settled changes its own row and no other, so
+-- that none waits for another's commit; some later one adds it to the account, and removes it here. Both count together.
+CREATE TABLE cloister.charges (
+    tenant text COLLATE "C" NOT NULL, "user" text COLLATE "C" NOT NULL, period text COLLATE "C" NOT NULL,
+    lease bytea NOT NULL, number bigint GENERATED ALWAYS AS IDENTITY, amount bigint NOT NULL, settled boolean NOT NULL,
+    PRIMARY KEY (tenant, "user", period, lease, number)
+);
+
 CREATE TABLE cloister.audit (
     id bigint GENERATED ALWAYS AS IDENTITY, writer text NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
     event text NOT NULL, severity text NOT NULL, owner text NOT NULL, other text NOT NULL, session text NOT NULL,
@@ -85,7 +101,7 @@ DECLARE
     t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['meta', 'tenancy', 'sessions', 'items', 'leases', 'records', 'claims', 'fingerprints',
-                             'audit', 'audit_owners'] LOOP
+                             'accounts', 'charges', 'audit', 'audit_owners'] LOOP
         EXECUTE format('ALTER TABLE cloister.%I ENABLE ROW LEVEL SECURITY', t);
         EXECUTE format('ALTER TABLE cloister.%I FORCE ROW LEVEL SECURITY', t);
         EXECUTE format('CREATE POLICY lookup ON cloister.%I TO cloister_lookup USING (true) WITH CHECK (true)', t);
@@ -97,19 +113,28 @@ BEGIN
                    AND "user" = current_setting('cloister.user', true))
         $policy$, t);
     END LOOP;
+    FOREACH t IN ARRAY ARRAY['accounts', 'charges'] LOOP
+        EXECUTE format($policy$
+            CREATE POLICY mine_and_shared ON cloister.%I TO cloister_application
+            USING (tenant = current_setting('cloister.tenant', true) AND current_setting('cloister.user', true) <> ''
+                   AND ("user" = current_setting('cloister.user', true) OR "user" = ''))
+        $policy$, t);
+    END LOOP;
     CREATE POLICY written ON cloister.audit FOR INSERT TO cloister_application WITH CHECK (true);
     CREATE POLICY known ON cloister.meta FOR SELECT TO cloister_application USING (true);
 END $$;
 
 GRANT USAGE ON SCHEMA cloister TO cloister_application, cloister_lookup, cloister_operator;
 GRANT SELECT ON cloister.meta TO cloister_application;
-GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases TO cloister_application;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases, cloister.accounts, cloister.charges
+    TO cloister_application;
 GRANT SELECT, INSERT, DELETE ON cloister.items, cloister.records TO cloister_application;
 GRANT SELECT, DELETE ON cloister.audit_owners TO cloister_application;
 GRANT INSERT (writer, number, at, event, severity, owner, other, session, detail, previous, hash)
     ON cloister.audit TO cloister_application;
 GRANT SELECT, DELETE ON cloister.sessions, cloister.records, cloister.leases TO cloister_lookup;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.claims, cloister.fingerprints, cloister.tenancy TO cloister_lookup;
+GRANT SELECT, UPDATE, DELETE ON cloister.accounts, cloister.charges TO cloister_lookup;
 GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
 GRANT SELECT ON cloister.audit TO cloister_lookup;
 
@@ -329,6 +354,13 @@ BEGIN
         JOIN cloister.claims c ON c.tenant = s.tenant AND c."user" = s."user" AND c.session = s.session
         WHERE s.ended IS NULL AND s.expires_at <= p_now FOR UPDATE OF c SKIP LOCKED
     );
+    WITH gone AS (
+        DELETE FROM cloister.accounts WHERE ctid = ANY (ARRAY(
+            SELECT a.ctid FROM cloister.accounts a WHERE a.until <= p_now FOR UPDATE SKIP LOCKED
+        )) RETURNING tenant, "user", period
+    )
+    DELETE FROM cloister.charges h USING gone g
+    WHERE h.tenant = g.tenant AND h."user" = g."user" AND h.period = g.period;
     PERFORM cloister.clear();
     -- Counting takes a while where there are many, so the database's own estimate says when it is worth it.
     SELECT p.reltuples - p_most INTO beyond FROM pg_class p WHERE p.oid = 'cloister.fingerprints'::regclass
@@ -444,10 +476,121 @@ BEGIN
     ORDER BY e.number;
 END $$;
 
+CREATE FUNCTION cloister.reserve(p_tenant text, p_lease bytea, p_charges json) RETURNS integer
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    c record;
+    stands bigint;
+    held record;
+    added bigint;
+    first integer := 0;
+BEGIN
+    -- Says which is the first account that would come beyond its limit, and reserves nothing then; or 0. Accounts are
+    -- locked always in the same order, so that of many who want the same ones none waits for another who waits for it.
+    FOR c IN SELECT * FROM cloister.charged(p_charges) x ORDER BY x."user", x.period LOOP
+        SELECT a.spent INTO stands FROM cloister.accounts a
+        WHERE a.tenant = p_tenant AND a."user" = c."user" AND a.period = c.period FOR UPDATE;
+        IF NOT FOUND THEN
+            INSERT INTO cloister.accounts VALUES (p_tenant, c."user", c.period, 0, c.until) ON CONFLICT DO NOTHING;
+            SELECT a.spent INTO stands FROM cloister.accounts a
+            WHERE a.tenant = p_tenant AND a."user" = c."user" AND a.period = c.period FOR UPDATE;
+        END IF;
+        SELECT coalesce(sum(h.amount), 0) AS total, count(*) FILTER (WHERE h.settled) AS settled,
+            coalesce(sum(h.amount) FILTER (WHERE h.lease = p_lease AND NOT h.settled), 0) AS mine
+        INTO held FROM cloister.charges h WHERE h.tenant = p_tenant AND h."user" = c."user" AND h.period = c.period;
+        IF c.amount > held.mine AND stands + held.total + c.amount - held.mine > c.most THEN
+            first := CASE WHEN first = 0 THEN c.place ELSE least(first, c.place) END;
+        END IF;
+        IF held.settled > 8 THEN
+            WITH gone AS (
+                DELETE FROM cloister.charges h
+                WHERE h.tenant = p_tenant AND h."user" = c."user" AND h.period = c.period AND h.settled
+                RETURNING h.amount
+            )
+            SELECT sum(g.amount) INTO added FROM gone g;
+            UPDATE cloister.accounts a SET spent = a.spent + added
+            WHERE a.tenant = p_tenant AND a."user" = c."user" AND a.period = c.period;
+        END IF;
+    END LOOP;
+    IF first > 0 THEN
+        RETURN first;
+    END IF;
+    FOR c IN SELECT * FROM cloister.charged(p_charges) LOOP
+        UPDATE cloister.charges h SET amount = c.amount
+        WHERE h.tenant = p_tenant AND h."user" = c."user" AND h.period = c.period AND h.lease = p_lease AND NOT h.settled;
+        IF NOT FOUND THEN
+            INSERT INTO cloister.charges (tenant, "user", period, lease, amount, settled)
+            VALUES (p_tenant, c."user", c.period, p_lease, c.amount, false);
+        END IF;
+    END LOOP;
+    RETURN 0;
+END $$;
+
+CREATE FUNCTION cloister.charged(p_charges json)
+RETURNS TABLE (place integer, "user" text, period text, amount bigint, most bigint, until bigint)
+LANGUAGE sql AS $$
+    SELECT * FROM json_to_recordset(p_charges)
+        AS x(place integer, "user" text, period text, amount bigint, most bigint, until bigint)
+$$;
+
+CREATE FUNCTION cloister.settle_charges(p_tenant text, p_lease bytea, p_charges json) RETURNS void
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    c record;
+BEGIN
+    FOR c IN SELECT * FROM cloister.charged(p_charges) LOOP
+        UPDATE cloister.charges h SET amount = c.amount, settled = true
+        WHERE h.tenant = p_tenant AND h."user" = c."user" AND h.period = c.period AND h.lease = p_lease AND NOT h.settled;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION cloister.charge(
+    nonce bytea, p_tenant text, p_user text, p_lease bytea, p_charges json, p_reserve boolean,
+    OUT echo bytea, OUT over integer
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    over := 0;
+    IF p_reserve THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+        over := cloister.reserve(p_tenant, p_lease, p_charges);
+    ELSE
+        PERFORM cloister.settle_charges(p_tenant, p_lease, p_charges);
+    END IF;
+END $$;
+
+CREATE FUNCTION cloister.spent(
+    nonce bytea, p_tenants text[], p_users text[], p_periods text[], OUT echo bytea, OUT amounts bigint[]
+)
+LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    a record;
+    stands bigint;
+BEGIN
+    echo := nonce;
+    amounts := '{}';
+    FOR a IN SELECT * FROM unnest(p_tenants, p_users, p_periods) AS x(tenant, "user", period) LOOP
+        -- Nobody is called by a space: a tenant's account is read under no user's name.
+        PERFORM set_config('cloister.tenant', a.tenant, true),
+            set_config('cloister.user', coalesce(nullif(a."user", ''), ' '), true);
+        -- In one statement, since others move amounts from one table to the other.
+        SELECT coalesce(sum(x.amount), 0) INTO stands FROM (
+            SELECT n.spent AS amount FROM cloister.accounts n
+            WHERE n.tenant = a.tenant AND n."user" = a."user" AND n.period = a.period
+            UNION ALL
+            SELECT h.amount FROM cloister.charges h
+            WHERE h.tenant = a.tenant AND h."user" = a."user" AND h.period = a.period
+        ) x;
+        amounts := amounts || stands;
+    END LOOP;
+END $$;
+
 CREATE FUNCTION cloister.load(
     nonce bytea, p_tenant text, p_user text, p_session text, p_budget bigint, p_lease bytea, p_seconds double precision,
-    p_record bytea,
-    OUT echo bytea, OUT busy boolean, OUT name text, OUT session cloister.sessions,
+    p_record bytea, p_charges json DEFAULT NULL,
+    OUT echo bytea, OUT busy boolean, OUT over integer, OUT name text, OUT session cloister.sessions,
     OUT positions bigint[], OUT roles text[], OUT counts bigint[], OUT seals bytea[],
     OUT holder text, OUT kept bytea, OUT kept_until bigint
 )
@@ -460,6 +603,10 @@ BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
     busy := false;
+    IF p_charges IS NOT NULL THEN -- nobody ends the session, or erases its owner, until they are reserved
+        PERFORM FROM cloister.sessions s
+        WHERE s.tenant = p_tenant AND s."user" = p_user AND s.session = p_session FOR KEY SHARE;
+    END IF;
     -- As many items as the budget is likely to hold, and one more; if it holds them all, once more with twice as many.
     SELECT greatest(least(s.item_count, p_budget * s.item_count / greatest(s.token_count, 1) * 9 / 8 + 4), 1)
     INTO many
@@ -479,6 +626,14 @@ BEGIN
     IF p_record IS NOT NULL THEN
         SELECT k.holder, k.sealed, k.expires_at INTO holder, kept, kept_until FROM cloister.records k
         WHERE k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_record;
+    END IF;
+    IF p_charges IS NOT NULL AND many IS NOT NULL AND holder IS NULL THEN
+        PERFORM set_config('synchronous_commit', 'off', true); -- as with the lease, which a crash forgets
+        over := cloister.reserve(p_tenant, p_lease, p_charges);
+        IF over > 0 THEN
+            DELETE FROM cloister.leases l WHERE l.tenant = p_tenant AND l."user" = p_user AND l.session = p_session;
+            RETURN;
+        END IF;
     END IF;
     LOOP
         -- Session and items in one statement, so that both are of one moment.
@@ -580,6 +735,7 @@ CREATE FUNCTION cloister.begin(
     nonce bytea, p_session cloister.sessions, p_instead text,
     positions bigint[], roles text[], counts bigint[], seals bytea[],
     p_names json, p_expected text[], p_entries json, p_claims json, p_most integer, p_record json,
+    p_charges json DEFAULT NULL, p_lease bytea DEFAULT NULL,
     OUT echo bytea, OUT outcome text, OUT named text[]
 )
 LANGUAGE plpgsql AS $$
@@ -623,6 +779,9 @@ BEGIN
     IF p_claims IS NOT NULL THEN
         PERFORM cloister.claim(p_session.session, p_session.updated_at, p_claims, p_most);
     END IF;
+    IF p_charges IS NOT NULL THEN
+        PERFORM cloister.settle_charges(p_session.tenant, p_lease, p_charges);
+    END IF;
     PERFORM cloister.put(p_entries);
     outcome := 'stored';
 EXCEPTION WHEN unique_violation THEN -- the same moment, the same id: once more, and it is found above
@@ -644,6 +803,7 @@ CREATE FUNCTION cloister.commit(
     p_version bigint, p_items bigint, p_tokens bigint, p_updated bigint, p_expires bigint, p_turn bytea, p_head bytea,
     positions bigint[], roles text[], counts bigint[], seals bytea[],
     p_names json, p_expected text[], p_entries json, p_claims json, p_most integer, p_record json,
+    p_charges json DEFAULT NULL,
     OUT echo bytea, OUT outcome text, OUT named text[]
 )
 LANGUAGE plpgsql AS $$
@@ -694,6 +854,9 @@ BEGIN
     SELECT p_tenant, p_user, p_session, x.* FROM unnest(positions, roles, counts, seals) x;
     IF p_claims IS NOT NULL THEN
         PERFORM cloister.claim(p_session, p_updated, p_claims, p_most);
+    END IF;
+    IF p_charges IS NOT NULL THEN
+        PERFORM cloister.settle_charges(p_tenant, p_lease, p_charges);
     END IF;
     PERFORM cloister.put(p_entries);
     outcome := 'stored';
@@ -758,6 +921,8 @@ BEGIN
     DELETE FROM cloister.items x WHERE x.tenant = p_tenant AND x."user" = p_user;
     DELETE FROM cloister.leases x WHERE x.tenant = p_tenant AND x."user" = p_user;
     DELETE FROM cloister.records x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    DELETE FROM cloister.accounts x WHERE x.tenant = p_tenant AND x."user" = p_user;
+    DELETE FROM cloister.charges x WHERE x.tenant = p_tenant AND x."user" = p_user;
     PERFORM cloister.unclaim(NULL);
     DELETE FROM cloister.audit_owners x WHERE x.tenant = p_tenant AND x."user" = p_user;
     outcome := 'stored';

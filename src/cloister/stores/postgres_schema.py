@@ -21,11 +21,17 @@ _SAFE = {15: 150_014, 16: 160_010, 17: 170_006}
 _MINE = (  # as the server writes it, without spaces
     "((tenant=current_setting('cloister.tenant'::text,true))AND(\"user\"=current_setting('cloister.user'::text,true)))"
 )
+_OURS = (
+    "((tenant=current_setting('cloister.tenant'::text,true))AND(current_setting('cloister.user'::text,true)<>''::text)"
+    "AND((\"user\"=current_setting('cloister.user'::text,true))OR(\"user\"=''::text)))"
+)
 _OWNED = ("sessions", "items", "leases", "records", "audit_owners")
-_TABLES = (*_OWNED, "claims", "fingerprints", "audit", "meta", "tenancy")
+_SHARED = ("accounts", "charges")
+_TABLES = (*_OWNED, *_SHARED, "claims", "fingerprints", "audit", "meta", "tenancy")
 _POLICIES = {
     *((table, "lookup", LOOKUP, "ALL", "true", "true") for table in _TABLES),
     *((table, "mine", APPLICATION, "ALL", _MINE, "") for table in _OWNED),
+    *((table, "mine_and_shared", APPLICATION, "ALL", _OURS, "") for table in _SHARED),
     ("audit", "written", APPLICATION, "INSERT", "", "true"),
     ("meta", "known", APPLICATION, "SELECT", "true", ""),
 }
