@@ -140,7 +140,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cloister")
-    if name in ("costs", "leaks", "scrub", "settings", "testing", "stores", "providers", "wire"):
+    if name in ("costs", "leaks", "scrub", "settings", "sinks", "testing", "stores", "providers", "wire"):
         return import_module(f"cloister.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'cloister' has no attribute {name!r}")

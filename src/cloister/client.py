@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,20 +15,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from cloister import providers, sinks, stores, upkeep
+from cloister import providers, stores, upkeep
 from cloister.alarms import Alarms
 from cloister.attempts import Attempts
-from cloister.audit import AuditKey
+from cloister.audit import AuditKey, Detail, is_alert
 from cloister.costs import Budget, Prices
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
 from cloister.keyring import Keyring
 from cloister.leaks.settings import LeakGuard
-from cloister.model import Limits, Owner
+from cloister.model import Limits, Owner, to_micros
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Services, Tenant, check_context
+from cloister.shipping import Shipper
+from cloister.sinks.base import Sink
+from cloister.sinks.heads import HeadFile, HeadList, HeadSink, audit_key
 from cloister.stores.base import Store
 from cloister.telemetry import Everybody, Telemetry
 from cloister.user import User
@@ -36,6 +41,7 @@ Tenancy = Literal["single", "required"]
 
 _log = logging.getLogger("cloister")
 
+_NEWEST = 200  # entries: where they do not say how a cloister is set up, it is said again
 _HOUSEKEEPING = timedelta(seconds=60)
 
 
@@ -63,6 +69,8 @@ class AsyncCloister:
         telemetry: Sequence[Telemetry] = (),
         budget: Budget | None = None,
         prices: Prices | None = None,
+        sinks: Sequence[Sink] = (),
+        sinks_state: str | os.PathLike[str] | None = None,
     ) -> AsyncCloister:
         """Give a cloister over the store at *url*, to be opened by ``async with``.
 
@@ -77,7 +85,9 @@ class AsyncCloister:
         what is different for the users of single tenants. *telemetry* watches turns and stores: a
         `cloister.metrics.Prometheus`, a `cloister.traces.Traces`. *budget* bounds what turns may cost, by *prices*:
         `Prices.default` unless given. *alarms* say what is a breach attempt, after which a user is refused for a
-        while; None never refuses, which is put on record too. Raises `ConfigurationError`.
+        while; None never refuses, which is put on record too. *sinks* are where entries and alarms go, besides the
+        store; how far each was served is kept in the folder *sinks_state*, beside an embedded store unless given, and
+        else in memory. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -97,6 +107,8 @@ class AsyncCloister:
             budget,
             prices,
             alarms,
+            sinks,
+            sinks_state,
         )
 
     def __init__(
@@ -118,6 +130,8 @@ class AsyncCloister:
         budget: Budget | None,
         prices: Prices | None,
         alarms: Alarms | None,
+        sinks: Sequence[Sink],
+        sinks_state: str | os.PathLike[str] | None,
     ) -> None:
         if alarms is not None and not isinstance(alarms, Alarms):
             raise ConfigurationError(f"alarms is an Alarms, or None for no protection, not {type(alarms).__name__}")
@@ -140,11 +154,16 @@ class AsyncCloister:
         self.scrub = scrub
         self.leaks = leaks
         self.alarms = alarms
+        self.sinks = tuple(sinks)
+        self._sinks_state = None if sinks_state is None else Path(sinks_state)
+        self.shipper: Shipper | None = None
+        self.configuration: Mapping[str, str] = {}
+        """How it is set up, without secrets: what differs from before is put on record."""
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
         self._audit_heads = None if audit_heads is None else Path(audit_heads)
-        self._heads: sinks.HeadSink | None = None
+        self._heads: HeadSink | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._budget = budget
         self._prices = prices
@@ -169,7 +188,9 @@ class AsyncCloister:
             self._tenanted = {name: self._services.but(tenant) for name, tenant in self._tenants.items()}
             await self._check_tenancy()
             await self._note_off()
+            await self._note_configuration()
             self.sign_heads()
+            await self._ship()
         except BaseException:
             await self._close()
             raise
@@ -209,6 +230,38 @@ class AsyncCloister:
         if tenanted:
             self.tenancy = "required"
 
+    async def _ship(self) -> None:
+        """Begin to serve the destinations; nothing that a turn does waits for them."""
+        if not self.sinks:
+            return
+        store, heads = self.store, self._heads
+        shipper = Shipper(
+            self.sinks,
+            self.alarms,
+            trail=store.trail,
+            note=self.vault.note,
+            now=self.vault.now,
+            heads=heads.newest if heads is not None else lambda: None,
+            since=0 if store.volatile else to_micros(self.vault.now()),
+            folder=sinks_folder(store, self._sinks_state),
+        )
+        await shipper.open()
+        self.shipper = shipper
+        self.vault.listeners.append(lambda noted: shipper.kick() if any(map(is_alert, noted)) else None)
+
+    async def _note_configuration(self) -> None:
+        """Put on record how this cloister is set up, unless that stands among the newest entries."""
+        if not self.configuration:
+            return
+        said = json.dumps(self.configuration, sort_keys=True).encode()
+        digest = hashlib.sha256(said).hexdigest()[:24]
+        newest = await self.store.audit_tail(_NEWEST)
+        known = [entry.detail for entry in newest if entry.event == "configuration.changed"]
+        if not known or json.loads(known[-1]).get("settings") != digest:
+            detail: dict[str, Detail] = {**self.configuration, "settings": digest}
+            noted = self.vault.event("configuration.changed", **detail)
+            await self.vault.ask(self.store.record, [noted])
+
     async def _note_off(self) -> None:
         """Put on record which protections are switched off: whoever opens a store without one cannot do so unseen."""
         options = [(off.what, off.option) for off in getattr(self.store, "off", ())]
@@ -231,7 +284,11 @@ class AsyncCloister:
             await self.vault.settle()
             self.sign_heads()
         finally:
-            await self._close()
+            try:
+                if self.shipper is not None:
+                    await self.shipper.close()
+            finally:
+                await self._close()
 
     async def _close(self) -> None:
         try:
@@ -332,7 +389,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-KEYS, HEADS, AUDIT_KEY = ".keys", ".heads", ".audit-key"
+KEYS, HEADS, AUDIT_KEY, SINKS = ".keys", ".heads", ".audit-key", ".sinks"
 """How the files end that lie beside an embedded store."""
 
 
@@ -364,13 +421,18 @@ def default_keyring(store: Store) -> Keyring:
     return Keyring.from_file(path)
 
 
-def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> sinks.HeadFile | sinks.HeadList | None:
+def sinks_folder(store: Store, named: Path | None = None) -> Path | None:
+    """Give the folder that says how far each destination was served: *named*, or beside an embedded store."""
+    return named or (beside(store.path, SINKS) if store.path is not None else None)
+
+
+def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> HeadFile | HeadList | None:
     """Give where signed audit heads go: the file *heads*, one beside an embedded store, or memory for one in memory.
 
     None if nothing signs them. Raises `ConfigurationError` if only one of key and file is given where both must be.
     """
     if store.volatile:
-        return sinks.HeadList(key or AuditKey.generate())
+        return HeadList(key or AuditKey.generate())
     if store.path is None:
         if heads is None and key is None:
             return None
@@ -379,6 +441,6 @@ def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> 
                 f"{store.url} has no file beside which audit heads could lie: name both audit_key= and audit_heads=, "
                 "a file, or neither"
             )
-        return sinks.HeadFile(heads, key)
+        return HeadFile(heads, key)
     heads = heads or beside(store.path, HEADS)
-    return sinks.HeadFile(heads, key or sinks.audit_key(beside(store.path, AUDIT_KEY), heads))
+    return HeadFile(heads, key or audit_key(beside(store.path, AUDIT_KEY), heads))

@@ -17,7 +17,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from cloister import files, providers, stores
+from cloister import files, providers, sinks, stores
+from cloister.alarms import Alarms
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.costs import Budget, Prices
@@ -28,6 +29,9 @@ from cloister.leaks.settings import PARTS, Block, LeakGuard
 from cloister.model import Limits
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
+from cloister.services import Tenant
+from cloister.sinks.base import Sink
+from cloister.sinks.webhook import Secret
 from cloister.stores.base import Store
 
 DEFAULT_FILE = "cloister.toml"
@@ -159,6 +163,82 @@ def _leaks(value: object) -> LeakGuard | None:
 _PARTS_SAID = f"the parts are {', '.join(PARTS)}"
 
 
+def _alarms(value: object) -> Alarms | None:
+    if value is None or isinstance(value, Alarms):
+        return value
+    said: dict[str, Any] = {}
+    if value == "off":
+        return None
+    if isinstance(value, str):
+        said = {name.strip(): part.strip() for name, _, part in (part.partition("=") for part in value.split(","))}
+    elif isinstance(value, dict):
+        said = dict(value)
+    if said and said.keys() <= set(_ALARMS):
+        try:
+            for name, part in said.items():
+                said[name] = duration(part) if name in ("window", "suspend_for") else _count(part)
+            return Alarms(**said)
+        except ValueError as error:
+            raise ValueError(f"right in each part: {error}") from None
+    raise ValueError(f"off, or parts such as refusals=3,window=5m; the parts are {', '.join(_ALARMS)}")
+
+
+_OF_TENANTS = (
+    "provider",
+    "model",
+    "base_url",
+    "idle_timeout",
+    "absolute_timeout",
+    "keep_days",
+    "scrub",
+    "context_tokens",
+    "keep_failed",
+    "budget_user_daily",
+    "budget_user_monthly",
+    "budget_tenant_daily",
+    "budget_tenant_monthly",
+    "budget_session",
+)
+
+
+def _tenants(value: object) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(settings, dict) for settings in value.values()):
+        raise ValueError("a table for each tenant, [tenants.acme], in a file")
+    read: dict[str, dict[str, Any]] = {}
+    for tenant, settings in value.items():
+        for name in settings.keys() - set(_OF_TENANTS):
+            raise ValueError(f"of settings that tenants can have apart, not {name}: {', '.join(_OF_TENANTS)}")
+        try:
+            read[tenant] = {name: _KNOWN[name][0](said) for name, said in settings.items()}
+        except ValueError as error:
+            raise ValueError(f"right in the table of each tenant: a value there must be {error}") from None
+    return read
+
+
+_ALARMS = tuple(field.name for field in dataclasses.fields(Alarms))
+
+
+def _sinks(value: object) -> tuple[str | Sink, ...]:
+    said = value.split() if isinstance(value, str) else value
+    if not isinstance(said, list | tuple):
+        raise ValueError("destinations with spaces between them, or a list of them")
+    for each in said:
+        if isinstance(each, str):
+            try:
+                sinks.connect(each, "x" * 32)
+            except ConfigurationError as error:
+                raise ValueError(f"right in each destination: {error}") from None
+        elif not hasattr(each, "deliver"):
+            raise ValueError("destinations, each as text or a Sink")
+    return tuple(Secret(each) if isinstance(each, str) else each for each in said)
+
+
+def _webhook_secret(value: object) -> Secret:
+    if not isinstance(value, Secret):
+        raise ValueError("in the environment only (CLOISTER_WEBHOOK_SECRET)")
+    return value
+
+
 def _keys(value: object) -> Keyring:
     if not isinstance(value, Keyring):
         raise ValueError("in the environment only (CLOISTER_KEYS); in a file, name a key_file")
@@ -195,6 +275,10 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
         _leaks,
         "which replies with other users' details are withheld: strong (evidence), any, canary, off, or parts",
     ),
+    "alarms": (_alarms, "what is an alarm, and from when on a user is refused for a while: off, or parts"),
+    "sinks": (_sinks, "where entries and alarms go: log, file:…, https://…, each with its severity as in alert=log"),
+    "sinks_state": (_text, "the folder that says how far each was served, instead of one beside the store"),
+    "webhook_secret": (_webhook_secret, "what webhooks are signed with; in the environment only"),
     "keep_failed": (_flag, "keep questions whose answer failed, marked"),
     "budget_user_daily": (amount, "how much each user may spend on a day of UTC, such as 2.00"),
     "budget_user_monthly": (amount, "how much each user may spend in a month"),
@@ -202,11 +286,17 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "budget_tenant_monthly": (amount, "how much they may spend in a month"),
     "budget_session": (amount, "how much a session may cost in all"),
     "budget_currency": (_currency, "the currency of the budgets, which has to be that of the prices; USD if not set"),
+    "tenants": (
+        _tenants,
+        "what is different for single tenants, a table for each: provider, model, limits, scrub, budget_… …; in a file",
+    ),
     "prices": (_text, "a TOML file of prices, laid over those that cloister knows"),
 }
 NAMES = tuple(_KNOWN)
 BUDGETS = ("user_daily", "user_monthly", "tenant_daily", "tenant_monthly", "session")
 """What ``budget_…`` can be set for."""
+
+_UNSAID = {"keys", "webhook_secret", "sinks", "provider"}
 
 # Two ways to say one thing: the one that is nearer wins, and both in one place contradict each other.
 _RIVALS = (("keys", "key_file"), ("keep_days", "idle_timeout"), ("keep_days", "absolute_timeout"))
@@ -234,7 +324,12 @@ class Settings:
     tenancy: Tenancy = "single"
     scrub: Scrub = Scrub()
     leaks: LeakGuard | None = LeakGuard()
+    alarms: Alarms | None = Alarms()
+    sinks: tuple[str | Sink, ...] = ()
+    sinks_state: str | None = None
+    webhook_secret: Secret | None = field(default=None, repr=False)
     keep_failed: bool = False
+    tenants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     budget_user_daily: Decimal | None = None
     budget_user_monthly: Decimal | None = None
     budget_tenant_daily: Decimal | None = None
@@ -253,8 +348,8 @@ class Settings:
         """Read the file, then *environ*, then what is *given*; what comes later beats what came before.
 
         The file is *file*, or what ``CLOISTER_CONFIG`` names, or ``cloister.toml`` in the working folder if there is
-        one. ``CLOISTER_KEYS`` is taken out of *environ*. Raises `ConfigurationError` for an unknown setting or a bad
-        value, which it names.
+        one. ``CLOISTER_KEYS`` and ``CLOISTER_WEBHOOK_SECRET`` are taken out of *environ*. Raises `ConfigurationError`
+        for an unknown setting or a bad value, which it names.
         """
         path = _config(environ, file)
         merged: dict[str, Any] = {}
@@ -318,9 +413,38 @@ class Settings:
         """Give what models cost: cloister's table, with the file that is named laid over it."""
         return Prices.default() if self.prices is None else Prices.read(self.prices)
 
+    def said(self) -> dict[str, str]:
+        """Give all that is set and no secret, as text."""
+        said = {name: getattr(self, name) for name in NAMES if name not in _UNSAID}
+        named = {"provider": self.provider if isinstance(self.provider, str) else getattr(self.provider, "name", "")}
+        destinations = ", ".join(sink.name for sink in self.destinations())
+        return {
+            name: str(value) for name, value in {**said, **named, "sinks": destinations}.items() if value is not None
+        }
+
+    def tenants_apart(self) -> dict[str, Tenant]:
+        """Give what is set for single tenants."""
+        return {name: self._tenant(values) for name, values in self.tenants.items()}
+
+    def _tenant(self, values: Mapping[str, Any]) -> Tenant:
+        theirs = dataclasses.replace(self, **values)
+        own_limits = values.keys() & {"idle_timeout", "absolute_timeout", "keep_days"}
+        return Tenant(
+            provider=theirs.answerer() if values.keys() & {"provider", "model", "base_url"} else None,
+            limits=theirs.limits() if own_limits else None,
+            scrub=values.get("scrub"),
+            context_tokens=values.get("context_tokens"),
+            keep_failed=values.get("keep_failed"),
+            budget=theirs.budget() if any(name.startswith("budget_") for name in values) else None,
+        )
+
+    def destinations(self) -> list[Sink]:
+        """Give where entries and alarms go. Raises `ConfigurationError`."""
+        return [sinks.connect(each, self.webhook_secret) if isinstance(each, str) else each for each in self.sinks]
+
     def open(self, *, clock: Callable[[], datetime] | None = None) -> AsyncCloister:
         """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
-        return AsyncCloister.open(
+        cloister = AsyncCloister.open(
             self.connect(),
             provider=self.answerer(),
             keyring=self.keyring(),
@@ -333,7 +457,16 @@ class Settings:
             keep_failed=self.keep_failed,
             scrub=self.scrub,
             leaks=self.leaks,
+            alarms=self.alarms,
+            sinks=self.destinations(),
+            sinks_state=self.sinks_state,
+            budget=self.budget(),
+            prices=None if self.prices is None else self.price_table(),
+            tenants=self.tenants_apart(),
         )
+        if self.provider is not None:  # else it is opened to be looked after, not for conversations
+            cloister.configuration = self.said()
+        return cloister
 
 
 def open(
@@ -380,6 +513,8 @@ def _from_environ(environ: MutableMapping[str, str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if "CLOISTER_KEYS" in environ:
         said["keys"] = Keyring.from_env(environ)
+    if secret := environ.pop("CLOISTER_WEBHOOK_SECRET", None):
+        said["webhook_secret"] = Secret(secret)
     for variable, value in environ.items():
         name = variable.removeprefix(_PREFIX)
         if variable.startswith(_PREFIX) and name != "CONFIG" and not _NOT_OURS.fullmatch(name):

@@ -29,6 +29,7 @@ from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Tenant
+from cloister.sinks.base import Sink
 from cloister.stores.base import Store
 from cloister.telemetry import Telemetry
 from cloister.user import OnExpired
@@ -100,6 +101,8 @@ class Cloister:
         telemetry: Sequence[Telemetry] = (),
         budget: Budget | None = None,
         prices: Prices | None = None,
+        sinks: Sequence[Sink] = (),
+        sinks_state: str | os.PathLike[str] | None = None,
     ) -> Cloister:
         """Give a cloister over the store at *url*, to be opened by ``with``; see `AsyncCloister.open`."""
 
@@ -122,6 +125,8 @@ class Cloister:
                 telemetry=telemetry,
                 budget=budget,
                 prices=prices,
+                sinks=sinks,
+                sinks_state=sinks_state,
             )
 
         return cls(make, reopens=isinstance(url, str))

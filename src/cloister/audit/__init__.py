@@ -8,7 +8,7 @@ or a whole writer removed, shows against heads that were signed (Ed25519) and ke
 from __future__ import annotations
 
 from cloister.audit.chain import Chain, Entry, Heads, columns
-from cloister.audit.events import EVENTS, SEVERITIES, Detail, Event, Kind, audit_id, event, introduces
+from cloister.audit.events import EVENTS, SEVERITIES, Detail, Event, Kind, audit_id, event, introduces, is_alert
 from cloister.audit.heads import AuditKey, check_signature, read_heads
 from cloister.audit.verification import Fault, Report, Verification, verify
 
@@ -30,6 +30,7 @@ __all__ = [
     "columns",
     "event",
     "introduces",
+    "is_alert",
     "read_heads",
     "verify",
 ]

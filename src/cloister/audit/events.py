@@ -205,6 +205,11 @@ def audit_id(owner: Owner, salt: bytes) -> str:
     return "a_" + sha256(_json((salt, owner.tenant, owner.user))).hexdigest()[:20]
 
 
+def is_alert(event: Event) -> bool:
+    """Say whether somebody should be woken by *event*."""
+    return EVENTS[event.kind].severity == "alert"
+
+
 def introduces(event: Event) -> bool:
     """Say whether an event may give its owner a name in the log: not a late one, whose owner may just be erased."""
     return event.kind != "turn.failed"
