@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister import doctor, settings, sinks
-from cloister.audit import AuditKey
+from cloister.audit import AuditKey, Entry
 from cloister.client import AsyncCloister
 from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
@@ -387,3 +387,59 @@ def test_personal_data_said_wrongly(said: str) -> None:
     """What is no setting is refused, so that a slip does not switch protection off."""
     with pytest.raises(ConfigurationError, match="CLOISTER_SCRUB must be"):
         read({"CLOISTER_SCRUB": said})
+
+
+class TestTenants:
+    """What a file says of single tenants."""
+
+    async def test_are_read_from_tables(self, tmp_path: Path) -> None:
+        """Each table is one tenant's settings; what it leaves out is as for everybody."""
+        file = tmp_path / "cloister.toml"
+        file.write_text(
+            'store = "memory://"\nprovider = "offline"\ntenancy = "required"\n'
+            '[tenants.acme]\nidle_timeout = "5m"\nscrub = "off"\nbudget_user_daily = 0.50\ncontext_tokens = 100\n'
+            "[tenants.other]\nkeep_failed = true\n",
+            encoding="utf-8",
+        )
+        async with settings.open(environ={}, file=file) as cloister:
+            acme = cloister.user("ana", tenant="acme")._cloister
+            other = cloister.user("ana", tenant="other")._cloister
+            assert acme.limits.idle_timeout == timedelta(minutes=5)
+            assert (acme.scrub.where, acme.window(), acme.keep_failed) == ("off", 100, False)
+            assert acme.budget is not None
+            assert str(acme.budget.user_daily) == "0.50"
+            assert (other.budget, other.keep_failed) == (None, True)
+            assert other.limits == cloister.limits
+
+    @pytest.mark.parametrize(
+        "said",
+        ["tenants = 3", "[tenants]\nacme = 3", "[tenants.acme]\nkeys = 'x'", "[tenants.acme]\nscrub = 'sometimes'"],
+    )
+    def test_mistakes_are_named(self, said: str, tmp_path: Path) -> None:
+        """A table with something that tenants cannot have, or a bad value, is refused."""
+        file = tmp_path / "cloister.toml"
+        file.write_text(said, encoding="utf-8")
+        with pytest.raises(ConfigurationError, match="tenants"):
+            Settings.read(environ={}, file=file)
+
+
+class TestChanges:
+    """Other settings than before are on record."""
+
+    async def test_are_put_on_record_once(self, tmp_path: Path) -> None:
+        """Opening with the same settings again says nothing; with others it says what they are, without secrets."""
+        url = f"sqlite:///{tmp_path / 'x.db'}"
+
+        async def told(**more: Any) -> list[Entry]:
+            environ = {"CLOISTER_STORE": url, "CLOISTER_WEBHOOK_SECRET": "s" * 32}
+            async with settings.open(environ=environ, **more) as cloister:
+                entries = await cloister.store.audit_tail(100)
+            return [entry for entry in entries if entry.event == "configuration.changed"]
+
+        assert len(await told(provider="offline")) == 1
+        assert len(await told(provider="offline")) == 1
+        changed = await told(provider="offline", keep_days=3)
+        assert len(changed) == 2
+        assert "keep_days" in changed[-1].detail
+        assert "ssss" not in "".join(entry.detail for entry in changed)
+        assert len(await told()) == 2  # looked after only

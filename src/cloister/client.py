@@ -15,10 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+import msgspec
+
 from cloister import providers, stores, upkeep
 from cloister.alarms import Alarms
 from cloister.attempts import Attempts
-from cloister.audit import AuditKey, Detail, is_alert
+from cloister.audit import AuditKey, is_alert
 from cloister.costs import Budget, Prices
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
@@ -258,8 +260,8 @@ class AsyncCloister:
         newest = await self.store.audit_tail(_NEWEST)
         known = [entry.detail for entry in newest if entry.event == "configuration.changed"]
         if not known or json.loads(known[-1]).get("settings") != digest:
-            detail: dict[str, Detail] = {**self.configuration, "settings": digest}
-            noted = self.vault.event("configuration.changed", **detail)
+            noted = self.vault.event("configuration.changed", settings=digest)
+            noted = msgspec.structs.replace(noted, detail={**self.configuration, **noted.detail})
             await self.vault.ask(self.store.record, [noted])
 
     async def _note_off(self) -> None:
