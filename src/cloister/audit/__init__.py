@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from cloister.audit.chain import Chain, Entry, Heads, columns
 from cloister.audit.events import EVENTS, SEVERITIES, Event, Kind, audit_id, event, introduces
-from cloister.audit.heads import AuditKey, check_signature, read_heads
-from cloister.audit.verification import Fault, Report, Verification, verify
+from cloister.audit.heads import AuditKey, Signed, check_signature, read_heads
+from cloister.audit.verification import Copy, Fault, Report, Verification, verify
 
 __all__ = [
     "EVENTS",
     "SEVERITIES",
     "AuditKey",
     "Chain",
+    "Copy",
     "Entry",
     "Event",
     "Fault",
     "Heads",
     "Kind",
     "Report",
+    "Signed",
     "Verification",
     "audit_id",
     "check_signature",
