@@ -46,10 +46,10 @@ def let_time_pass(file: Path) -> None:
 
 async def verified(house: House, file: Path) -> list[str]:
     """Give all events on record, once they have been verified against the heads that were signed."""
-    heads, problems = HeadFile(Path(f"{file}.heads"), audit_key(Path(f"{file}.audit-key"))).read()
+    signed = HeadFile(Path(f"{file}.heads"), audit_key(Path(f"{file}.audit-key"))).read()
     entries = await house.entries()
-    assert problems == []
-    assert verify(entries, heads).faults == []
+    assert signed.problems == ()
+    assert verify(entries, signed).faults == []
     return [entry.event for entry in entries]
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister import doctor, settings, sinks
+from cloister import auditing, doctor, settings, sinks
 from cloister.audit import AuditKey, Entry
 from cloister.client import AsyncCloister
 from cloister.costs import Budget, Prices
@@ -334,17 +334,17 @@ async def test_a_log_on_a_server_is_signed_where_that_is_set_up(tmp_path: Path, 
     sinks.audit_key(key_file)
     async with chosen.open() as cloister:
         await cloister.user("ana").start()
-    signed = doctor.signed_heads(chosen, chosen.connect())
+    signed = auditing.evidence(chosen, chosen.connect())
     assert not signed.faults
-    assert len(signed.heads) == 1
+    assert len(signed.signed.heads) == 1
     assert (tmp_path / "audit-key.heads").exists()
     opened = chosen.connect()
     await opened.open()
-    assert (await doctor.verify(opened, signed))[1] == []
+    assert (await auditing.verify(opened, signed))[1] == []
     await opened.close()
     emptied = Settings(store=f"{store}x", keys=Keyring.generate(), audit_key_file=str(key_file)).connect()
     await emptied.open()
-    (fault,) = (await doctor.verify(emptied, signed))[1]
+    (fault,) = (await auditing.verify(emptied, signed))[1]
     assert "cut off or removed" in fault
     await emptied.close()
 

@@ -341,9 +341,9 @@ async def test_a_changed_audit_entry_is_named(file: Path) -> None:
         store = stores.connect(at(file))
         await store.open()
         try:
-            heads, problems = _signed(file)
-            assert problems == []
-            report = _verified(await entries_of(store), heads)
+            signed = _signed(file)
+            assert signed.problems == ()
+            report = _verified(await entries_of(store), signed)
             assert report.faults, sql
         finally:
             await store.close()

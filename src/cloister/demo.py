@@ -23,7 +23,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from cloister import doctor, stores, terminal, wire
+from cloister import auditing, stores, terminal, wire
 from cloister.audit import verify
 from cloister.client import AsyncCloister
 from cloister.errors import IntegrityError, ProviderError, SessionExpired, SessionNotFound
@@ -468,19 +468,19 @@ async def misbehaving_model(stage: Stage) -> None:
 async def audit_log(stage: Stage) -> None:
     """8. Somebody changes one byte of the audit log"""
 
-    signed = doctor.signed_heads(stage.settings, stage.settings.connect())
+    known = auditing.evidence(stage.settings, stage.settings.connect())
 
     async def check(url: str) -> list[str]:
         store = stores.connect(url)
         await store.open()
         try:
-            return (await doctor.verify(store, signed))[1]
+            return (await auditing.verify(store, known))[1]
         finally:
             await store.close()
 
     stage.verdict("the audit log verifies", not await check(stage.settings.store))
     if stage.database is None:
-        await one_changed_byte(stage, signed)
+        await one_changed_byte(stage, known)
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.db"
@@ -496,12 +496,12 @@ async def audit_log(stage: Stage) -> None:
     stage.verdict("after one changed byte it does not, and the entry is named", any("entry 1:" in one for one in found))
 
 
-async def one_changed_byte(stage: Stage, signed: doctor.Signed) -> None:
+async def one_changed_byte(stage: Stage, known: auditing.Evidence) -> None:
     """Change a byte of the log as it is read: of a store on a server there is no file to copy."""
     async with stage.open(Offline()) as cloister:
         entries = [entry async for entry in every_entry(cloister.store)]
     changed = msgspec.structs.replace(entries[0], detail=entries[0].detail[:-1] + "]")
-    found = [str(fault) for fault in verify([changed, *entries[1:]], signed.heads).faults]
+    found = [str(fault) for fault in verify([changed, *entries[1:]], known.signed).faults]
     stage.happened(f"read with one byte changed: {found[0] if found else 'nothing is found'}")
     named = any(f"writer {changed.writer}, entry {changed.number}:" in one for one in found)
     stage.verdict("after one changed byte it does not, and the entry is named", named)

@@ -1,7 +1,7 @@
-"""What is set up, what is missing, what is switched off or unsafe, and whether the audit log is whole.
+"""What is set up, what is missing, what is switched off or unsafe.
 
 `examine` looks and touches nothing: it opens no store and makes no file. `reach` asks a server whether it would let us
-open it. `verify` reads the whole audit log.
+open it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cloister import client, files
-from cloister.audit import AuditKey, Heads, Report, Verification, read_heads
+from cloister import auditing, client, files
+from cloister.audit import AuditKey
 from cloister.costs import Budget, Prices
 from cloister.costs.money import shown
 from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
@@ -25,7 +25,7 @@ from cloister.leaks.settings import LeakGuard
 from cloister.scrub.placeholders import LABELS
 from cloister.scrub.settings import Scrub
 from cloister.settings import BUDGETS, Settings
-from cloister.stores.base import Store, every_entry
+from cloister.stores.base import Store
 from cloister.stores.token import Alone
 
 _OLD = 180  # days, after which prices have probably changed
@@ -55,72 +55,9 @@ def key_path(settings: Settings, store: Store) -> Path | None:
     return Path(settings.key_file) if settings.key_file is not None else beside(store, client.KEYS)
 
 
-def audit_key_path(settings: Settings, store: Store) -> Path | None:
-    """Give where the audit key of *store* lies, or would."""
-    named = settings.audit_key_file
-    return Path(named) if named is not None else beside(store, client.AUDIT_KEY)
-
-
-def heads_path(settings: Settings, store: Store) -> Path | None:
-    """Give where the signed heads of *store* lie, or would."""
-    return settings.heads_path() or beside(store, client.HEADS)
-
-
 def is_there(store: Store) -> bool:
     """Say whether an embedded store exists already. An empty file is none: nothing was ever stored in it."""
     return store.path is None or (store.path.exists() and store.path.stat().st_size > 0)
-
-
-# --- the audit log ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Signed:
-    """Be what the signed heads beside a store say, what is wrong with them, and what can therefore not be checked."""
-
-    heads: Heads
-    faults: tuple[str, ...] = ()
-    unchecked: tuple[str, ...] = ()
-
-
-def signed_heads(settings: Settings, store: Store, public: str | None = None) -> Signed:
-    """Read the signed heads beside *store*. Makes nothing.
-
-    *public* pins the signer's public key; without it, the audit key itself is read. Raises `ConfigurationError`.
-    """
-    where = heads_path(settings, store)
-    if where is None:
-        unsigned = "nothing signs how far this log has come, so a cut-off one would not show"
-        return Signed({}, unchecked=(f"{unsigned}: set CLOISTER_AUDIT_KEY_FILE",))
-    if public is None:
-        key = audit_key_path(settings, store)
-        if key is None or not key.exists():
-            mend = "put it back, name it with CLOISTER_AUDIT_KEY_FILE, or pass its public half as --public-key"
-            return Signed({}, (f"the audit key {key} is missing, so signed heads cannot be checked; {mend}",))
-        public = AuditKey.from_text(files.read_secret(key, "audit key")).public
-    try:
-        lines = where.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    except FileNotFoundError:
-        made = "it is first written a minute after a store was made, so try again if this one is new"
-        return Signed({}, (f"{where} is missing: entries cut off the end would not show; {made}",))
-    except OSError as error:
-        raise ConfigurationError(f"{where} cannot be read: {error.strerror}") from None
-    try:
-        heads, wrong = read_heads(lines, public)
-    except ValueError:
-        raise ConfigurationError("a public audit key is 32 bytes in base64; this is something else") from None
-    return Signed(heads, tuple(wrong))
-
-
-async def verify(store: Store, signed: Signed) -> tuple[Report, list[str]]:
-    """Check the whole audit log of *store*, which is open, and give the report and everything that is wrong."""
-    verification = Verification(signed.heads)
-    async for entry in every_entry(store):
-        verification.add(entry)
-    report = verification.finish()
-    # Where nothing was written yet, nothing had to be signed.
-    missing = signed.faults if report.entries or signed.heads else ()
-    return report, [*map(str, report.faults), *missing]
 
 
 # --- the set-up -------------------------------------------------------------------------------------------------------
@@ -255,7 +192,7 @@ def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
     if store.volatile:
         return
     named = settings.audit_key_file
-    path, heads = audit_key_path(settings, store), heads_path(settings, store)
+    path, heads = auditing.audit_key_path(settings, store), auditing.heads_path(settings, store)
     if path is None or heads is None:
         said = "heads of the audit log are not signed: entries cut off its end would not show"
         mend = "set CLOISTER_AUDIT_KEY_FILE to a file outside the store, then cloister keys new --audit"
@@ -263,7 +200,7 @@ def _audit(settings: Settings, store: Store) -> Iterator[Finding]:
     elif path.exists():
         try:
             key = AuditKey.from_text(files.read_secret(path, "audit key"))
-            wrong = signed_heads(settings, store).faults if heads.exists() else ()
+            wrong = auditing.evidence(settings, store).faults if heads.exists() else ()
         except CloisterError as error:
             yield Finding("unsafe", "audit log", str(error))
             return

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from cloister.audit.chain import Chain, Entry, Heads, columns
 from cloister.audit.events import EVENTS, SEVERITIES, Detail, Event, Kind, audit_id, event, introduces, is_alert
-from cloister.audit.heads import AuditKey, check_signature, read_heads
-from cloister.audit.verification import Fault, Report, Verification, verify
+from cloister.audit.heads import AuditKey, Signed, check_signature, read_heads
+from cloister.audit.verification import Copy, Fault, Report, Verification, verify
 
 __all__ = [
     "EVENTS",
     "SEVERITIES",
     "AuditKey",
     "Chain",
+    "Copy",
     "Detail",
     "Entry",
     "Event",
@@ -24,6 +25,7 @@ __all__ = [
     "Heads",
     "Kind",
     "Report",
+    "Signed",
     "Verification",
     "audit_id",
     "check_signature",

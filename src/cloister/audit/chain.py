@@ -44,8 +44,14 @@ def columns(entry: Entry) -> tuple[object, ...]:
 
 
 def digest(entry: Entry) -> bytes:
-    # JSON keeps fields apart, and numbers from text; the types themselves are checked before.
-    return sha256(_json(columns(entry)[:-1])).digest()
+    """Give the hash of an entry: SHA-256 over all its columns but that of the hash."""
+    return digest_of(columns(entry))
+
+
+def digest_of(values: tuple[object, ...]) -> bytes:
+    """Give the hash of the entry that has *values*, of the types that they should have."""
+    # JSON keeps columns apart, and numbers from text.
+    return sha256(_json(values[:-1])).digest()
 
 
 def _detail(detail: Mapping[str, str | int | bool | None]) -> str:

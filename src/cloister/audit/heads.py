@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NoReturn
 
@@ -46,9 +47,15 @@ class AuditKey:
         """Give the public half, to be pinned by whoever verifies."""
         return base64.urlsafe_b64encode(self._key.public_key().public_bytes_raw()).decode()
 
-    def sign(self, heads: Heads, now: datetime) -> str:
-        """Give one line of JSON that states *heads*, signed."""
-        body = _json({"at": now.isoformat(), "heads": heads})
+    def sign(self, heads: Heads, now: datetime, dropped: Heads | None = None, entries: int = 0) -> str:
+        """Give one line of JSON that states *heads*, signed.
+
+        With *dropped*, it also states up to where each writer's entries were dropped, *entries* in all.
+        """
+        stated: dict[str, object] = {"at": now.isoformat(), "heads": heads}
+        if dropped:
+            stated |= {"dropped": dropped, "entries": entries}
+        body = _json(stated)
         signature = base64.urlsafe_b64encode(self._key.sign(body)).decode()
         return _json({"body": body.decode(), "key": self.public, "signature": signature}).decode()
 
@@ -77,10 +84,36 @@ def _for(purpose: str, body: bytes) -> bytes:
     return purpose.encode() + b"\x00" + body
 
 
-def read_heads(lines: Iterable[str], public: str) -> tuple[Heads, list[str]]:
-    """Collect what signed *lines* say, for each writer the furthest, and name the lines that are wrong."""
-    heads: Heads = {}
-    problems = []
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Be what was signed about the log.
+
+    ``heads`` say how far each writer had come, ``dropped`` up to where its entries were dropped, ``entries`` in all.
+    ``marks`` are all that was ever said of a writer: the hashes of entries, by number. ``problems`` name lines that are
+    wrong.
+    """
+
+    heads: Heads = field(default_factory=dict)
+    dropped: Heads = field(default_factory=dict)
+    entries: int = 0
+    marks: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, heads: Heads) -> Signed:
+        """Take *heads* as they are, whoever said so."""
+        return cls(heads, marks={writer: dict([head]) for writer, head in heads.items()})
+
+
+def read_heads(lines: Iterable[str], public: str, known: Signed | None = None, where: str = "signed heads") -> Signed:
+    """Collect what signed *lines* say, for each writer the furthest, and name the lines that are wrong.
+
+    With *known*, add it to what others said, and name contradictions. *where* the lines are from is said of wrong ones.
+    """
+    known = known or Signed()
+    heads, dropped, entries = dict(known.heads), dict(known.dropped), known.entries
+    marks = {writer: dict(said) for writer, said in known.marks.items()}
+    problems = list(known.problems)
     try:
         key = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(public))
     except ValueError:
@@ -89,21 +122,24 @@ def read_heads(lines: Iterable[str], public: str) -> tuple[Heads, list[str]]:
         try:
             stated = _verified(line, key)
         except (msgspec.MsgspecError, InvalidSignature, ValueError, RecursionError):
-            problems.append(f"signed heads, line {number}: not signed by the audit key")
+            problems.append(f"{where}, line {number}: not signed by the audit key")
             continue
-        for writer, head in stated.items():
-            known = heads.get(writer, (0, ""))
-            if head[0] == known[0] and head[1] != known[1]:
-                problems.append(f"signed heads, line {number}: contradicts an earlier one about writer {writer}")
-            heads[writer] = max(known, head, key=lambda head: head[0])
-    return heads, problems
+        # Whoever dropped entries had come so far.
+        for furthest, said in ((heads, stated.dropped), (heads, stated.heads), (dropped, stated.dropped)):
+            for writer, head in said.items():
+                if marks.setdefault(writer, {}).setdefault(*head) != head[1]:
+                    problem = f"{where}, line {number}: contradicts another one about writer {writer}"
+                    problems += [problem] if problem not in problems else []
+                furthest[writer] = max(furthest.get(writer, (0, "")), head, key=lambda head: head[0])
+        entries = max(entries, stated.entries)
+    return Signed(heads, dropped, entries, marks, tuple(problems))
 
 
-def _verified(line: str, key: Ed25519PublicKey) -> Heads:
+def _verified(line: str, key: Ed25519PublicKey) -> _Heads:
     record = msgspec.json.decode(line, type=_Line)
     body = record.body.encode()
     key.verify(base64.urlsafe_b64decode(record.signature), body)
-    return msgspec.json.decode(body, type=_Heads).heads
+    return msgspec.json.decode(body, type=_Heads)
 
 
 class _Line(msgspec.Struct):
@@ -115,3 +151,5 @@ class _Line(msgspec.Struct):
 class _Heads(msgspec.Struct):
     at: str
     heads: Heads
+    dropped: Heads = {}
+    entries: int = 0

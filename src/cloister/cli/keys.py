@@ -74,14 +74,14 @@ def new_key(read: Callable[..., Settings], show: bool, audit: bool) -> None:
 
 def _new_audit_key(settings: Settings, store: Store) -> None:
     """Make the audit key of *store*, unless there is one, or was one that signed."""
-    from cloister import doctor, sinks
+    from cloister import auditing, sinks
 
-    path = doctor.audit_key_path(settings, store)
+    path = auditing.audit_key_path(settings, store)
     if path is None:
         raise ConfigurationError(f"{store.url} has no audit key beside it; name a file with CLOISTER_AUDIT_KEY_FILE")
     if path.exists():
         raise ConfigurationError(f"{path} exists already and was left as it is; name another file, or move it away")
-    key = sinks.audit_key(path, doctor.heads_path(settings, store))
+    key = sinks.audit_key(path, auditing.heads_path(settings, store))
     terminal.say(f"made {path}; keep a copy apart from the store. Its public half, to verify with: {key.public}")
 
 

@@ -153,12 +153,12 @@ def _files(name: str, out: str | None, json_file: str | None, markdown_file: str
 
 def _signer(settings: Settings, key_file: str | None) -> tuple[AuditKey, Signer]:
     """Give the key that signs, and whose it is."""
-    from cloister import doctor, files
+    from cloister import auditing, files
     from cloister.audit import AuditKey
 
     if key_file is not None:
         return AuditKey.from_text(files.read_secret(Path(key_file), "key")), "given"
-    path = doctor.audit_key_path(settings, settings.connect())
+    path = auditing.audit_key_path(settings, settings.connect())
     if path is not None and path.exists():
         return AuditKey.from_text(files.read_secret(path, "audit key")), "audit"
     return AuditKey.generate(), "made"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cloister import files
-from cloister.audit import AuditKey, Heads, read_heads
+from cloister.audit import AuditKey, Heads, Signed, read_heads
 from cloister.errors import ConfigurationError, StoreUnavailable
 
 _COMPACT = 1 << 16  # bytes: some hundred lines, each of which the next one repeats
@@ -39,12 +39,12 @@ class HeadFile:
         self.key = key
         self._newest: tuple[tuple[int, ...], str | None] = (), None
 
-    def read(self) -> tuple[Heads, list[str]]:
-        """Give the furthest head of each writer, and what is wrong with the file's lines."""
+    def read(self) -> Signed:
+        """Give what the file's lines say, and what is wrong with them."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
-            return {}, []
+            return Signed()
         except OSError as error:
             raise StoreUnavailable(f"the audit heads in {self.path} cannot be read: {error.strerror}") from None
         return read_heads(_lines(data), self.key.public)
@@ -62,15 +62,22 @@ class HeadFile:
 
     def keep(self, heads: Heads, now: datetime) -> None:
         """Sign for *heads* if they say more than the file does; `StoreUnavailable` if it cannot be written."""
+        self._sign(Signed(heads), now)
+
+    def drop(self, dropped: Heads, entries: int, now: datetime) -> None:
+        """Sign that the log begins behind *dropped* from now on, which is *entries* fewer than before."""
+        self._sign(Signed(dropped=dropped, entries=entries), now)
+
+    def _sign(self, news: Signed, now: datetime) -> None:
         try:
             with _opened_alone(self.path) as file:
                 data = file.read()
-                known, problems = read_heads(_lines(data), self.key.public)
-                newer = {writer: head for writer, head in heads.items() if head[0] > known.get(writer, (0, ""))[0]}
-                if not newer and data:
+                known = read_heads(_lines(data), self.key.public)
+                said = _line(self.key, known, news, now)
+                if said is None and data:
                     return
-                line = self.key.sign(known | newer, now).encode() + b"\n"
-                if len(data) > _COMPACT and not problems:
+                line = (said or self.key.sign({}, now)).encode() + b"\n"
+                if len(data) > _COMPACT and not known.problems:
                     files.overwrite(self.path, line)
                 else:
                     # What stands behind the last whole line was being written when a process died.
@@ -79,6 +86,21 @@ class HeadFile:
             raise StoreUnavailable(f"the audit heads cannot be written to {self.path}: {error.strerror}") from None
         except ConfigurationError as error:
             raise StoreUnavailable(str(error)) from None
+
+
+def _line(key: AuditKey, known: Signed, news: Signed, now: datetime) -> str | None:
+    """Give the line that says what is *known* and the *news*; None if there are none."""
+    heads, dropped = _newer(known.heads, news.heads), _newer(known.dropped, news.dropped)
+    if not heads and not dropped:
+        return None
+    dropped = known.dropped | dropped
+    # Where all of a writer's entries were dropped, that says how far it had come.
+    heads = {writer: head for writer, head in (known.heads | heads).items() if dropped.get(writer) != head}
+    return key.sign(heads, now, dropped, known.entries + news.entries)
+
+
+def _newer(known: Heads, heads: Heads) -> Heads:
+    return {writer: head for writer, head in heads.items() if head[0] > known.get(writer, (0, ""))[0]}
 
 
 def _lines(data: bytes) -> list[str]:
@@ -117,8 +139,8 @@ class HeadList:
         self.key = key
         self.lines: list[str] = []
 
-    def read(self) -> tuple[Heads, list[str]]:
-        """Give the furthest head of each writer."""
+    def read(self) -> Signed:
+        """Give what was signed."""
         return read_heads(self.lines, self.key.public)
 
     def newest(self) -> str | None:
@@ -127,7 +149,15 @@ class HeadList:
 
     def keep(self, heads: Heads, now: datetime) -> None:
         """Sign for *heads*."""
-        self.lines = [self.key.sign(heads, now)]
+        self._sign(Signed(heads), now)
+
+    def drop(self, dropped: Heads, entries: int, now: datetime) -> None:
+        """Sign that the log begins behind *dropped* from now on, which is *entries* fewer than before."""
+        self._sign(Signed(dropped=dropped, entries=entries), now)
+
+    def _sign(self, news: Signed, now: datetime) -> None:
+        if (line := _line(self.key, self.read(), news, now)) is not None:
+            self.lines = [line]
 
 
 def audit_key(path: Path, heads: Path | None = None) -> AuditKey:

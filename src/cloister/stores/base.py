@@ -479,15 +479,20 @@ class Store(Protocol):
 _PAGE = 1_000
 
 
-async def every_entry(store: Store) -> AsyncIterator[Entry]:
-    """Give all audit entries of *store* that there are now."""
+async def pages(store: Store) -> AsyncIterator[Sequence[Entry]]:
+    """Give all audit entries of *store* that there are now, many at a time."""
     page = await store.trail(after=b"", limit=_PAGE)
-    while True:
-        for entry in page.entries:
-            yield entry
-        if len(page.entries) < _PAGE:
-            return
+    yield page.entries
+    while len(page.entries) == _PAGE:
         page = await store.trail(after=page.after, limit=_PAGE)
+        yield page.entries
+
+
+async def every_entry(store: Store) -> AsyncIterator[Entry]:
+    """Give all audit entries of *store* that there are now, one after the other."""
+    async for some in pages(store):
+        for entry in some:
+            yield entry
 
 
 def position(after: bytes, form: Any, first: Any) -> Any:
