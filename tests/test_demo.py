@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_all_scenes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All ten scenes are played, every verdict holds, and the working folder stays as it was."""
+    """All scenes are played, every verdict holds, and the working folder stays as it was."""
     assert await demo.play(None)
     told = capsys.readouterr().out
     assert [line[0] for line in told.splitlines() if line[1:2] == "."] == list("0123456789")

@@ -16,7 +16,8 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
@@ -24,13 +25,23 @@ from urllib.parse import quote
 import msgspec
 
 from cloister import auditing, stores, terminal, wire
+from cloister.alarms import Alarms
 from cloister.audit import verify
 from cloister.client import AsyncCloister
-from cloister.errors import IntegrityError, ProviderError, SessionExpired, SessionNotFound
+from cloister.costs import Budget, Price, Prices
+from cloister.errors import (
+    BudgetExceeded,
+    IntegrityError,
+    ProviderError,
+    RateLimited,
+    SessionExpired,
+    SessionNotFound,
+)
 from cloister.model import Item, Owner
 from cloister.providers.base import Provider, Request
 from cloister.providers.offline import Offline
 from cloister.scope import current
+from cloister.sessions import new_id
 from cloister.settings import Settings
 from cloister.stores.base import Page, Store, every_entry
 from cloister.user import Session, User
@@ -465,6 +476,48 @@ async def misbehaving_model(stage: Stage) -> None:
     stage.verdict("an ordinary question is answered", "55120" in ordinary)
 
 
+async def spent_and_refused(stage: Stage) -> None:
+    """11. Ana's allowance is used up, and Ben guesses session ids"""
+    price = Price(
+        provider="offline", model="*", input=Decimal(100), output=Decimal(100), source="made up", as_of=date(2026, 1, 1)
+    )
+    recorder = Recorder(Offline())
+    allowed = Budget(user_daily="0.02", reply_tokens=10)
+    limits: dict[str, Any] = {
+        "alarms": Alarms(suspend_after=5),
+        "budget": allowed,
+        "prices": Prices.default().over([price]),
+    }
+    refused, guesses, stopped = "", 0, ""
+    async with stage.open(recorder, **limits) as cloister:
+        ana, ben = [await stage.user(cloister, who).start() for who in (stage.ana, stage.ben)]
+        while not refused and len(recorder.sent) < 100:
+            try:
+                await say(ana, "My parcel has not arrived.")
+            except BudgetExceeded as error:
+                refused = str(error)
+        asked = len(recorder.sent)
+        answered = await say(ben, "My order number is 55120.")
+        while not stopped and guesses < 100:
+            try:
+                await stage.user(cloister, stage.ben).resume(new_id())
+            except SessionNotFound:
+                guesses += 1
+            except RateLimited as error:
+                stopped = str(error)
+        hers = len(await ana.history())
+        entries = await cloister.store.audit_tail(50)
+    noted = [entry.event for entry in entries]
+    stage.happened(f"after {asked} questions for {ana.cost} USD Ana reads: {refused}")
+    stage.happened(f"after {guesses} guesses Ben reads: {stopped}")
+    within = ana.cost <= Decimal("0.02") and noted.count("budget.exceeded") == 1
+    stage.verdict(
+        "nobody spends more than was allowed, and the model is not asked", within and len(recorder.sent) == asked + 1
+    )
+    stage.verdict("others are not held up by it", bool(answered) and hers == asked * 2)
+    stage.verdict("who guesses is refused for a while, and on record", guesses == 5 and "access.suspended" in noted)
+
+
 async def audit_log(stage: Stage) -> None:
     """8. Somebody changes one byte of the audit log"""
 
@@ -509,7 +562,7 @@ async def one_changed_byte(stage: Stage, known: auditing.Evidence) -> None:
 
 SCENES: tuple[Scene, ...] = (
     the_bug, two_at_once, remembered, foreign, moved_row, model_failure, expiry, small_window, audit_log,
-    personal_data, misbehaving_model,
+    personal_data, misbehaving_model, spent_and_refused,
 )  # fmt: skip
 
 
