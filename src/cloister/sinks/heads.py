@@ -1,4 +1,4 @@
-"""Where audit heads go: outside the store's entries, so that a cut-off log shows."""
+"""Where audit heads are kept: outside the store's entries, so that a cut-off log shows."""
 
 from __future__ import annotations
 
