@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cloister.alarms import Alarms
     from cloister.audit import AuditKey
     from cloister.client import AsyncCloister
     from cloister.errors import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         ProviderError,
         ProviderRateLimited,
         ProviderTimeout,
+        RateLimited,
         ReplyBlocked,
         ScopeClosed,
         SessionBusy,
@@ -48,12 +50,13 @@ if TYPE_CHECKING:
     from cloister.user import Session, User
 
 _HOMES = {
+    "alarms": "Alarms",
     "audit": "AuditKey",
     "client": "AsyncCloister",
     "errors": (
         "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
-        " ProviderRateLimited ProviderTimeout ReplyBlocked ScopeClosed SessionBusy SessionConflict SessionExpired"
-        " SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        " ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy SessionConflict"
+        " SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
@@ -74,6 +77,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "Alarms",
     "Anthropic",
     "AsyncCloister",
     "AuditKey",
@@ -98,6 +102,7 @@ __all__ = [
     "ProviderError",
     "ProviderRateLimited",
     "ProviderTimeout",
+    "RateLimited",
     "Reply",
     "ReplyBlocked",
     "ReplyStream",

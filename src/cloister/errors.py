@@ -10,6 +10,7 @@
     ├── IntegrityError                  what the store returned is not what was stored for this owner
     ├── TokenInvalid                    a sealed token is foreign, damaged or not a token
     ├── ReplyBlocked                    a reply was withheld, and the caller asked to be told by an error
+    ├── RateLimited                     this owner is refused for a while
     ├── BudgetExceeded                  a token or cost budget is used up, or a text is too long for the window
     ├── ProviderError                   the model did not give a whole answer
     │   ├── ProviderTimeout             … in time
@@ -27,6 +28,7 @@ Messages carry names and counts; never a session id, conversation text or a secr
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -99,6 +101,19 @@ class ReplyBlocked(CloisterError):
     """Say that a reply was withheld."""
 
     notice = "I cannot show this reply."
+
+
+class RateLimited(CloisterError):
+    """Say that this owner is refused for a while: ``retry_after`` says how long it still takes."""
+
+    notice = "There were too many requests. Please try again in a few minutes."
+
+    def __init__(self, message: str, retry_after: timedelta = timedelta(0)) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[RateLimited], tuple[str, timedelta]]:
+        return type(self), (str(self.args[0]), self.retry_after)
 
 
 class BudgetExceeded(CloisterError):
