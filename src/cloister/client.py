@@ -14,6 +14,8 @@ from typing import Literal
 import msgspec
 
 from cloister import providers, sinks, stores, upkeep, window
+from cloister.alarms import Alarms
+from cloister.attempts import Attempts
 from cloister.audit import AuditKey, event
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
@@ -51,6 +53,7 @@ class AsyncCloister:
         tenancy: Tenancy = "single",
         scrub: Scrub | None = Scrub(),
         leaks: LeakGuard | None = LeakGuard(),
+        alarms: Alarms | None = Alarms(),
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
@@ -65,8 +68,9 @@ class AsyncCloister:
         into the file *audit_heads*; both lie beside an embedded store unless given, and other stores sign nothing
         without them. With *keep_failed* a question whose answer failed stays in the history, marked. *scrub* says what
         becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* says what
-        becomes of replies with other users' details; None lets them pass, which is put on record too. Raises
-        `ConfigurationError`.
+        becomes of replies with other users' details; None lets them pass, which is put on record too. *alarms* say
+        what is a breach attempt, after which a user is refused for a while; None never refuses, which is put on record
+        too. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -81,6 +85,7 @@ class AsyncCloister:
             keep_failed,
             scrub or Scrub(where="off"),
             leaks,
+            alarms,
         )
 
     def __init__(
@@ -97,7 +102,10 @@ class AsyncCloister:
         keep_failed: bool,
         scrub: Scrub,
         leaks: LeakGuard | None,
+        alarms: Alarms | None,
     ) -> None:
+        if alarms is not None and not isinstance(alarms, Alarms):
+            raise ConfigurationError(f"alarms is an Alarms, or None for no protection, not {type(alarms).__name__}")
         if leaks is not None and not isinstance(leaks, LeakGuard):
             raise ConfigurationError(f"leaks is a LeakGuard, or None for no protection, not {type(leaks).__name__}")
         if not isinstance(scrub, Scrub):
@@ -116,6 +124,7 @@ class AsyncCloister:
         self.keep_failed = keep_failed
         self.scrub = scrub
         self.leaks = leaks
+        self.alarms = alarms
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
@@ -149,11 +158,13 @@ class AsyncCloister:
         return hasattr(self.store, "tokens")
 
     def _over(self, keyring: MasterKeys) -> Vault:
+        alarms = self.alarms
+        attempts = Attempts(alarms.suspend_after, alarms.window, alarms.suspend_for) if alarms else None
         if not self.carried:
-            return Vault(self.store, keyring, self._clock, self.limits)
+            return Vault(self.store, keyring, self._clock, self.limits, attempts)
         from cloister.token_vault import TokenVault
 
-        return TokenVault(self.store, keyring, self._clock, self.limits)
+        return TokenVault(self.store, keyring, self._clock, self.limits, attempts)
 
     async def _check_tenancy(self) -> None:
         """See to it that nothing is ever filed under no tenant beside real ones."""
@@ -175,6 +186,8 @@ class AsyncCloister:
             options.append(("personal data", "scrub=None"))
         if self.leaks is None:
             options.append(("others' details", "leaks=None"))
+        if self.alarms is None:
+            options.append(("alarms", "alarms=None"))
         noted = [event("protection.off", self.vault.now(), what=what, option=option) for what, option in options]
         if noted:
             await self.vault.ask(self.store.record, noted)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cloister import scope, wire
 from cloister import turn as turns
 from cloister import user as aio
+from cloister.alarms import Alarms
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.content import Content
@@ -85,6 +86,7 @@ class Cloister:
         tenancy: Tenancy = "single",
         scrub: Scrub | None = Scrub(),
         leaks: LeakGuard | None = LeakGuard(),
+        alarms: Alarms | None = Alarms(),
         clock: Callable[[], datetime] | None = None,
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
@@ -102,6 +104,7 @@ class Cloister:
                 tenancy=tenancy,
                 scrub=scrub,
                 leaks=leaks,
+                alarms=alarms,
                 clock=clock,
                 audit_key=audit_key,
                 audit_heads=audit_heads,

@@ -17,6 +17,7 @@ from typing import NoReturn
 import msgspec
 
 from cloister import sessions, tokens
+from cloister.attempts import Attempts
 from cloister.audit import event
 from cloister.errors import (
     BudgetExceeded,
@@ -58,8 +59,15 @@ class _Stable:
 class TokenVault(Vault):
     """Keep sealed sessions in tokens, over a store that is their ledger or only keeps the audit log."""
 
-    def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
-        super().__init__(store, keys, clock, limits)
+    def __init__(
+        self,
+        store: Store,
+        keys: MasterKeys,
+        clock: Callable[[], datetime],
+        limits: Limits,
+        attempts: Attempts | None = None,
+    ) -> None:
+        super().__init__(store, keys, clock, limits, attempts)
         self.tokens: Tokens = store.tokens  # type: ignore[attr-defined] # of these two stores alone
         self.ledger: bool = store.ledger  # type: ignore[attr-defined] # likewise, and of what stands before them
 
@@ -71,6 +79,7 @@ class TokenVault(Vault):
 
     async def _read(self, owner: Owner, token: object) -> _Held:
         """Take a token apart; one that is another's, damaged or none is refused, and the log says which it was."""
+        self.admit(owner)
         try:
             if self.ledger and type(token) is str and token.startswith("cs_"):
                 return _Held(sessions.check_id(token), token)  # from a listing: good for all but its content
@@ -222,7 +231,10 @@ class TokenVault(Vault):
         """Put an attempt on record, and in the background what it was; the caller learns neither."""
         noted = msgspec.structs.replace(event(kind, self.now(), owner, digest), other=other)
         self.background(self.ask(self.store.record, [noted]))
-        await self.ask(self.store.record, [event("access.refused", self.now(), owner, digest)])
+        # A token that was used before is the caller's own, and no attempt on another's: a client that repeats itself.
+        own = kind == "token.replayed"
+        refused = [event("access.refused", self.now(), owner, digest)] if own else self.attempted(owner, digest)
+        await self.ask(self.store.record, refused)
         raise error if isinstance(error, TokenInvalid) else TokenInvalid
 
     async def end_expired(self, row: SealedSession | Due, lease: bytes | None = None) -> int:

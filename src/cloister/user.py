@@ -109,6 +109,7 @@ class User:
     ) -> AsyncGenerator[tuple[SealedSession, Session | CloisterError], None]:
         """Give live sessions, latest started first; for one that cannot be opened, the error, which is its alone."""
         vault = self._cloister.vault
+        vault.admit(self.owner)
         before = None
         if after is not None:
             cursor = await self._look(after)
@@ -132,6 +133,7 @@ class User:
     async def end_all(self) -> int:
         """End every session of this user's; give how many there were."""
         vault = self._cloister.vault
+        vault.admit(self.owner)
         ended = 0
         while rows := (await vault.ask(vault.store.sessions, self.owner, limit=100, before=None)).sessions:
             done = sum([await self._end(row.id) for row in rows])
@@ -146,6 +148,7 @@ class User:
         A session that cannot be opened has a line that says why.
         """
         vault = self._cloister.vault
+        vault.admit(self.owner)
         await vault.ask(vault.store.record, [self._event("owner.exported")])
         async for row, session in self._listed(None, 100):
             if not isinstance(session, Session):
@@ -168,11 +171,13 @@ class User:
     async def erase(self) -> Erasure:
         """Destroy everything of this user's, at once and for good; the receipt names what remains elsewhere."""
         vault = self._cloister.vault
+        vault.admit(self.owner)
         count = await vault.erase(self.owner, [self._event("owner.erased")])
         self._cloister.watch.forget(self.owner)
         return Erasure(self.owner, vault.now(), count)
 
     async def _end(self, session_id: str) -> int:
+        self._cloister.vault.admit(self.owner)
         return await self._cloister.vault.end(
             self.owner, session_id, "ended", [self._event("session.ended", session_id)]
         )

@@ -24,6 +24,7 @@ from weakref import WeakSet
 import msgspec
 
 from cloister import sessions
+from cloister.attempts import Attempts
 from cloister.audit import Event, event
 from cloister.errors import (
     ConfigurationError,
@@ -120,10 +121,18 @@ Recorder = Callable[[Opened, Head, str], Record]
 class Vault:
     """Keep sealed sessions in a store, for owners that every call names."""
 
-    def __init__(self, store: Store, keys: MasterKeys, clock: Callable[[], datetime], limits: Limits) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: MasterKeys,
+        clock: Callable[[], datetime],
+        limits: Limits,
+        attempts: Attempts | None = None,
+    ) -> None:
         self.store = store
         self.keys = keys
         self.limits = limits
+        self._attempts = attempts
         self._clock = clock
         self._process = os.getpid()
         self._alarmed: WeakSet[IntegrityError] = WeakSet()
@@ -216,6 +225,11 @@ class Vault:
                 if isinstance(outcome, Exception):
                     _log.error("work in the background failed: %s", outcome)
 
+    def admit(self, owner: Owner) -> None:
+        """Raise `RateLimited` if *owner* is refused for a while: before the store is asked, so it tells nothing."""
+        if self._attempts is not None:
+            self._attempts.check(owner, self.now())
+
     # --- opening ------------------------------------------------------------------------------------------------------
 
     async def look(self, owner: Owner, session_id: str, *, named_by_record: bool = False) -> Opened | SealedSession:
@@ -223,6 +237,7 @@ class Vault:
 
         One that only a record of the store's names, and not the caller, must be there: `IntegrityError`.
         """
+        self.admit(owner)
         since = self.moment
         loaded = await self.ask(self.store.load, owner, session_id, budget=0)
         if loaded.session is None and named_by_record:
@@ -232,6 +247,7 @@ class Vault:
 
     async def check_id(self, owner: Owner, session_id: object) -> str:
         """Give *session_id* back if it has the shape of one; else refuse it as any other that is not the owner's."""
+        self.admit(owner)
         try:
             return sessions.check_id(session_id)
         except SessionNotFound:
@@ -247,6 +263,7 @@ class Vault:
         ``Limits.turn_wait``. The lease is renewed inside the block and given back on every way out.
         """
         owner, session_id, lease = session.owner, session.id, secrets.token_bytes(16)
+        self.admit(owner)
         async with self.queue.alone(owner, session_id) as deadline:
             since = self.moment
             loaded = await self._lease(owner, session_id, lease, deadline, budget=budget, record=record)
@@ -401,6 +418,7 @@ class Vault:
         Gives the head, the position of the first item, and the items.
         """
         owner, session_id, since = session.owner, session.id, self.moment
+        self.admit(owner)
         page = await self.ask(self.store.items, owner, session_id, first=first, limit=limit)
         row = await self._present(owner, session_id, page)
         if row.ended:
@@ -442,8 +460,18 @@ class Vault:
         name = "malformed" if session_id is None else sessions.digest(session_id)
         if session_id is not None:
             self.background(self._find_out(owner, session_id))
-        await self.ask(self.store.record, [event("access.refused", self.now(), owner, name)])
+        await self.ask(self.store.record, self.attempted(owner, name))
         raise SessionNotFound
+
+    def attempted(self, owner: Owner, name: str) -> list[Event]:
+        """Count an attempt of *owner* on what is not theirs; give what goes on record of it."""
+        now = self.now()
+        noted = [event("access.refused", now, owner, name)]
+        until = self._attempts and self._attempts.failed(owner, now)
+        if self._attempts and until:
+            seconds = round((until - now).total_seconds())
+            noted.append(event("access.suspended", now, owner, attempts=self._attempts.most, seconds=seconds))
+        return noted
 
     async def _find_out(self, owner: Owner, session_id: str) -> None:
         noted = event("access.absent", self.now(), owner, sessions.digest(session_id))
@@ -469,6 +497,7 @@ class Vault:
         instead_of: str | None = None,
     ) -> Opened:
         """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
+        self.admit(owner)
         head = sessions.begin(self.limits, self.now(), title, metadata)
         session_id = sessions.new_id(instead_of)
         if system is not None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from cloister import sessions
+from cloister.alarms import Alarms
 from cloister.audit import Event
 from cloister.client import AsyncCloister
 from cloister.errors import CloisterError
@@ -28,6 +29,7 @@ from cloister.user import Session, User
 
 LIMITS = Limits(timedelta(minutes=30), timedelta(hours=12), turn_wait=timedelta(seconds=30))
 _PAGE = 1_000
+_PATIENT = Alarms(suspend_after=1_000_000)  # who is refused for a while finds out nothing more
 SYSTEM = "Answer politely."
 """What the application says in every planted session, so that there is a carried text to tamper with."""
 
@@ -298,6 +300,7 @@ class Attack:
             limits=LIMITS,
             tenancy="single" if self.tenant is None else "required",
             clock=clock,
+            alarms=_PATIENT,
             **self.signing,
         ) as cloister:
             a, b = (cloister.user(owner.user, tenant=owner.tenant) for owner in self.owners)
