@@ -46,7 +46,7 @@ def write_new(path: Path, data: bytes) -> None:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         fresh.unlink()
-    _sync_folder(path)
+    sync_folder(path)
 
 
 def overwrite(path: Path, data: bytes) -> None:
@@ -58,7 +58,7 @@ def overwrite(path: Path, data: bytes) -> None:
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
-    _sync_folder(target)
+    sync_folder(target)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
@@ -74,7 +74,7 @@ def _write_beside(path: Path, data: bytes) -> Path:
     return fresh
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make sure that a crash does not undo the creation of *path*."""
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)

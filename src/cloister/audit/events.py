@@ -158,11 +158,11 @@ EVENTS: Mapping[str, Kind] = {
         "warning", "A destination for entries could not be reached.", {"sink": "its name", "reason": "why"}
     ),
     "sink.recovered": Kind(
-        "notice", "A destination took entries again.", {"sink": "its name", "waiting": "how many waited"}
+        "notice", "A destination took entries again.", {"sink": "its name", "seconds": "for how long it took none"}
     ),
     "sink.dropped": Kind(
         "alert",
-        "Entries were lost to a destination: more waited than are kept.",
+        "Entries were lost to a destination: they had been dropped from the log before it took them.",
         {"sink": "its name", "count": "how many"},
     ),
     "alert.tested": Kind("alert", "An operator tested the destinations of alarms; nothing happened."),

@@ -26,6 +26,10 @@ class HeadSink(Protocol):
 
     def keep(self, heads: Heads, now: datetime) -> None: ...
 
+    def newest(self) -> str | None:
+        """Give the last line that was kept, which says all that earlier ones do."""
+        ...
+
 
 class HeadFile:
     """Append signed heads to a file of JSON lines. Each line repeats all that earlier lines have signed for."""
@@ -33,6 +37,7 @@ class HeadFile:
     def __init__(self, path: Path, key: AuditKey) -> None:
         self.path = path
         self.key = key
+        self._newest: tuple[tuple[int, ...], str | None] = (), None
 
     def read(self) -> Signed:
         """Give what the file's lines say, and what is wrong with them."""
@@ -43,6 +48,17 @@ class HeadFile:
         except OSError as error:
             raise StoreUnavailable(f"the audit heads in {self.path} cannot be read: {error.strerror}") from None
         return read_heads(_lines(data), self.key.public)
+
+    def newest(self) -> str | None:
+        """Give the last line, whichever process wrote it; None if there is none, or it cannot be read."""
+        try:
+            found = self.path.stat()
+            state = found.st_ino, found.st_size, found.st_mtime_ns
+            if state != self._newest[0]:
+                self._newest = state, next(reversed(_lines(self.path.read_bytes())), None)
+        except OSError:
+            return None
+        return self._newest[1]
 
     def keep(self, heads: Heads, now: datetime) -> None:
         """Sign for *heads* if they say more than the file does; `StoreUnavailable` if it cannot be written."""
@@ -126,6 +142,10 @@ class HeadList:
     def read(self) -> Signed:
         """Give what was signed."""
         return read_heads(self.lines, self.key.public)
+
+    def newest(self) -> str | None:
+        """Give the line."""
+        return next(reversed(self.lines), None)
 
     def keep(self, heads: Heads, now: datetime) -> None:
         """Sign for *heads*."""
