@@ -15,12 +15,7 @@ from cloister.audit import Chain, Entry, Event
 from cloister.model import to_micros
 from cloister.shipping import POLL
 from cloister.sinks.base import Record, SignedHeads
-
-
-@dataclass
-class Page:
-    entries: Sequence[Entry]
-    after: bytes
+from cloister.stores.base import Trail
 
 
 class FakeLog:
@@ -57,14 +52,14 @@ class FakeLog:
         """Drop the oldest *count* entries."""
         del self.rows[:count]
 
-    async def trail(self, *, after: bytes, limit: int) -> Page:
+    async def trail(self, *, after: bytes, limit: int) -> Trail:
         self.reads += 1
         if self.fault:
             raise self.fault
         first = int(after or b"0")
         found = [row for row in self.rows if row[0] > first - self.twice * bool(after)][:limit]
         await asyncio.sleep(0)
-        return Page([entry for _, entry in found], b"%d" % max(found[-1][0] if found else 0, first))
+        return Trail([entry for _, entry in found], b"%d" % max(found[-1][0] if found else 0, first))
 
     async def note(self, events: Sequence[Event]) -> None:
         for each in events:

@@ -131,7 +131,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("cloister")
-    if name in ("leaks", "scrub", "settings", "testing", "stores", "providers", "wire"):
+    if name in ("leaks", "scrub", "settings", "sinks", "testing", "stores", "providers", "wire"):
         return import_module(f"cloister.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'cloister' has no attribute {name!r}")

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from cloister import providers, sinks, stores, upkeep, window
+from cloister import providers, stores, upkeep, window
 from cloister.alarms import Alarms
 from cloister.attempts import Attempts
 from cloister.audit import AuditKey, event
@@ -21,10 +21,13 @@ from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
 from cloister.keyring import Keyring
 from cloister.leaks.settings import LeakGuard
-from cloister.model import Item, Limits, Owner
+from cloister.model import Item, Limits, Owner, to_micros
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
+from cloister.shipping import Shipper
+from cloister.sinks.base import Sink
+from cloister.sinks.heads import HeadFile, HeadList, HeadSink, audit_key
 from cloister.stores.base import Store
 from cloister.user import User
 from cloister.vault import Vault
@@ -58,6 +61,8 @@ class AsyncCloister:
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
         keep_failed: bool = False,
+        sinks: Sequence[Sink] = (),
+        sinks_state: str | os.PathLike[str] | None = None,
     ) -> AsyncCloister:
         """Give a cloister over the store at *url*, to be opened by ``async with``.
 
@@ -70,7 +75,8 @@ class AsyncCloister:
         becomes of personal data; None stores and sends it as it was said, which is put on record. *leaks* says what
         becomes of replies with other users' details; None lets them pass, which is put on record too. *alarms* say
         what is a breach attempt, after which a user is refused for a while; None never refuses, which is put on record
-        too. Raises `ConfigurationError`.
+        too. *sinks* are where entries and alarms go, besides the store; how far each was served is kept in the folder
+        *sinks_state*, beside an embedded store unless given, and else in memory. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -86,6 +92,8 @@ class AsyncCloister:
             scrub or Scrub(where="off"),
             leaks,
             alarms,
+            sinks,
+            sinks_state,
         )
 
     def __init__(
@@ -103,6 +111,8 @@ class AsyncCloister:
         scrub: Scrub,
         leaks: LeakGuard | None,
         alarms: Alarms | None,
+        sinks: Sequence[Sink],
+        sinks_state: str | os.PathLike[str] | None,
     ) -> None:
         if alarms is not None and not isinstance(alarms, Alarms):
             raise ConfigurationError(f"alarms is an Alarms, or None for no protection, not {type(alarms).__name__}")
@@ -125,11 +135,14 @@ class AsyncCloister:
         self.scrub = scrub
         self.leaks = leaks
         self.alarms = alarms
+        self.sinks = tuple(sinks)
+        self._sinks_state = None if sinks_state is None else Path(sinks_state)
+        self.shipper: Shipper | None = None
         self._clock = clock
         self._keyring = keyring
         self._audit_key = audit_key
         self._audit_heads = None if audit_heads is None else Path(audit_heads)
-        self._heads: sinks.HeadSink | None = None
+        self._heads: HeadSink | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._vault: Vault | None = None
 
@@ -146,6 +159,7 @@ class AsyncCloister:
             await self._check_tenancy()
             await self._note_off()
             self.sign_heads()
+            await self._ship()
         except BaseException:
             await self._close()
             raise
@@ -177,6 +191,24 @@ class AsyncCloister:
         if tenanted:
             self.tenancy = "required"
 
+    async def _ship(self) -> None:
+        """Begin to serve the destinations; nothing that a turn does waits for them."""
+        if not self.sinks:
+            return
+        store, heads = self.store, self._heads
+        shipper = Shipper(
+            self.sinks,
+            self.alarms,
+            trail=store.trail,
+            note=self.vault.note,
+            now=self.vault.now,
+            heads=heads.newest if heads is not None else lambda: None,
+            since=0 if store.volatile else to_micros(self.vault.now()),
+            folder=sinks_folder(store, self._sinks_state),
+        )
+        await shipper.open()
+        self.shipper = shipper
+
     async def _note_off(self) -> None:
         """Put on record which protections are switched off: whoever opens a store without one cannot do so unseen."""
         options = [(off.what, off.option) for off in getattr(self.store, "off", ())]
@@ -199,7 +231,11 @@ class AsyncCloister:
             await self.vault.settle()
             self.sign_heads()
         finally:
-            await self._close()
+            try:
+                if self.shipper is not None:
+                    await self.shipper.close()
+            finally:
+                await self._close()
 
     async def _close(self) -> None:
         try:
@@ -302,7 +338,7 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-KEYS, HEADS, AUDIT_KEY = ".keys", ".heads", ".audit-key"
+KEYS, HEADS, AUDIT_KEY, SINKS = ".keys", ".heads", ".audit-key", ".sinks"
 """How the files end that lie beside an embedded store."""
 
 
@@ -334,13 +370,18 @@ def default_keyring(store: Store) -> Keyring:
     return Keyring.from_file(path)
 
 
-def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> sinks.HeadFile | sinks.HeadList | None:
+def sinks_folder(store: Store, named: Path | None = None) -> Path | None:
+    """Give the folder that says how far each destination was served: *named*, or beside an embedded store."""
+    return named or (beside(store.path, SINKS) if store.path is not None else None)
+
+
+def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> HeadFile | HeadList | None:
     """Give where signed audit heads go: the file *heads*, one beside an embedded store, or memory for one in memory.
 
     None if nothing signs them. Raises `ConfigurationError` if only one of key and file is given where both must be.
     """
     if store.volatile:
-        return sinks.HeadList(key or AuditKey.generate())
+        return HeadList(key or AuditKey.generate())
     if store.path is None:
         if heads is None and key is None:
             return None
@@ -349,6 +390,6 @@ def head_sink(store: Store, key: AuditKey | None, heads: Path | None = None) -> 
                 f"{store.url} has no file beside which audit heads could lie: name both audit_key= and audit_heads=, "
                 "a file, or neither"
             )
-        return sinks.HeadFile(heads, key)
+        return HeadFile(heads, key)
     heads = heads or beside(store.path, HEADS)
-    return sinks.HeadFile(heads, key or sinks.audit_key(beside(store.path, AUDIT_KEY), heads))
+    return HeadFile(heads, key or audit_key(beside(store.path, AUDIT_KEY), heads))

@@ -93,6 +93,7 @@ def examine(settings: Settings, reached: Sequence[Finding] = ()) -> Iterator[Fin
     yield from _provider(settings)
     yield from _limits(settings)
     yield from _protections(settings)
+    yield from _sinks(settings)
 
 
 def _configuration(settings: Settings) -> Iterator[Finding]:
@@ -315,6 +316,34 @@ def _leaks(guard: LeakGuard | None) -> Finding:
     if guard.on_failure == "alert":
         return Finding("note", "leaks", f"{said}; where the search fails they pass", "set on_failure=refuse")
     return Finding("note" if guard.block == "canary" else "ok", "leaks", said)
+
+
+def _sinks(settings: Settings) -> Iterator[Finding]:
+    if settings.alarms is None:
+        said = "nobody is refused who asks for one session after another that is not theirs, and alarms are not counted"
+        yield Finding("off", "alarms", said, "unset CLOISTER_ALARMS")
+    if not settings.sinks:
+        said = "entries and alarms stay in the store, and wake nobody"
+        yield Finding("note", "alarms", said, "set CLOISTER_SINKS, then cloister alerts test")
+        return
+    try:
+        destinations, store = settings.destinations(), settings.connect()
+    except ConfigurationError as error:
+        yield Finding("missing", "alarms", str(error))
+        return
+    for sink in destinations:
+        given = "alarms" if sink.severity == "alert" else f"entries from {sink.severity} on, and alarms"
+        yield Finding("ok", "alarms", f"{sink.name} is given {given}")
+        path = getattr(sink, "path", None)
+        if isinstance(path, Path) and path.exists() and _mode(path) & 0o077:
+            yield Finding("unsafe", "alarms", f"{path} can be read or changed by others", f"chmod 600 {path}")
+    named = settings.sinks_state
+    folder = client.sinks_folder(store, None if named is None else Path(named))
+    if folder is None and not store.volatile:
+        said = "what is on record while no process delivers it, or when one dies, does not go to these destinations"
+        yield Finding("note", "alarms", said, "set CLOISTER_SINKS_STATE to a folder that stays")
+    elif folder is not None and folder.is_dir() and _mode(folder) & 0o022:
+        yield Finding("unsafe", "alarms", f"{folder} can be changed by others", f"chmod 700 {folder}")
 
 
 def _mode(path: Path) -> int:

@@ -16,7 +16,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from cloister import files, providers, stores
+from cloister import files, providers, sinks, stores
+from cloister.alarms import Alarms
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
 from cloister.errors import ConfigurationError
@@ -25,6 +26,8 @@ from cloister.leaks.settings import PARTS, Block, LeakGuard
 from cloister.model import Limits
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
+from cloister.sinks.base import Sink
+from cloister.sinks.webhook import Secret
 from cloister.stores.base import Store
 
 DEFAULT_FILE = "cloister.toml"
@@ -156,6 +159,50 @@ def _leaks(value: object) -> LeakGuard | None:
 _PARTS_SAID = f"the parts are {', '.join(PARTS)}"
 
 
+def _alarms(value: object) -> Alarms | None:
+    if value is None or isinstance(value, Alarms):
+        return value
+    said: dict[str, Any] = {}
+    if value == "off":
+        return None
+    if isinstance(value, str):
+        said = {name.strip(): part.strip() for name, _, part in (part.partition("=") for part in value.split(","))}
+    elif isinstance(value, dict):
+        said = dict(value)
+    if said and said.keys() <= set(_ALARMS):
+        try:
+            for name, part in said.items():
+                said[name] = duration(part) if name in ("window", "suspend_for") else _count(part)
+            return Alarms(**said)
+        except ValueError as error:
+            raise ValueError(f"right in each part: {error}") from None
+    raise ValueError(f"off, or parts such as refusals=3,window=5m; the parts are {', '.join(_ALARMS)}")
+
+
+_ALARMS = tuple(field.name for field in dataclasses.fields(Alarms))
+
+
+def _sinks(value: object) -> tuple[str | Sink, ...]:
+    said = value.split() if isinstance(value, str) else value
+    if not isinstance(said, list | tuple):
+        raise ValueError("destinations with spaces between them, or a list of them")
+    for each in said:
+        if isinstance(each, str):
+            try:
+                sinks.connect(each, "x" * 32)
+            except ConfigurationError as error:
+                raise ValueError(f"right in each destination: {error}") from None
+        elif not hasattr(each, "deliver"):
+            raise ValueError("destinations, each as text or a Sink")
+    return tuple(Secret(each) if isinstance(each, str) else each for each in said)
+
+
+def _webhook_secret(value: object) -> Secret:
+    if not isinstance(value, Secret):
+        raise ValueError("in the environment only (CLOISTER_WEBHOOK_SECRET)")
+    return value
+
+
 def _keys(value: object) -> Keyring:
     if not isinstance(value, Keyring):
         raise ValueError("in the environment only (CLOISTER_KEYS); in a file, name a key_file")
@@ -186,6 +233,10 @@ _KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
         _leaks,
         "which replies with other users' details are withheld: strong (evidence), any, canary, off, or parts",
     ),
+    "alarms": (_alarms, "what is an alarm, and from when on a user is refused for a while: off, or parts"),
+    "sinks": (_sinks, "where entries and alarms go: log, file:…, https://…, each with its severity as in alert=log"),
+    "sinks_state": (_text, "the folder that says how far each was served, instead of one beside the store"),
+    "webhook_secret": (_webhook_secret, "what webhooks are signed with; in the environment only"),
     "keep_failed": (_flag, "keep questions whose answer failed, marked"),
 }
 NAMES = tuple(_KNOWN)
@@ -216,6 +267,10 @@ class Settings:
     tenancy: Tenancy = "single"
     scrub: Scrub = Scrub()
     leaks: LeakGuard | None = LeakGuard()
+    alarms: Alarms | None = Alarms()
+    sinks: tuple[str | Sink, ...] = ()
+    sinks_state: str | None = None
+    webhook_secret: Secret | None = field(default=None, repr=False)
     keep_failed: bool = False
     config: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -228,8 +283,8 @@ class Settings:
         """Read the file, then *environ*, then what is *given*; what comes later beats what came before.
 
         The file is *file*, or what ``CLOISTER_CONFIG`` names, or ``cloister.toml`` in the working folder if there is
-        one. ``CLOISTER_KEYS`` is taken out of *environ*. Raises `ConfigurationError` for an unknown setting or a bad
-        value, which it names.
+        one. ``CLOISTER_KEYS`` and ``CLOISTER_WEBHOOK_SECRET`` are taken out of *environ*. Raises `ConfigurationError`
+        for an unknown setting or a bad value, which it names.
         """
         path = _config(environ, file)
         merged: dict[str, Any] = {}
@@ -279,6 +334,10 @@ class Settings:
             return None
         return Path(f"{self.audit_key_file}.heads")
 
+    def destinations(self) -> list[Sink]:
+        """Give where entries and alarms go. Raises `ConfigurationError`."""
+        return [sinks.connect(each, self.webhook_secret) if isinstance(each, str) else each for each in self.sinks]
+
     def open(self, *, clock: Callable[[], datetime] | None = None) -> AsyncCloister:
         """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
         return AsyncCloister.open(
@@ -294,6 +353,9 @@ class Settings:
             keep_failed=self.keep_failed,
             scrub=self.scrub,
             leaks=self.leaks,
+            alarms=self.alarms,
+            sinks=self.destinations(),
+            sinks_state=self.sinks_state,
         )
 
 
@@ -341,6 +403,8 @@ def _from_environ(environ: MutableMapping[str, str]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if "CLOISTER_KEYS" in environ:
         said["keys"] = Keyring.from_env(environ)
+    if secret := environ.pop("CLOISTER_WEBHOOK_SECRET", None):
+        said["webhook_secret"] = Secret(secret)
     for variable, value in environ.items():
         name = variable.removeprefix(_PREFIX)
         if variable.startswith(_PREFIX) and name != "CONFIG" and not _NOT_OURS.fullmatch(name):

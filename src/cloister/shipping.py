@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -27,6 +26,7 @@ from cloister.audit.chain import ENTRY_TYPES
 from cloister.errors import CloisterError, ConfigurationError, StoreError
 from cloister.model import to_micros
 from cloister.sinks.base import Record, SignedHeads, Sink, SinkError
+from cloister.stores.base import Trail
 
 _log = logging.getLogger("cloister")
 
@@ -43,14 +43,6 @@ _MOST_WRITERS = 1_000
 _LAST_MOMENT = to_micros(datetime.fromisoformat("9999-12-31T00:00:00+00:00"))
 
 Sleep = Callable[[float], Awaitable[object]]
-
-
-class Trail(Protocol):
-    @property
-    def entries(self) -> Sequence[Entry]: ...
-
-    @property
-    def after(self) -> bytes: ...
 
 
 class Progress(msgspec.Struct):
@@ -190,6 +182,20 @@ class Place:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+async def attempt(sink: Sink, records: Sequence[Record]) -> SinkError | None:
+    """Deliver *records* once; give what went wrong, if something did."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await sink.deliver(records)
+    except SinkError as error:
+        return error
+    except TimeoutError:
+        return SinkError("it did not come to an end in time")
+    except Exception as error:  # noqa: BLE001 (it may be anybody's, and its text may hold anything)
+        return SinkError(f"it raised {type(error).__name__}")
+    return None
 
 
 class _Left(Exception):
@@ -352,25 +358,13 @@ class _Route:
     async def _hand_over(self, records: Sequence[Record]) -> None:
         """Deliver *records*, however often that is tried; once the shipper closes, only once more."""
         tries = 0
-        while (fault := await self._try(records)) is not None:
+        while (fault := await attempt(self.sink, records)) is not None:
             tries += 1
             await self._failed(fault)
             if self._shipper.closing.is_set():
                 raise _Left
             await self._pause(_wait(tries, fault))
         await self._succeeded()
-
-    async def _try(self, records: Sequence[Record]) -> SinkError | None:
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self.sink.deliver(records)
-        except SinkError as error:
-            return error
-        except TimeoutError:
-            return SinkError("it did not come to an end in time")
-        except Exception as error:  # noqa: BLE001 (it may be anybody's, and its text may hold anything)
-            return SinkError(f"it raised {type(error).__name__}")
-        return None
 
     async def _failed(self, fault: SinkError) -> None:
         """Say once that a destination fails, and not again for a while, whatever becomes of it in between."""

@@ -25,6 +25,7 @@ from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
 from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
+from cloister.sinks.base import Sink
 from cloister.stores.base import Store
 from cloister.user import OnExpired
 
@@ -91,6 +92,8 @@ class Cloister:
         audit_key: AuditKey | None = None,
         audit_heads: str | os.PathLike[str] | None = None,
         keep_failed: bool = False,
+        sinks: Sequence[Sink] = (),
+        sinks_state: str | os.PathLike[str] | None = None,
     ) -> Cloister:
         """Give a cloister over the store at *url*, to be opened by ``with``; see `AsyncCloister.open`."""
 
@@ -109,6 +112,8 @@ class Cloister:
                 audit_key=audit_key,
                 audit_heads=audit_heads,
                 keep_failed=keep_failed,
+                sinks=sinks,
+                sinks_state=sinks_state,
             )
 
         return cls(make, reopens=isinstance(url, str))

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from cloister import terminal
+from cloister.cli.alerts import alerts
 from cloister.cli.audit import audit
 from cloister.cli.base import Commands, Failure, store_option
 from cloister.cli.copy import copy
@@ -60,7 +61,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, migrate, copy, prove, scrub, leaks):
+for command in (sessions, keys, audit, alerts, migrate, copy, prove, scrub, leaks):
     main.add_command(command)
 
 

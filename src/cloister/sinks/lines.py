@@ -33,7 +33,7 @@ class LineFile:
     ) -> None:
         if rotate < 1 or keep < 1:
             raise ConfigurationError("a file of entries is rotated at a size from 1 byte on, and keeps at least 1 more")
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self.severity = check_severity(severity)
         self._rotate = rotate
         self._keep = keep

@@ -102,22 +102,22 @@ class Webhook:
                     response.close()
         # Exceptions of the HTTP client end here: their text and their frames hold address and signature.
         except TimeoutError:
-            fault = SinkError(f"{self.name} did not answer in time")
+            fault = SinkError("it did not answer in time")
         except aiohttp.ClientSSLError:
-            fault = SinkError(f"{self.name} cannot be reached: its certificate or TLS is not accepted", slow=True)
+            fault = SinkError("its certificate or TLS is not accepted", slow=True)
         except aiohttp.ClientConnectorError:
-            fault = SinkError(f"{self.name} cannot be reached")
+            fault = SinkError("it cannot be reached")
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, ValueError):
-            fault = SinkError(f"{self.name} broke off, or gave an answer that is not HTTP")
+            fault = SinkError("it broke off, or gave an answer that is not HTTP")
         else:
             if 200 <= status < 300:
                 return
             if 300 <= status < 400:
-                said = "redirects, which is not followed; name the right address"
-                fault = SinkError(f"{self.name} {said} ({status})", slow=True)
+                said = f"it redirects ({status}), which is not followed: name the right address"
+                fault = SinkError(said, slow=True)
             else:
                 refused = status < 500 and status not in _AGAIN
-                fault = SinkError(f"{self.name} answered {status}", after=after, slow=refused)
+                fault = SinkError(f"it answered {status}", after=after, slow=refused)
         raise fault
 
     def _place(self) -> tuple[int, asyncio.AbstractEventLoop]:
