@@ -1,13 +1,15 @@
 """Processes that are killed at each step they take: at the first in one, at the second in the next, until one lives.
 
 A step is a statement to SQLite, or a request to a server: there once before it is sent and once right after, when the
-server has it and nobody is there for its answer. Each is a fresh fork of one prepared process: no interpreter has to
+server has it and nobody is there for its answer. Where entries are delivered, it is what makes a file's content last:
+once before, once after. Each is a fresh fork of one prepared process: no interpreter has to
 start. Run as a program: where the store is, the folder for keys and ids, and what the processes do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import signal
@@ -15,12 +17,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.fakes import House, opened
 
-from cloister import Keyring
+from cloister import Keyring, SessionNotFound
+from cloister.sinks import LineFile
 from cloister.user import User
 
 ROOT = Path(__file__).parent.parent
@@ -89,7 +93,8 @@ def _connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
 
 async def _act(url: str, folder: Path, action: str, number: int) -> None:
     global _left
-    async with opened(url.replace("{number}", str(number)), keyring=keys(folder)) as house:
+    sinks = [LineFile(folder / f"{number}.jsonl")] if action == "ship" else []
+    async with opened(url.replace("{number}", str(number)), keyring=keys(folder), sinks=sinks) as house:
         user = user_of(house, number)
         session = await user.start(system="Be kind.")
         await session.send("before")
@@ -105,7 +110,41 @@ async def _act(url: str, folder: Path, action: str, number: int) -> None:
                 await session.end()
             case "erase":
                 await user.erase()
+            case "ship":
+                for text in ("one", "two", "three"):
+                    await session.send(text)
+                    with contextlib.suppress(SessionNotFound):
+                        await house.ben.resume(session.id)
+                    await house.cloister.vault.settle()
+                    await _shipped(house, folder / f"{number}.jsonl")
         _left = None
+
+
+async def _shipped(house: House, file: Path) -> None:
+    """Wait until everything that is on record is in *file*."""
+    last = (await house.entries())[-1]
+    said = f'"number":{last.number},'
+    assert house.cloister.shipper is not None
+    house.cloister.shipper.kick()
+    for _ in range(2_000):
+        if said in _text(file):
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("nothing is delivered")
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def _stepping(function: Callable[..., Any]) -> Callable[..., Any]:
+    def stepping(*args: Any, **options: Any) -> Any:
+        _step()
+        result = function(*args, **options)
+        _step()
+        return result
+
+    return stepping
 
 
 def _main(url: str, folder: Path, action: str) -> int:
@@ -113,8 +152,11 @@ def _main(url: str, folder: Path, action: str) -> int:
     if not url.startswith("sqlite"):  # before the forks, or each would import them
         for name in ("asyncpg", "redis.asyncio.connection", "cloister.stores.postgres", "cloister.stores.redis"):
             importlib.import_module(name)
-    socket.socket = _Socket  # type: ignore[misc]
-    sqlite3.connect = _connected  # type: ignore[assignment]
+    if action == "ship":
+        os.fsync, os.replace = _stepping(os.fsync), _stepping(os.replace)
+    else:
+        socket.socket = _Socket  # type: ignore[misc]
+        sqlite3.connect = _connected  # type: ignore[assignment]
     for number in range(1, MOST_STEPS):
         child = os.fork()
         if not child:

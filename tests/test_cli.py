@@ -80,9 +80,8 @@ def test_help(run: Run, command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     options = ("--from", "--to") if command == ("copy",) else ("--store",)
-    assert command in ((), ("sessions",), ("keys",), ("audit",), ("scrub",), ("leaks",), ("leaks", "scan")) or all(
-        name in result.stdout for name in options
-    )
+    groups = ((), ("sessions",), ("keys",), ("audit",), ("alerts",), ("scrub",), ("leaks",), ("leaks", "scan"))
+    assert command in groups or all(name in result.stdout for name in options)
 
 
 def test_version(run: Run) -> None:

@@ -506,7 +506,16 @@ async def test_a_position_in_another_log_is_given_up(log: FakeLog, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "change",
-    [{"at": 1 << 60}, {"at": -1}, {"number": "7"}, {"number": 0}, {"hash": "x"}, {"detail": None}, {"owner": 7}],
+    [
+        {"at": 1 << 60},
+        {"at": -1},
+        {"number": "7"},
+        {"number": 0},
+        {"hash": "x"},
+        {"detail": None},
+        {"owner": 7},
+        {"writer": "\ud800"},
+    ],
 )
 async def test_what_cannot_be_an_entry_raises_an_alarm(log: FakeLog, change: dict[str, Any]) -> None:
     """An entry that somebody changed where it lies stops nothing: there is an alarm in its place."""

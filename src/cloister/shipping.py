@@ -103,9 +103,13 @@ def _rank(severity: str) -> int:
 
 def _sound(entry: Entry) -> bool:
     """Say whether the columns of *entry* can be what was written, whoever had the store in between."""
-    return (
-        tuple(map(type, columns(entry))) == ENTRY_TYPES and 0 <= entry.at <= _LAST_MOMENT and 0 < entry.number < 1 << 62
-    )
+    if tuple(map(type, columns(entry))) != ENTRY_TYPES:
+        return False
+    try:
+        msgspec.json.encode(entry)  # half surrogates are no text
+    except UnicodeEncodeError:
+        return False
+    return 0 <= entry.at <= _LAST_MOMENT and 0 < entry.number < 1 << 62
 
 
 def _damaged(now: int) -> Alarm:
@@ -136,7 +140,8 @@ class Place:
 
     def __init__(self, folder: Path | None, sink: str, since: int) -> None:
         self._fresh = Progress(sink, since)
-        self._path = folder and folder / f"{sha256(sink.encode()).hexdigest()[:16]}.json"
+        named = sha256(sink.encode(errors="surrogateescape")).hexdigest()[:16]
+        self._path = folder and folder / f"{named}.json"
         self._lock: int | None = None
 
     def make(self) -> None:

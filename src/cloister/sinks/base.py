@@ -74,7 +74,8 @@ def delivery_id(records: Sequence[Record]) -> str:
     """Name what is delivered at once, the same whenever it comes again."""
     last = records[-1]
     if isinstance(last, SignedHeads):
-        return f"heads-{sha256(last.line.encode()).hexdigest()[:32]}"
+        said = last.line.encode(errors="replace")
+        return f"heads-{sha256(said).hexdigest()[:32]}"
     return _printable(f"{'alarm' if isinstance(last, Alarm) else 'entries'}-{last.writer}-{last.number}")
 
 

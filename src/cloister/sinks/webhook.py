@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import aiohttp
 
 _CONNECT, _TOTAL = 5.0, 15.0  # seconds
-_MOST_READ = 1 << 16
 _AGAIN = {408, 425, 429}
 _LEAST_SECRET = 16
 
@@ -83,14 +82,17 @@ class Webhook:
             "cloister-delivery": delivery_id(records),
             "cloister-signature": signature(self._secret, body, int(self._clock())),
         }
-        await self._post(body, headers)
+        fault = await self._post(body, headers)
+        if fault is not None:
+            raise fault
 
     async def close(self) -> None:
         session = self._sessions.pop(self._place(), None)
         if session is not None:
             await session.close()
 
-    async def _post(self, body: bytes, headers: dict[str, str]) -> None:
+    async def _post(self, body: bytes, headers: dict[str, str]) -> SinkError | None:
+        """Post *body*; give what went wrong. Nothing is raised here, where variables hold the address."""
         import aiohttp
 
         try:
@@ -98,27 +100,20 @@ class Webhook:
                 posting = self._session().post(self._url, data=body, headers=headers, allow_redirects=False)
                 async with posting as response:
                     status, after = response.status, _seconds(response.headers.get("retry-after"))
-                    await response.content.read(_MOST_READ)  # let it finish; the rest is cut off
-                    response.close()
-        # Exceptions of the HTTP client end here: their text and their frames hold address and signature.
+                    response.close()  # whatever else it says is not read
         except TimeoutError:
-            fault = SinkError("it did not answer in time")
+            return SinkError("it did not answer in time")
         except aiohttp.ClientSSLError:
-            fault = SinkError("its certificate or TLS is not accepted", slow=True)
+            return SinkError("its certificate or TLS is not accepted", slow=True)
         except aiohttp.ClientConnectorError:
-            fault = SinkError("it cannot be reached")
+            return SinkError("it cannot be reached")
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, ValueError):
-            fault = SinkError("it broke off, or gave an answer that is not HTTP")
-        else:
-            if 200 <= status < 300:
-                return
-            if 300 <= status < 400:
-                said = f"it redirects ({status}), which is not followed: name the right address"
-                fault = SinkError(said, slow=True)
-            else:
-                refused = status < 500 and status not in _AGAIN
-                fault = SinkError(f"it answered {status}", after=after, slow=refused)
-        raise fault
+            return SinkError("it broke off, or gave an answer that is not HTTP")
+        if 200 <= status < 300:
+            return None
+        if 300 <= status < 400:
+            return SinkError(f"it redirects ({status}), which is not followed: name the right address", slow=True)
+        return SinkError(f"it answered {status}", after=after, slow=status < 500 and status not in _AGAIN)
 
     def _place(self) -> tuple[int, asyncio.AbstractEventLoop]:
         return os.getpid(), asyncio.get_running_loop()
