@@ -477,7 +477,7 @@ async def test_dying_at_a_commit_gives_nothing_back(url: str, store: Store, monk
     """A process that dies when its turn is stored, before what it reserved is removed, has spent both."""
     (session,) = await _sessions(store, 1)
     await load(store, session.owner, session.id, lease=b"one", charges=_charges(50, 100))
-    monkeypatch.setattr(SqliteAccounts, "settled", lambda _, writing, *__: writing)
+    monkeypatch.setattr(SqliteAccounts, "settled", lambda _, write, __, charges, ___: write(charges))
     await store.commit(grown(session, (), b"one", charges=_charges(30)), nonce=nonce())
     assert await _spent(store) == [80, 80]
 

@@ -176,8 +176,8 @@ TAMPERING = {
     "fewer tokens": "UPDATE items SET token_count = 0 WHERE {of} AND position = 1",
     "negative tokens": "UPDATE items SET token_count = -1000000 WHERE {of} AND position = 1",
     "tokens of another type": "UPDATE items SET token_count = 'many' WHERE {of} AND position = 1",
-    "changed bytes": "UPDATE items SET sealed = CAST(substr(sealed, 1, 20) || x'00' || substr(sealed, 22) AS BLOB)"
-    " WHERE {of} AND position = 1",
+    "changed bytes": "UPDATE items SET sealed = CAST(substr(sealed, 1, 20) ||"
+    " iif(substr(sealed, 21, 1) = x'00', x'01', x'00') || substr(sealed, 22) AS BLOB) WHERE {of} AND position = 1",
     "unknown format": "UPDATE items SET sealed = CAST(x'02' || substr(sealed, 2) AS BLOB) WHERE {of} AND position = 4",
     "undecodable item": "UPDATE items SET sealed = CAST(x'fffe' AS TEXT) WHERE {of} AND position = 4",
     "undecodable role": "UPDATE items SET role = CAST(x'fffe' AS TEXT) WHERE {of} AND position = 4",

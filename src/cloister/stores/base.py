@@ -212,9 +212,10 @@ def check_charges(owner: Owner, lease: bytes | None, charges: Sequence[Charge]) 
             raise ValueError("a turn is charged to its owner's account, or to that of the owner's tenant")
         if not _PERIOD.fullmatch(account.period):
             raise ValueError("a period is named by up to 32 digits, letters and hyphens")
-        if not all(0 <= number <= MOST_CHARGED for number in (charge.amount, charge.limit or 0, charge.until)):
-            raise ValueError(f"numbers of a charge are from 0 to {MOST_CHARGED}")
-    if len({charge.account for charge in charges}) < len(charges):
+        for number in (charge.amount, charge.limit or 0, charge.until):
+            if not 0 <= number <= MOST_CHARGED:
+                raise ValueError(f"the numbers of a charge are from 0 to {MOST_CHARGED}")
+    if len(charges) > 1 and len({charge.account for charge in charges}) < len(charges):
         raise ValueError("a turn is charged to an account once")
 
 

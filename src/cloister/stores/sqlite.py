@@ -45,7 +45,7 @@ from cloister.stores.base import (
     position,
     side_by_side,
 )
-from cloister.stores.sqlite_accounts import Accounts
+from cloister.stores.sqlite_accounts import Accounts, settle
 from cloister.stores.sqlite_file import (
     ENTRY,
     MINE,
@@ -388,7 +388,7 @@ class SqliteStore:
         check_charges(session.owner, lease, charges)
         key = (*names(session.owner), session.id)
 
-        def work(db: Writing) -> Receipt:
+        def work(db: Writing, charges: Sequence[Charge]) -> Receipt:
             taken = db.execute(f"SELECT turn FROM sessions WHERE {MINE}", key).fetchone()
             if taken == (session.turn,):
                 return Receipt(nonce, repeated=True)
@@ -404,7 +404,7 @@ class SqliteStore:
             db.insert_items(key, items)
             db.keep(session.owner, record)
             self._prints.claim(db.db, session, fingerprints)
-            self._accounts.settle(db.db, lease, charges)
+            settle(db.db, charges)
             db.put(entries)
             return Receipt(nonce)
 
@@ -415,7 +415,7 @@ class SqliteStore:
         check_charges(session.owner, commit.lease, commit.charges)
         key = (*names(session.owner), session.id)
 
-        def work(db: Writing) -> Receipt:
+        def work(db: Writing, charges: Sequence[Charge]) -> Receipt:
             changed = db.execute(
                 "UPDATE sessions SET version = ?, item_count = ?, token_count = ?, updated_at = ?, expires_at = ?,"
                 f" turn = ?, head = ? WHERE {MINE} AND version = ? AND ended IS NULL",
@@ -436,7 +436,7 @@ class SqliteStore:
             db.insert_items(key, commit.items)
             db.keep(session.owner, commit.record)
             self._prints.claim(db.db, session, commit.fingerprints)
-            self._accounts.settle(db.db, commit.lease, commit.charges)
+            settle(db.db, charges)
             db.put(commit.entries)
             return Receipt(nonce)
 
@@ -445,10 +445,7 @@ class SqliteStore:
             held = self._granted.get((*key, commit.lease), 0.0) > time.monotonic()
             if not held and not await self._repeated(key, session.turn):
                 raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
-        receipt = await self._write(work, commit.lease, commit.charges)
-        with store_errors(self.url):
-            self._let_go(key, commit.lease)
-        return receipt
+        return await self._write(work, commit.lease, commit.charges, lambda: self._let_go(key, commit.lease))
 
     async def charge(self, owner: Owner, lease: bytes, charges: Sequence[Charge], *, nonce: bytes) -> Receipt:
         check_charges(owner, lease, charges)
@@ -458,8 +455,8 @@ class SqliteStore:
                 self._leases.execute("COMMIT")
             return Receipt(nonce, over=over)
 
-        def work(db: Writing) -> Receipt:
-            self._accounts.settle(db.db, lease, charges)
+        def work(db: Writing, charges: Sequence[Charge]) -> Receipt:
+            settle(db.db, self._accounts.still(lease, charges))
             return Receipt(nonce)
 
         return await self._write(work, lease, charges) if charges else Receipt(nonce)
@@ -469,13 +466,23 @@ class SqliteStore:
             return Spent(nonce, [self._accounts.spent(self._reader, account) for account in accounts])
 
     async def _write(
-        self, work: Callable[[Writing], Receipt], lease: bytes | None, charges: Sequence[Charge]
+        self,
+        work: Callable[[Writing, Sequence[Charge]], Receipt],
+        lease: bytes | None,
+        charges: Sequence[Charge],
+        done: Callable[[], None] = lambda: None,
     ) -> Receipt:
-        """Do *work*, and let go of what was reserved for *charges*, which it settles."""
-        if lease is None or not charges:
-            return await self._writer.write(work)
+        """Do *work*, which is told those of *charges* that it settles; then *done*, and let go of what was reserved."""
+
+        async def write(charges: Sequence[Charge]) -> Receipt:
+            return await self._writer.write(lambda db: work(db, charges))
+
         with store_errors(self.url):
-            return await self._accounts.settled(self._writer.write(work), lease, charges)
+            if lease is not None and charges:
+                return await self._accounts.settled(write, lease, charges, done)
+            receipt = await write(())
+            done()
+            return receipt
 
     async def _repeated(self, key: tuple[str, str, str], turn: bytes) -> bool:
         with self._snapshot() as db:
