@@ -459,6 +459,13 @@ class Store(Protocol):
         """
         ...
 
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        """Drop the entries of each writer up to the number that *upto* names; ``count`` is how many went.
+
+        However it is broken off, what is left of a writer's entries has no gap. Positions in the log stay good.
+        """
+        ...
+
     async def audit_owners(self) -> dict[str, Owner]:
         """Say which owner each audit id stands for; erased owners are not among them."""
         ...

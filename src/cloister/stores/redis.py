@@ -544,6 +544,9 @@ class RedisStore:
     async def audit_tail(self, limit: int) -> Sequence[Entry]:
         return await self._log.tail(limit)
 
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=await self._log.prune(upto))
+
     async def audit_owners(self) -> dict[str, Owner]:
         found: dict[str, Owner] = {}
         for address in await self._nodes.primaries():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloister.audit import Entry
+from cloister.audit import Entry, Heads
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Trail, position
 from cloister.stores.redis_nodes import Nodes
@@ -96,6 +96,24 @@ class Log:
             if len(newest) >= limit or known < 0:
                 return [row.entry for row in newest[-limit:]]
             count *= 4
+
+    async def prune(self, upto: Heads) -> int:
+        """Drop the entries up to the numbers of *upto*, in their order, and say how many went."""
+        left: dict[int, tuple[int, int]] = {}
+        count = 0
+        while True:
+            rows, late, full = await self._read(left, _FEWEST)
+            news = list(_in_order(rows, late, full))
+            left.update({row.place: (row.moment, row.order) for row in news})
+            old = [row for row in news if row.entry.number <= upto.get(row.entry.writer, (0, ""))[0]]
+            drops = [
+                (scripts.DROP, [self._streams[place]], [f"{row.moment}-{row.order}" for row in some])
+                for place, some in groupby(old, key=lambda row: row.place)
+            ]
+            for (gone,) in await self._nodes.run_all(drops):
+                count += gone
+            if not news or not full:
+                return count
 
     async def _ask(self, script: str, places: Sequence[int], count: int, each: Sequence[str] = ()) -> list[Any]:
         """Ask for entries of the streams of *places*: one server all at once, nodes of a cluster stream by stream."""

@@ -72,6 +72,8 @@ WHERE lease = excluded.lease OR until <= ?3 OR until > excluded.until + 60
 """
 
 _BEFORE_ALL = -(1 << 63)
+_AT_ONCE = 5_000
+"""How many entries are looked at in one transaction of those that drop old ones."""
 
 
 def _whose(tenant: object, user: object) -> Owner:
@@ -562,6 +564,24 @@ class SqliteStore:
         with store_errors(self.url):
             self._accounts.sweep(now)
         return await self._writer.write(work)
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        last, count = _BEFORE_ALL, 0
+
+        def work(db: Writing) -> int:
+            nonlocal last, count
+            rows = db.execute(
+                "SELECT rowid, writer, number FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, _AT_ONCE)
+            ).fetchall()
+            gone = [(row,) for row, writer, number in rows if writer in upto and number <= upto[writer][0]]
+            db.db.executemany("DELETE FROM audit WHERE rowid = ?", gone)
+            db.destroyed = db.destroyed or bool(gone)
+            last, count = (rows[-1][0] if rows else last), count + len(gone)
+            return len(rows)
+
+        while await self._writer.write(work) == _AT_ONCE:
+            pass
+        return Receipt(nonce, count=count)
 
     async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
         def work(db: Writing) -> Receipt:

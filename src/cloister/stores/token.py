@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import msgspec
 
+from cloister import files
 from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
@@ -263,6 +264,9 @@ class Alone:
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         return await asyncio.to_thread(self._log.trail, after, limit)
 
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=await asyncio.to_thread(self._log.prune, upto))
+
     async def audit_owners(self) -> dict[str, Owner]:
         return await asyncio.to_thread(self._log.owners)
 
@@ -326,18 +330,33 @@ class _File:
 
     def _append(self, path: Path, data: bytes) -> None:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            with open(descriptor, "ab", buffering=0) as file:
-                size = os.fstat(descriptor).st_size
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            with files.opened_alone(path) as file:
+                size = file.seek(0, os.SEEK_END)
+                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                     data = b"\n" + data  # a process died while it wrote the line before, which nobody was told of
                 if file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
+                os.fsync(file.fileno())
         except OSError as error:
             raise StoreUnavailable(
                 f"the audit log {path} cannot be written ({error.strerror}), so nothing was done; make room, or mend it"
             ) from None
+
+    def prune(self, upto: Heads) -> int:
+        gone = 0
+
+        def left(file: BinaryIO) -> Iterator[bytes]:
+            nonlocal gone
+            for line in file:
+                entry = _decoded(line, Entry)
+                if entry is None or entry.number > upto.get(entry.writer, (0, ""))[0]:
+                    yield line
+                else:
+                    gone += 1
+
+        with files.opened_alone(self._path), self._opened(self._path) as file:
+            files.overwrite(self._path, left(file))
+        return gone
 
     def trail(self, after: bytes, limit: int) -> Trail:
         found: list[Entry] = []
@@ -411,6 +430,9 @@ class _Logger:
 
     def tail(self, limit: int) -> NoReturn:
         self.trail(b"", limit)
+
+    def prune(self, upto: Heads) -> NoReturn:
+        self.trail(b"", len(upto))
 
     def owners(self) -> dict[str, Owner]:
         return {}
