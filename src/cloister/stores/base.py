@@ -470,8 +470,8 @@ class Store(Protocol):
         """Say which owner each audit id stands for; erased owners are not among them."""
         ...
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        """Give the last *limit* audit entries, oldest first."""
+    async def audit_tail(self, limit: int) -> Trail:
+        """Give the last *limit* audit entries, oldest first, and the end of the log, where `trail` goes on."""
         ...
 
     def heads(self) -> Heads:

@@ -290,8 +290,8 @@ class MemoryStore:
     async def audit_owners(self) -> dict[str, Owner]:
         return {audit_id: owner for owner, audit_id in self._audit_ids.items()}
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        return self._entries[-limit:]
+    async def audit_tail(self, limit: int) -> Trail:
+        return Trail(self._entries[-limit:], msgspec.msgpack.encode(self._chain.number))
 
     def heads(self) -> Heads:
         return {self._chain.writer: (self._chain.number, self._chain.last.hex())}

@@ -447,8 +447,9 @@ class PostgresStore:
                 break
         return Trail(found, msgspec.msgpack.encode(place))
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        return [_entry(row) for row in (await self._call("audit_tail", limit))["rows"] or ()]
+    async def audit_tail(self, limit: int) -> Trail:
+        page = await self._call("audit_tail", limit)
+        return Trail(list(map(_entry, page["rows"] or ())), msgspec.msgpack.encode((page["upto"], "", "0", 0)))
 
     async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
         writers, numbers = list(upto), [number for number, _ in upto.values()]

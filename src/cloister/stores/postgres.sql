@@ -405,9 +405,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     ) d
 $$;
 
-CREATE FUNCTION cloister.audit_tail(nonce bytea, p_limit bigint, OUT echo bytea, OUT rows cloister.audit[])
+CREATE FUNCTION cloister.audit_tail(
+    nonce bytea, p_limit bigint, OUT echo bytea, OUT upto text, OUT rows cloister.audit[]
+)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT nonce, array_agg(d::cloister.audit ORDER BY d.id) FROM (
+    SELECT nonce, pg_current_snapshot()::text, array_agg(d::cloister.audit ORDER BY d.id) FROM (
         SELECT a.* FROM cloister.audit a ORDER BY a.id DESC LIMIT p_limit
     ) d
 $$;

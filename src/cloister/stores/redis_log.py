@@ -80,8 +80,8 @@ class Log:
                 full.append(_moment(lines[-1][0])[0])
         return rows, late, full
 
-    async def tail(self, limit: int) -> list[Entry]:
-        """Give the last *limit* entries, oldest first."""
+    async def tail(self, limit: int) -> Trail:
+        """Give the last *limit* entries, oldest first, and the end of the log."""
         count = max(limit // 64, _FEWEST)
         while True:
             said = await self._ask(scripts.TAIL, range(PLACES), count)
@@ -94,7 +94,8 @@ class Log:
             known = max((_moment(lines[-1][0])[0] for lines in said if len(lines) == count), default=-1)
             newest = list(_in_order([row for row in rows if row.moment > known], {}, ()))
             if len(newest) >= limit or known < 0:
-                return [row.entry for row in newest[-limit:]]
+                ends = {place: _moment(lines[0][0]) for place, lines in enumerate(said) if lines}
+                return Trail([row.entry for row in newest[-limit:]], _position(ends) if ends else b"")
             count *= 4
 
     async def prune(self, upto: Heads) -> int:

@@ -84,6 +84,11 @@ def _whose(tenant: object, user: object) -> Owner:
     return Owner(None, "?")
 
 
+def _trail(rows: Sequence[tuple[Any, ...]], after: bytes) -> Trail:
+    found = [Entry(*columns) for _, *columns in rows]
+    return Trail(found, msgspec.msgpack.encode((rows[-1][0], found[-1].hash)) if found else after)
+
+
 def _tenanted(db: sqlite3.Connection | Writing) -> bool | None:
     (last,) = db.execute("SELECT max(tenant) FROM sessions").fetchone()
     return None if last is None else last != ""
@@ -317,13 +322,12 @@ class SqliteStore:
             rows = db.execute(
                 f"SELECT rowid, {ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?", (row, limit)
             ).fetchall()
-        found = [Entry(*columns) for _, *columns in rows]
-        return Trail(found, msgspec.msgpack.encode((rows[-1][0], found[-1].hash)) if found else after)
+        return _trail(rows, after)
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+    async def audit_tail(self, limit: int) -> Trail:
         with self._snapshot_of_log() as db:
-            rows = db.execute(f"SELECT {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", (limit,)).fetchall()
-        return [Entry(*row) for row in reversed(rows)]
+            rows = db.execute(f"SELECT rowid, {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", (limit,)).fetchall()
+        return _trail(rows[::-1], b"")
 
     @contextmanager
     def _snapshot_of_log(self) -> Iterator[sqlite3.Connection]:

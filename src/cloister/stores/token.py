@@ -270,7 +270,7 @@ class Alone:
     async def audit_owners(self) -> dict[str, Owner]:
         return await asyncio.to_thread(self._log.owners)
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+    async def audit_tail(self, limit: int) -> Trail:
         return await asyncio.to_thread(self._log.tail, limit)
 
     def heads(self) -> Heads:
@@ -359,16 +359,10 @@ class _File:
         return gone
 
     def trail(self, after: bytes, limit: int) -> Trail:
-        found: list[Entry] = []
         with self._opened(self._path) as file:
-            file.seek(self._place(file, after))
-            at = file.tell()
-            last = None
-            while len(found) < limit and (line := file.readline()).endswith(b"\n"):
-                if (entry := _decoded(line, Entry)) is not None:
-                    found.append(entry)
-                    last = at, entry.hash
-                at += len(line)
+            at = self._place(file, after)
+            file.seek(at)
+            found, last = self._read(file, at, 1 << 62, limit)
         return Trail(found, after if last is None else msgspec.msgpack.encode(last))
 
     def _place(self, file: BinaryIO, after: bytes) -> int:
@@ -386,17 +380,32 @@ class _File:
                     break
         return 0
 
-    def tail(self, limit: int) -> list[Entry]:
+    def tail(self, limit: int) -> Trail:
+        found: list[Entry] = []
+        last: tuple[int, bytes] | None = None
         with self._opened(self._path) as file:
             start = end = file.seek(0, os.SEEK_END)
-            found: list[Entry] = []
             while start and len(found) < limit:
-                # From twice as far back each time; the line that was met in its middle is the first of the next.
+                # From twice as far back each time; what is met in its middle is no line.
                 start = max(end - max(2 * (end - start), _BLOCK), 0)
                 file.seek(start)
-                lines = file.read(end - start).splitlines()[1 if start else 0 :]
-                found = [entry for line in lines if (entry := _decoded(line, Entry)) is not None]
-        return found[-limit:]
+                at = start + len(file.readline() if start else b"")
+                file.seek(at)
+                found, last = self._read(file, at, end)
+        return Trail(found[-limit:], b"" if last is None else msgspec.msgpack.encode(last))
+
+    def _read(
+        self, file: BinaryIO, at: int, end: int, limit: int = 1 << 62
+    ) -> tuple[list[Entry], tuple[int, bytes] | None]:
+        """Read up to *limit* entries between two places; give them, and where the last one begins, with its hash."""
+        found: list[Entry] = []
+        last = None
+        while at < end and len(found) < limit and (line := file.readline()).endswith(b"\n"):
+            if (entry := _decoded(line, Entry)) is not None:
+                found.append(entry)
+                last = at, entry.hash
+            at += len(line)
+        return found, last
 
     def owners(self) -> dict[str, Owner]:
         with self._opened(self._names) as file:

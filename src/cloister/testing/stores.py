@@ -684,7 +684,7 @@ class StoreConformance(AccountConformance):
         assert not any(text in entry.owner for entry in entries for text in ("ana", "ben", "acme"))
         report = audit.verify(entries, store.heads())
         assert (report.faults, report.entries, report.unsigned) == ([], 9, 0)
-        tail = await store.audit_tail(3)  # of writers at the same moment, any may be the last
+        tail = (await store.audit_tail(3)).entries  # of writers at the same moment, any may be the last
         assert len(tail) == 3
         assert all(entry in entries for entry in tail)
 
@@ -703,6 +703,17 @@ class StoreConformance(AccountConformance):
         assert (await store.trail(after=last, limit=1)).entries == []
         _check_order([*first, *second])
         assert audit.verify([*first, *second], store.heads()).faults == []
+
+    async def test_the_tail_ends_where_the_trail_goes_on(self, store: Store) -> None:
+        """Whoever has seen the last entries goes on behind them, without having read those before."""
+        _, beginning = await _followed(store, (await store.audit_tail(9)).after, 9)
+        await _recorded(store, 6)
+        tail = await store.audit_tail(4)
+        assert len(tail.entries) == 4
+        assert (await store.trail(after=tail.after, limit=9)).entries == []
+        await _recorded(store, 3)
+        assert len((await _followed(store, tail.after, 2))[0]) == 3
+        assert len((await _followed(store, beginning, 4))[0]) == 9
 
     async def test_a_trail_misses_nothing(self, store: Store) -> None:
         """Whoever follows the log while many write to it is given everything, each writer's entries in order."""
@@ -745,7 +756,7 @@ class StoreConformance(AccountConformance):
         }
         assert audit.verify(left, Signed(heads, dropped)).faults == []
         assert audit.verify(left, heads).faults, "that entries are missing shows, where nobody signed for it"
-        assert len(await store.audit_tail(99)) == len(left)
+        assert len((await store.audit_tail(99)).entries) == len(left)
         await _recorded(store, 3)
         assert len((await _followed(store, reached, 2))[0]) == 3
         assert len({entry.hash for entry in (await _followed(store, page.after, 2))[0]}) >= len(left) + 3 - 2
