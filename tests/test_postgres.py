@@ -456,7 +456,7 @@ async def test_operators_may_be_others(database: Database) -> None:
     await store.close()
     theirs = stores.connect(database.url(operator))
     await theirs.open()
-    assert await theirs.audit_tail(1) == []
+    assert (await theirs.audit_tail(1)).entries == []
     assert not (await theirs.all(after=b"", limit=1)).sessions
     await theirs.close()
 
@@ -495,7 +495,7 @@ async def test_what_reads_across_owners_is_named(database: Database) -> None:
     across = {row["name"] for row in rows if row["prosecdef"]}
     assert across == {
         "names", "settle", "settle_anew", "claim", "unclaim", "claims", "seed", "clear", "owner_of", "tenanted",
-        "expired", "sweep", "every_session", "audit_trail", "audit_tail", "audit_names",
+        "expired", "sweep", "every_session", "audit_trail", "audit_tail", "audit_prune", "audit_names",
     }  # fmt: skip
     for row in rows:
         if row["prosecdef"]:

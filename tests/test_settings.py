@@ -433,7 +433,7 @@ class TestChanges:
         async def told(**more: Any) -> list[Entry]:
             environ = {"CLOISTER_STORE": url, "CLOISTER_WEBHOOK_SECRET": "s" * 32}
             async with settings.open(environ=environ, **more) as cloister:
-                entries = await cloister.store.audit_tail(100)
+                entries = (await cloister.store.audit_tail(100)).entries
             return [entry for entry in entries if entry.event == "configuration.changed"]
 
         assert len(await told(provider="offline")) == 1

@@ -11,6 +11,7 @@ import pytest
 from tests.fakes import opened
 
 from cloister import stores, upkeep
+from cloister.audit import Heads
 from cloister.errors import ConfigurationError
 from cloister.leaks.fingerprints import SHARDS
 from cloister.model import Owner, SealedSession
@@ -278,12 +279,33 @@ class NowhereReached(MemoryStore):
         return Trail((await super().trail(after=after, limit=limit)).entries, after)
 
 
+class TailNowhere(MemoryStore):
+    """Does not say where the log ends."""
+
+    async def audit_tail(self, limit: int) -> Trail:
+        return Trail((await super().audit_tail(limit)).entries, b"")
+
+
 class EntriesReordered(MemoryStore):
     """Brings the newest entries first."""
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         page = await super().trail(after=after, limit=limit)
         return Trail(page.entries[::-1], page.after)
+
+
+class NothingPruned(MemoryStore):
+    """Says that old entries are gone, and keeps them."""
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=sum(number for number, _ in upto.values()))
+
+
+class TooMuchPruned(MemoryStore):
+    """Drops one entry more than was signed for."""
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        return await super().prune_audit({writer: (n + 1, "") for writer, (n, _) in upto.items()}, nonce=nonce)
 
 
 class AnyPosition(MemoryStore):
@@ -294,7 +316,8 @@ class AnyPosition(MemoryStore):
 
 
 BROKEN = [
-    TenantsMixed, EntryPassedOver, EndWithoutEntries, NowhereReached, EntriesReordered, AnyPosition,
+    TenantsMixed, NothingPruned, TooMuchPruned, TailNowhere,
+    EntryPassedOver, EndWithoutEntries, NowhereReached, EntriesReordered, AnyPosition,
     ItemsSwapped, PagesSwapped, AnybodysLease, AnybodysWrap, AnybodysPlace, RecordsMixed, RecordsKept, NamesComeBack,
     OwnerIgnored, OwnerIgnoredInPages, TenantIgnored, VersionIgnored, LeaseIgnored, TailReordered, RowsSwapped,
     EchoMissing, TurnStoredTwice, HalfCommitted, SecretKept, LateWrites, ErasesTooMuch, ListsEverybody, NamesInTheLog,

@@ -158,7 +158,7 @@ async def test_a_restored_dump_is_followed_from_its_beginning(database: Database
         assert sorted(found) == ["a", "b", "c"]
         await record(store, "d")
         assert (await follow(store, after))[0] == ["d"]
-        assert [entry.session for entry in await store.audit_tail(2)] == ["c", "d"]
+        assert [entry.session for entry in (await store.audit_tail(2)).entries] == ["c", "d"]
 
 
 async def test_the_moment_of_an_entry_is_not_the_writers_to_choose(database: Database) -> None:
@@ -243,7 +243,7 @@ async def test_the_tail_of_a_file_is_its_end(tmp_path: Path, limit: int) -> None
     async with at(f"token://?allow_replay=1&audit={path}") as store:
         noted = [event("turn.committed", START, ANA, f"{number}") for number in range(1_000)]
         await store.record(noted, nonce=nonce())
-        found = [entry.session for entry in await store.audit_tail(limit)]
+        found = [entry.session for entry in (await store.audit_tail(limit)).entries]
         assert found == [f"{number}" for number in range(1_000)][-limit:]
 
 

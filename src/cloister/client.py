@@ -257,7 +257,7 @@ class AsyncCloister:
             return
         said = json.dumps(self.configuration, sort_keys=True).encode()
         digest = hashlib.sha256(said).hexdigest()[:24]
-        newest = await self.store.audit_tail(_NEWEST)
+        newest = (await self.store.audit_tail(_NEWEST)).entries
         known = [entry.detail for entry in newest if entry.event == "configuration.changed"]
         if not known or json.loads(known[-1]).get("settings") != digest:
             noted = self.vault.event("configuration.changed", settings=digest)

@@ -246,7 +246,7 @@ async def foreign(stage: Stage) -> None:
     stage.verdict("both are refused, in the same words", hers == nobodys and hers.startswith("SessionNotFound"))
     async with stage.open(Offline()) as cloister:
         owners = {audit_id: owner.user for audit_id, owner in (await cloister.store.audit_owners()).items()}
-        entries = [entry for entry in await cloister.store.audit_tail(50) if entry.event == "access.foreign"]
+        entries = [entry for entry in (await cloister.store.audit_tail(50)).entries if entry.event == "access.foreign"]
     seen = [(stage.ben, owners.get(entry.other)) for entry in entries if owners.get(entry.owner) == stage.ben]
     for asked, whose in seen:
         stage.happened(f"on record: access.foreign, asked by {asked}, whose session it is: {whose}")
@@ -310,7 +310,7 @@ async def reads_a_strange_row(stage: Stage, session_id: str, store: Store | None
             opened = await said_in(await stage.user(cloister, stage.ben).resume(session_id))
         except IntegrityError as error:
             problem = str(error)
-        recorded = [entry.event for entry in await cloister.store.audit_tail(5)]
+        recorded = [entry.event for entry in (await cloister.store.audit_tail(5)).entries]
         stage.happened(f"Ben reads his history: {problem or opened}")
         stage.verdict("the row does not open, and nothing of it is shown", bool(problem) and not opened)
         stage.verdict("the audit log has the alarm", "integrity.failed" in recorded)
@@ -462,7 +462,7 @@ async def misbehaving_model(stage: Stage) -> None:
         ordinary = await say(ben, "My order number is 55120. What is my order number?")
         kept = [item.text for item in await ben.history()]
         owners = {audit_id: owner.user for audit_id, owner in (await cloister.store.audit_owners()).items()}
-        alarms = [entry for entry in await cloister.store.audit_tail(50) if entry.event == "reply.blocked"]
+        alarms = [entry for entry in (await cloister.store.audit_tail(50)).entries if entry.event == "reply.blocked"]
     seen = [(owners.get(entry.owner), owners.get(entry.other)) for entry in alarms]
     stage.happened(f"on record: {len(alarms)} times reply.blocked, {alarms[-1].detail if alarms else ''}")
 

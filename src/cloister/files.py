@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import secrets
 import stat
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cloister.errors import ConfigurationError
@@ -49,7 +53,7 @@ def write_new(path: Path, data: bytes) -> None:
     sync_folder(path)
 
 
-def overwrite(path: Path, data: bytes) -> None:
+def overwrite(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace a file, or what a link of that name leads to, by another: whole or not at all."""
     target = Path(os.path.realpath(path))
     fresh = _write_beside(target, data)
@@ -61,11 +65,26 @@ def overwrite(path: Path, data: bytes) -> None:
     sync_folder(target)
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
+@contextlib.contextmanager
+def opened_alone(path: Path) -> Iterator[io.FileIO]:
+    """Open *path* with no other process writing it meanwhile; the lock goes with the file."""
+    while True:
+        with io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+            if sys.platform != "win32":
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held the lock before may have put another file in this one's place.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                yield file
+                return
+
+
+def _write_beside(path: Path, data: bytes | Iterable[bytes]) -> Path:
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

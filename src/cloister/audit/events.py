@@ -148,7 +148,16 @@ EVENTS: Mapping[str, Kind] = {
         "settings, as they are now",
     ),
     "audit.exported": Kind(
-        "notice", "The audit log was exported.", {"entries": "how many", "format": "in which format"}
+        "notice",
+        "The audit log was exported, or was about to be.",
+        {
+            "format": "in which format",
+            "names": "true where it says whose the audit ids are",
+            "reason": "why, in the operator's words",
+            "severity": "the least severity of what is in it",
+            "since": "when it begins",
+            "until": "when it ends",
+        },
     ),
     "audit.pruned": Kind(
         "notice",

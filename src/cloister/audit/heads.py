@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -89,14 +89,15 @@ class Signed:
     """Be what was signed about the log.
 
     ``heads`` say how far each writer had come, ``dropped`` up to where its entries were dropped, ``entries`` in all.
-    ``marks`` are all that was ever said of a writer: the hashes of entries, by number. ``problems`` name lines that are
-    wrong.
+    ``marks`` are all that was ever said of a writer: the hashes of entries, by number. ``at`` is when that was signed
+    which was signed last, ``problems`` name lines that are wrong.
     """
 
     heads: Heads = field(default_factory=dict)
     dropped: Heads = field(default_factory=dict)
     entries: int = 0
     marks: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    at: datetime | None = None
     problems: tuple[str, ...] = ()
 
     @classmethod
@@ -105,12 +106,20 @@ class Signed:
         return cls(heads, marks={writer: dict([head]) for writer, head in heads.items()})
 
 
-def read_heads(lines: Iterable[str], public: str, known: Signed | None = None, where: str = "signed heads") -> Signed:
+def read_heads(
+    lines: Iterable[str],
+    public: str,
+    known: Signed | None = None,
+    where: str = "signed heads",
+    until: datetime | None = None,
+) -> Signed:
     """Collect what signed *lines* say, for each writer the furthest, and name the lines that are wrong.
 
     With *known*, add it to what others said, and name contradictions. *where* the lines are from is said of wrong ones.
+    What was signed after *until* says what entries are, but not that they must be there.
     """
     known = known or Signed()
+    at = known.at
     heads, dropped, entries = dict(known.heads), dict(known.dropped), known.entries
     marks = {writer: dict(said) for writer, said in known.marks.items()}
     problems = list(known.problems)
@@ -130,9 +139,11 @@ def read_heads(lines: Iterable[str], public: str, known: Signed | None = None, w
                 if marks.setdefault(writer, {}).setdefault(*head) != head[1]:
                     problem = f"{where}, line {number}: contradicts another one about writer {writer}"
                     problems += [problem] if problem not in problems else []
-                furthest[writer] = max(furthest.get(writer, (0, "")), head, key=lambda head: head[0])
-        entries = max(entries, stated.entries)
-    return Signed(heads, dropped, entries, marks, tuple(problems))
+                if until is None or stated.at <= until:
+                    furthest[writer] = max(furthest.get(writer, (0, "")), head, key=lambda head: head[0])
+        if until is None or stated.at <= until:
+            entries, at = max(entries, stated.entries), max(stated.at, at or stated.at)
+    return Signed(heads, dropped, entries, marks, at, tuple(problems))
 
 
 def _verified(line: str, key: Ed25519PublicKey) -> _Heads:
@@ -149,7 +160,7 @@ class _Line(msgspec.Struct):
 
 
 class _Heads(msgspec.Struct):
-    at: str
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
     heads: Heads
     dropped: Heads = {}
     entries: int = 0

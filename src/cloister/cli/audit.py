@@ -1,24 +1,33 @@
-"""``cloister audit``: the log is read and verified."""
+"""``cloister audit``: the log is read, verified, exported and pruned."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cloister import terminal
-from cloister.cli.base import must_exist, store_option
+from cloister.cli.audit_export import export
+from cloister.cli.audit_prune import prune
+from cloister.cli.audit_verify import verify
+from cloister.cli.base import SEVERITY, reading, store_option
+from cloister.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from cloister.audit import Report
-    from cloister.auditing import Evidence
+    from cloister.audit import Entry
+    from cloister.model import Owner
     from cloister.settings import Settings
     from cloister.stores.base import Store
+
+_AT_ONCE = 1_000
+_PAUSE = 1.0  # seconds
+_MOST = 100_000
+_STYLES = {"notice": None, "warning": "yellow", "alert": "bold red"}
+_COLUMNS = ["time", "severity", "event", "owner", "concerning", "detail"]
 
 
 @click.group()
@@ -28,131 +37,115 @@ def audit() -> None:
     \b
     Examples:
       cloister audit tail -n 50
+      cloister audit tail --follow --severity alert
       cloister audit tail --json | jq 'select(.severity == "alert")'
-      cloister audit verify
+      cloister audit verify --heads kept-elsewhere.jsonl
+      cloister audit export --format ocsf --since 7d -o events.jsonl
+      cloister audit prune --keep 90d
     """
 
 
-@contextlib.asynccontextmanager
-async def reading(settings: Settings) -> AsyncGenerator[Store, None]:
-    """Open the store alone: no keys are needed to read its audit log."""
-    store = settings.connect()
-    must_exist(store)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
+for command in (verify, export, prune):
+    audit.add_command(command)
 
 
 @audit.command()
 @store_option
-@click.option("-n", "count", default=20, show_default=True, type=click.IntRange(1, 100_000), help="How many entries.")
+@click.option("-n", "count", default=20, show_default=True, type=click.IntRange(0, _MOST), help="How many entries.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new entries until Ctrl-C.")
+@click.option("--severity", type=SEVERITY, default="info", help="The least severity.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines.")
-def tail(read: Callable[..., Settings], count: int, as_json: bool) -> None:
+def tail(read: Callable[..., Settings], count: int, follow: bool, severity: str, as_json: bool) -> None:
     """Print the newest entries of the audit log, oldest of them first."""
-    asyncio.run(_tail(read(), count, as_json))
+    shown = _Shown(severity, as_json)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_tail(read(), count, shown, follow))
 
 
-async def _tail(settings: Settings, count: int, as_json: bool) -> None:
-    import json
+class _Shown:
+    """Print entries of some severity, with the names that their audit ids stand for."""
 
+    def __init__(self, severity: str, as_json: bool) -> None:
+        self._hidden = frozenset(SEVERITY.choices[: SEVERITY.choices.index(severity)])
+        self._as_json = as_json
+        self._names: dict[str, Owner] = {}
+
+    def wanted(self, entries: Sequence[Entry]) -> list[Entry]:
+        return [entry for entry in entries if entry.severity not in self._hidden]
+
+    async def learn(self, store: Store, entries: Sequence[Entry]) -> None:
+        """Ask for names only where there are new ones."""
+        named = {entry.owner for entry in entries} | {entry.other for entry in entries}
+        if not named <= self._names.keys() | {""}:
+            self._names = await store.audit_owners()
+
+    def first(self, entries: Sequence[Entry]) -> None:
+        """Print *entries* as a table."""
+        if self._as_json:
+            self.more(entries)
+            return
+        styles = [_STYLES.get(entry.severity, "dim") for entry in entries]
+        terminal.table(_COLUMNS, [_row(entry, self._names) for entry in entries], styles)
+
+    def more(self, entries: Sequence[Entry]) -> None:
+        """Print further *entries*, a line each."""
+        for entry in entries:
+            if self._as_json:
+                click.echo(json.dumps(_said(entry, self._names)))  # which escapes everything but ASCII
+            else:
+                cells = map(terminal.line, _row(entry, self._names))
+                terminal.say("\t".join(cells), _STYLES.get(entry.severity, "dim"))
+
+
+async def _tail(settings: Settings, count: int, shown: _Shown, follow: bool) -> None:
+    async with reading(settings) as store:
+        entries, after = await _newest(store, count, shown)
+        await shown.learn(store, entries)
+        shown.first(entries)
+        down = False
+        while follow:
+            try:
+                page = await store.trail(after=after, limit=_AT_ONCE)
+                entries = shown.wanted(page.entries)
+                await shown.learn(store, entries)
+            except StoreUnavailable as error:
+                if not down:
+                    terminal.say(terminal.line(error), "yellow", stderr=True)
+                down = True
+                await asyncio.sleep(_PAUSE)
+                continue
+            shown.more(entries)
+            down, after = False, page.after
+            if len(page.entries) < _AT_ONCE:
+                await asyncio.sleep(_PAUSE)
+
+
+async def _newest(store: Store, count: int, shown: _Shown) -> tuple[list[Entry], bytes]:
+    """Give the newest *count* entries that are wanted, as far as they are among the last `_MOST`, and the log's end."""
+    read = max(count, 1)
+    while True:
+        tail = await store.audit_tail(read)
+        entries = shown.wanted(tail.entries)
+        if len(entries) >= count or len(tail.entries) < read or read == _MOST:
+            return entries[len(entries) - min(count, len(entries)) :], tail.after
+        read = min(read * 8, _MOST)
+
+
+def _row(entry: Entry, names: Mapping[str, Owner]) -> list[str]:
     from cloister.model import from_micros
 
-    styles = {"notice": None, "warning": "yellow", "alert": "bold red"}
-    async with reading(settings) as store:
-        entries = await store.audit_tail(count)
-        owners = await store.audit_owners()
-    names = {audit_id: str(owner) for audit_id, owner in owners.items()}
-    if as_json:
-        for entry in entries:
-            said: dict[str, object] = {"at": from_micros(entry.at).isoformat(), "detail": entry.detail}
-            said |= {name: getattr(entry, name) for name in ("writer", "number", "event", "severity", "session")}
-            for role, audit_id in (("owner", entry.owner), ("other", entry.other)):
-                owner = owners.get(audit_id)
-                said[role] = {"audit_id": audit_id, **({"tenant": owner.tenant, "user": owner.user} if owner else {})}
-            click.echo(json.dumps(said))  # which escapes everything but ASCII
-        return
-    rows = []
-    for entry in entries:
-        who = names.get(entry.owner, entry.owner)
-        other = f"whose: {names.get(entry.other, entry.other)}" if entry.other else ""
-        detail = "" if entry.detail == "{}" else entry.detail
-        rows.append([terminal.moment(from_micros(entry.at)), entry.severity, entry.event, who, other, detail])
-    columns = ["time", "severity", "event", "owner", "concerning", "detail"]
-    terminal.table(columns, rows, [styles.get(entry.severity, "dim") for entry in entries])
+    who = str(names.get(entry.owner, entry.owner))
+    other = f"whose: {names.get(entry.other, entry.other)}" if entry.other else ""
+    detail = "" if entry.detail == "{}" else entry.detail
+    return [terminal.moment(from_micros(entry.at)), entry.severity, entry.event, who, other, detail]
 
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+def _said(entry: Entry, names: Mapping[str, Owner]) -> dict[str, Any]:
+    from cloister.model import from_micros
 
-
-@audit.command()
-@store_option
-@click.option("--heads", multiple=True, type=_FILE, help="Signed heads that were kept elsewhere too. Repeatable.")
-@click.option("--export", "exports", multiple=True, type=_FILE, help="Check an exported file instead. Repeatable.")
-@click.option("--public-key", metavar="KEY", help="The signer's public key, as `cloister doctor` shows it.")
-def verify(
-    read: Callable[..., Settings], heads: tuple[Path, ...], exports: tuple[Path, ...], public_key: str | None
-) -> None:
-    """Check the whole audit log: exits with 1 if an entry was changed, removed, added or reordered.
-
-    Needs no master key. The signed heads beside the store are checked with the audit key there, or with --public-key.
-    An export needs nothing but --heads and --public-key; of several, entries that contradict each other are found too.
-    """
-    sys.exit(0 if (_verify_files(heads, exports, public_key) if exports else _verify(read(), heads, public_key)) else 1)
-
-
-def _verify(settings: Settings, heads: Sequence[Path], public_key: str | None) -> bool:
-    from cloister import auditing
-
-    async def check() -> bool:
-        async with reading(settings) as store:
-            known = auditing.evidence(settings, store, public_key, heads)
-            return _say(known, *await auditing.verify(store, known))
-
-    return asyncio.run(check())
-
-
-def _verify_files(heads: Sequence[Path], exports: Sequence[Path], public_key: str | None) -> bool:
-    from cloister import auditing
-
-    copies = [auditing.File(path) for path in exports]
-    known = auditing.evidence_about(copies, heads, public_key)
-    whole = True
-    for copy in copies:
-        terminal.say(f"{copy.path}:")
-        report, faults = auditing.verify_file(copy, known)
-        if copy.window.since:
-            terminal.say(f"it begins at {copy.window.since}: each writer's entries are checked from the first one on")
-        if copy.window.until:
-            terminal.say(f"it ends at {copy.window.until}: that later entries are missing is no fault")
-        if copy.named:
-            said = f"{copy.named} lines say whom an audit id stands for, which no hash covers"
-            terminal.say(f"not checked: {said}", "yellow")
-        whole = _say(known, report, faults) and whole
-    if whole and (found := auditing.contradictions(copies)):
-        for fault in found:
-            terminal.say(f"FAULT: {fault}", "bold red")
-        terminal.say("the files contradict each other", "red")
-        return False
-    return whole
-
-
-def _say(known: Evidence, report: Report, faults: Sequence[str]) -> bool:
-    """Print what a verification found; say whether all is well."""
-    terminal.say(f"{report.entries} entries by {report.writers} writers; {report.unsigned} not signed for yet")
-    if known.signed.entries:
-        left = f", {report.left} of which are there all the same: prune once more" if report.left else ""
-        terminal.say(f"{known.signed.entries} older ones were dropped, as a signed statement says{left}")
-    if report.unnamed and known.signed.heads:
-        terminal.say(
-            f"of {report.unnamed} writers no signed head says anything: they are new, or died before they were signed "
-            "for, or somebody made them up",
-            "yellow",
-        )
-    for said in known.unchecked:
-        terminal.say(f"not checked: {said}", "yellow")
-    for fault in faults:
-        terminal.say(f"FAULT: {fault}", "bold red")
-    terminal.say("the audit log is NOT whole" if faults else "the audit log is whole", "red" if faults else "green")
-    return not faults
+    said: dict[str, Any] = {"at": from_micros(entry.at).isoformat(), "detail": entry.detail}
+    said |= {name: getattr(entry, name) for name in ("writer", "number", "event", "severity", "session")}
+    for role, audit_id in (("owner", entry.owner), ("other", entry.other)):
+        owner = names.get(audit_id)
+        said[role] = {"audit_id": audit_id, **({"tenant": owner.tenant, "user": owner.user} if owner else {})}
+    return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from datetime import UTC, datetime, timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,18 @@ async def opened(settings: Settings) -> AsyncGenerator[AsyncCloister, None]:
         yield cloister
 
 
+@contextlib.asynccontextmanager
+async def reading(settings: Settings) -> AsyncGenerator[Store, None]:
+    """Open the store alone: no keys are needed to read its audit log."""
+    store = settings.connect()
+    must_exist(store)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
 def must_exist(store: Store) -> None:
     """Raise `ConfigurationError` unless *store* is there: a command that only looks at one makes none."""
     from cloister import doctor
@@ -80,3 +93,38 @@ def must_exist(store: Store) -> None:
 def counted(count: int) -> str:
     """Give a number of sessions in words."""
     return f"{count} session{'' if count == 1 else 's'}"
+
+
+class _Duration(click.ParamType[timedelta]):
+    """Take a length of time, such as 90d."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        from cloister.settings import duration
+
+        try:
+            return duration(value)
+        except ValueError as error:
+            self.fail(f"must be {error}", param, ctx)
+
+
+class _Moment(click.ParamType[datetime]):
+    """Take a moment: a date, with or without a time of day, in UTC unless it says otherwise; or how long ago it was."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        from cloister.settings import duration
+
+        with contextlib.suppress(ValueError):
+            return datetime.now(UTC) - duration(value)
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail("must be how long ago, such as 12h or 7d, or a date: 2026-01-31, 2026-01-31T12:00Z", param, ctx)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+DURATION, MOMENT = _Duration(), _Moment()
+SEVERITY = click.Choice(("info", "notice", "warning", "alert"))

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloister import terminal
-from cloister.cli.audit import reading
-from cloister.cli.base import store_option
+from cloister.cli.base import reading, store_option
 
 if TYPE_CHECKING:
     from cloister.costs.compare import Compared

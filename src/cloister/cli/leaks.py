@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cloister import terminal
-from cloister.cli.audit import reading
-from cloister.cli.base import store_option
+from cloister.cli.base import reading, store_option
 from cloister.cli.scan import scan
 from cloister.cli.sessions import operator
 

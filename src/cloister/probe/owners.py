@@ -162,7 +162,7 @@ async def log(attack: Attack) -> str:
         await house.cloister.vault.settle()
         store, heads = house.cloister.store, house.cloister.store.heads()
         try:
-            tail = await store.audit_tail(_TAIL)
+            tail = (await store.audit_tail(_TAIL)).entries
         except ConfigurationError as error:
             raise Beyond(f"the log cannot be read here: {error}") from None
         entries = sorted((entry for entry in tail if entry.writer in heads), key=lambda entry: entry.number)

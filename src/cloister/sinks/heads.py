@@ -8,8 +8,6 @@ import errno
 import io
 import os
 import secrets
-import sys
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -70,7 +68,7 @@ class HeadFile:
 
     def _sign(self, news: Signed, now: datetime) -> None:
         try:
-            with _opened_alone(self.path) as file:
+            with files.opened_alone(self.path) as file:
                 data = file.read()
                 known = read_heads(_lines(data), self.key.public)
                 said = _line(self.key, known, news, now)
@@ -115,21 +113,6 @@ def _append(file: io.FileIO, end: int, line: bytes) -> None:
         file.truncate(end)
         raise OSError(errno.ENOSPC, "the disk is full")
     os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _opened_alone(path: Path) -> Iterator[io.FileIO]:
-    """Open *path* with no other process writing it meanwhile; the lock goes with the file."""
-    while True:
-        with io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-            if sys.platform != "win32":
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held the lock before may have put another file in this one's place.
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                yield file
-                return
 
 
 class HeadList:

@@ -460,12 +460,19 @@ class Store(Protocol):
         """
         ...
 
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        """Drop the entries of each writer up to the number that *upto* names; ``count`` is how many went.
+
+        However it is broken off, what is left of a writer's entries has no gap. Positions in the log stay good.
+        """
+        ...
+
     async def audit_owners(self) -> dict[str, Owner]:
         """Say which owner each audit id stands for; erased owners are not among them."""
         ...
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        """Give the last *limit* audit entries, oldest first."""
+    async def audit_tail(self, limit: int) -> Trail:
+        """Give the last *limit* audit entries, oldest first, and the end of the log, where `trail` goes on."""
         ...
 
     def heads(self) -> Heads:

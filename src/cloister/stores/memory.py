@@ -275,15 +275,23 @@ class MemoryStore:
         return Receipt(nonce, count=1)
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
-        first = position(after, int, 0)
-        found = self._entries[first : first + limit]
-        return Trail(found, msgspec.msgpack.encode(first + len(found)))
+        reached = position(after, int, 0)
+        # There is one writer, whose entries are numbered.
+        first = max(reached - self._chain.number, -len(self._entries)) if reached < self._chain.number else 0
+        found = self._entries[first:][:limit] if first else []
+        return Trail(found, msgspec.msgpack.encode(found[-1].number) if found else after)
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        before = len(self._entries)
+        number, _ = upto.get(self._chain.writer, (0, ""))
+        self._entries = [entry for entry in self._entries if entry.number > number]
+        return Receipt(nonce, count=before - len(self._entries))
 
     async def audit_owners(self) -> dict[str, Owner]:
         return {audit_id: owner for owner, audit_id in self._audit_ids.items()}
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        return self._entries[-limit:]
+    async def audit_tail(self, limit: int) -> Trail:
+        return Trail(self._entries[-limit:], msgspec.msgpack.encode(self._chain.number))
 
     def heads(self) -> Heads:
         return {self._chain.writer: (self._chain.number, self._chain.last.hex())}

@@ -51,6 +51,8 @@ T = TypeVar("T")
 _CONNECTIONS = 10
 _NAMES_AT_MOST = 10_000
 _SEED = 500
+_AT_ONCE = 5_000
+"""How many entries are looked at in one request of those that drop old ones."""
 _ROUNDS = 5
 """How often a request is made anew because somebody else's came in between, before that is an error."""
 _json = msgspec.json.Encoder().encode
@@ -445,8 +447,17 @@ class PostgresStore:
                 break
         return Trail(found, msgspec.msgpack.encode(place))
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
-        return [_entry(row) for row in (await self._call("audit_tail", limit))["rows"] or ()]
+    async def audit_tail(self, limit: int) -> Trail:
+        page = await self._call("audit_tail", limit)
+        return Trail(list(map(_entry, page["rows"] or ())), msgspec.msgpack.encode((page["upto"], "", "0", 0)))
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        writers, numbers = list(upto), [number for number, _ in upto.values()]
+        place, count, looked = ("0", 0), 0, _AT_ONCE
+        while looked == _AT_ONCE:
+            row = await self._call("audit_prune", writers, numbers, *place, _AT_ONCE)
+            place, count, looked = (row["tx"], row["id"]), count + row["gone"], row["looked"]
+        return Receipt(nonce, count=count)
 
     async def audit_owners(self) -> dict[str, Owner]:
         row = await self._call("audit_names")

@@ -136,7 +136,7 @@ GRANT SELECT, DELETE ON cloister.sessions, cloister.records, cloister.leases TO 
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.claims, cloister.fingerprints, cloister.tenancy TO cloister_lookup;
 GRANT SELECT, UPDATE, DELETE ON cloister.accounts, cloister.charges TO cloister_lookup;
 GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
-GRANT SELECT ON cloister.audit TO cloister_lookup;
+GRANT SELECT, DELETE ON cloister.audit TO cloister_lookup;
 
 -- Across owners. Each returns what its name says, and nothing else.
 
@@ -405,9 +405,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     ) d
 $$;
 
-CREATE FUNCTION cloister.audit_tail(nonce bytea, p_limit bigint, OUT echo bytea, OUT rows cloister.audit[])
+CREATE FUNCTION cloister.audit_tail(
+    nonce bytea, p_limit bigint, OUT echo bytea, OUT upto text, OUT rows cloister.audit[]
+)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-    SELECT nonce, array_agg(d::cloister.audit ORDER BY d.id) FROM (
+    SELECT nonce, pg_current_snapshot()::text, array_agg(d::cloister.audit ORDER BY d.id) FROM (
         SELECT a.* FROM cloister.audit a ORDER BY a.id DESC LIMIT p_limit
     ) d
 $$;
@@ -452,6 +454,29 @@ BEGIN
           AND (pg_visible_in_snapshot(a.tx, new) OR (old IS NULL AND a.tx >= pg_snapshot_xmax(now)))
         ORDER BY a.tx, a.id LIMIT p_limit
     ) d;
+END $$;
+
+-- Some at a time, in the order of transactions: what is left of a writer's entries has no gap.
+CREATE FUNCTION cloister.audit_prune(
+    nonce bytea, p_writers text[], p_numbers bigint[], p_tx text, p_id bigint, p_limit bigint,
+    OUT echo bytea, OUT looked bigint, OUT gone bigint, OUT tx text, OUT id bigint
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+#variable_conflict use_column
+DECLARE
+    numbers bigint[];
+BEGIN
+    echo := nonce;
+    SELECT count(*), max(d.tx::text::bigint)::text, (array_agg(d.id ORDER BY d.tx DESC, d.id DESC))[1],
+        array_agg(d.id) FILTER (WHERE d.number <= d.upto)
+    INTO looked, tx, id, numbers FROM (
+        SELECT a.tx, a.id, a.number, w.upto FROM (
+            SELECT * FROM cloister.audit x WHERE (x.tx, x.id) > (p_tx::xid8, p_id) ORDER BY x.tx, x.id LIMIT p_limit
+        ) a LEFT JOIN unnest(p_writers, p_numbers) AS w(writer, upto) ON w.writer = a.writer
+    ) d;
+    DELETE FROM cloister.audit x WHERE x.id = ANY (numbers);
+    GET DIAGNOSTICS gone = ROW_COUNT;
 END $$;
 
 CREATE FUNCTION cloister.audit_names(
@@ -962,10 +987,12 @@ END $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cloister FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_application;
 REVOKE EXECUTE ON FUNCTION
-    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_names FROM cloister_application;
+    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_prune, cloister.audit_names
+    FROM cloister_application;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_lookup;
 GRANT EXECUTE ON FUNCTION
-    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_names TO cloister_operator;
+    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_prune, cloister.audit_names
+    TO cloister_operator;
 GRANT CREATE ON SCHEMA cloister TO cloister_lookup; -- for as long as it takes to hand over what it owns
 DO $$
 DECLARE

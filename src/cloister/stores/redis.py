@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from redis.exceptions import RedisError
 
-from cloister.audit import Entry, Event, Heads, audit_id
+from cloister.audit import Event, Heads, audit_id
 from cloister.errors import ConfigurationError, SessionConflict, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import owner_fields
@@ -541,8 +541,11 @@ class RedisStore:
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         return await self._log.trail(after, limit)
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+    async def audit_tail(self, limit: int) -> Trail:
         return await self._log.tail(limit)
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=await self._log.prune(upto))
 
     async def audit_owners(self) -> dict[str, Owner]:
         found: dict[str, Owner] = {}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cloister.audit import Entry
+from cloister.audit import Entry, Heads
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Trail, position
 from cloister.stores.redis_nodes import Nodes
@@ -80,8 +80,8 @@ class Log:
                 full.append(_moment(lines[-1][0])[0])
         return rows, late, full
 
-    async def tail(self, limit: int) -> list[Entry]:
-        """Give the last *limit* entries, oldest first."""
+    async def tail(self, limit: int) -> Trail:
+        """Give the last *limit* entries, oldest first, and the end of the log."""
         count = max(limit // 64, _FEWEST)
         while True:
             said = await self._ask(scripts.TAIL, range(PLACES), count)
@@ -94,8 +94,27 @@ class Log:
             known = max((_moment(lines[-1][0])[0] for lines in said if len(lines) == count), default=-1)
             newest = list(_in_order([row for row in rows if row.moment > known], {}, ()))
             if len(newest) >= limit or known < 0:
-                return [row.entry for row in newest[-limit:]]
+                ends = {place: _moment(lines[0][0]) for place, lines in enumerate(said) if lines}
+                return Trail([row.entry for row in newest[-limit:]], _position(ends) if ends else b"")
             count *= 4
+
+    async def prune(self, upto: Heads) -> int:
+        """Drop the entries up to the numbers of *upto*, in their order, and say how many went."""
+        left: dict[int, tuple[int, int]] = {}
+        count = 0
+        while True:
+            rows, late, full = await self._read(left, _FEWEST)
+            news = list(_in_order(rows, late, full))
+            left.update({row.place: (row.moment, row.order) for row in news})
+            old = [row for row in news if row.entry.number <= upto.get(row.entry.writer, (0, ""))[0]]
+            drops = [
+                (scripts.DROP, [self._streams[place]], [f"{row.moment}-{row.order}" for row in some])
+                for place, some in groupby(old, key=lambda row: row.place)
+            ]
+            for (gone,) in await self._nodes.run_all(drops):
+                count += gone
+            if not news or not full:
+                return count
 
     async def _ask(self, script: str, places: Sequence[int], count: int, each: Sequence[str] = ()) -> list[Any]:
         """Ask for entries of the streams of *places*: one server all at once, nodes of a cluster stream by stream."""

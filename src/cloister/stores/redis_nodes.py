@@ -137,7 +137,10 @@ class Nodes:
         raise StoreUnavailable(f"{self._url} keeps moving what was asked for; try again")
 
     async def run_all(self, requests: Sequence[Request]) -> list[list[Any]]:
-        """Run scripts that only read, all that concern one node in one go, and give what each says."""
+        """Run scripts that may be run twice, those that concern one node in their order and in one go.
+
+        Gives what each says.
+        """
         by_node: dict[Address, list[int]] = {}
         for number, (_, keys, _) in enumerate(requests):
             by_node.setdefault(await self._serving(keys[0]), []).append(number)

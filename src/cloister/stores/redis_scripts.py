@@ -343,6 +343,11 @@ for n, log in ipairs(KEYS) do found[n] = redis.call('XREVRANGE', log, '+', '-', 
 return {ARGV[1], found}
 """
 
+# KEYS: a log; ARGV: nonce, entries to drop
+DROP = """
+return {ARGV[1], redis.call('XDEL', KEYS[1], unpack(ARGV, 2))}
+"""
+
 # A read of one key, with the nonce back. KEYS: one; ARGV: nonce, command, arguments behind the key
 READ = """
 local command = {ARGV[2], KEYS[1]}

@@ -72,6 +72,8 @@ WHERE lease = excluded.lease OR until <= ?3 OR until > excluded.until + 60
 """
 
 _BEFORE_ALL = -(1 << 63)
+_AT_ONCE = 5_000
+"""How many entries are looked at in one transaction of those that drop old ones."""
 
 
 def _whose(tenant: object, user: object) -> Owner:
@@ -80,6 +82,11 @@ def _whose(tenant: object, user: object) -> Owner:
         if isinstance(tenant, str) and isinstance(user, str):
             return owner_of(tenant, user)
     return Owner(None, "?")
+
+
+def _trail(rows: Sequence[tuple[Any, ...]], after: bytes) -> Trail:
+    found = [Entry(*columns) for _, *columns in rows]
+    return Trail(found, msgspec.msgpack.encode((rows[-1][0], found[-1].hash)) if found else after)
 
 
 def _tenanted(db: sqlite3.Connection | Writing) -> bool | None:
@@ -315,13 +322,12 @@ class SqliteStore:
             rows = db.execute(
                 f"SELECT rowid, {ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?", (row, limit)
             ).fetchall()
-        found = [Entry(*columns) for _, *columns in rows]
-        return Trail(found, msgspec.msgpack.encode((rows[-1][0], found[-1].hash)) if found else after)
+        return _trail(rows, after)
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+    async def audit_tail(self, limit: int) -> Trail:
         with self._snapshot_of_log() as db:
-            rows = db.execute(f"SELECT {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", (limit,)).fetchall()
-        return [Entry(*row) for row in reversed(rows)]
+            rows = db.execute(f"SELECT rowid, {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", (limit,)).fetchall()
+        return _trail(rows[::-1], b"")
 
     @contextmanager
     def _snapshot_of_log(self) -> Iterator[sqlite3.Connection]:
@@ -569,6 +575,24 @@ class SqliteStore:
         with store_errors(self.url):
             self._accounts.sweep(now)
         return await self._writer.write(work)
+
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        last, count = _BEFORE_ALL, 0
+
+        def work(db: Writing) -> int:
+            nonlocal last, count
+            rows = db.execute(
+                "SELECT rowid, writer, number FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?", (last, _AT_ONCE)
+            ).fetchall()
+            gone = [(row,) for row, writer, number in rows if writer in upto and number <= upto[writer][0]]
+            db.db.executemany("DELETE FROM audit WHERE rowid = ?", gone)
+            db.destroyed = db.destroyed or bool(gone)
+            last, count = (rows[-1][0] if rows else last), count + len(gone)
+            return len(rows)
+
+        while await self._writer.write(work) == _AT_ONCE:
+            pass
+        return Receipt(nonce, count=count)
 
     async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
         def work(db: Writing) -> Receipt:

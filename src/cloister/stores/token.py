@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import msgspec
 
+from cloister import files
 from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
@@ -263,10 +264,13 @@ class Alone:
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         return await asyncio.to_thread(self._log.trail, after, limit)
 
+    async def prune_audit(self, upto: Heads, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=await asyncio.to_thread(self._log.prune, upto))
+
     async def audit_owners(self) -> dict[str, Owner]:
         return await asyncio.to_thread(self._log.owners)
 
-    async def audit_tail(self, limit: int) -> Sequence[Entry]:
+    async def audit_tail(self, limit: int) -> Trail:
         return await asyncio.to_thread(self._log.tail, limit)
 
     def heads(self) -> Heads:
@@ -326,30 +330,39 @@ class _File:
 
     def _append(self, path: Path, data: bytes) -> None:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            with open(descriptor, "ab", buffering=0) as file:
-                size = os.fstat(descriptor).st_size
-                if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            with files.opened_alone(path) as file:
+                size = file.seek(0, os.SEEK_END)
+                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                     data = b"\n" + data  # a process died while it wrote the line before, which nobody was told of
                 if file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)
+                os.fsync(file.fileno())
         except OSError as error:
             raise StoreUnavailable(
                 f"the audit log {path} cannot be written ({error.strerror}), so nothing was done; make room, or mend it"
             ) from None
 
+    def prune(self, upto: Heads) -> int:
+        gone = 0
+
+        def left(file: BinaryIO) -> Iterator[bytes]:
+            nonlocal gone
+            for line in file:
+                entry = _decoded(line, Entry)
+                if entry is None or entry.number > upto.get(entry.writer, (0, ""))[0]:
+                    yield line
+                else:
+                    gone += 1
+
+        with files.opened_alone(self._path), self._opened(self._path) as file:
+            files.overwrite(self._path, left(file))
+        return gone
+
     def trail(self, after: bytes, limit: int) -> Trail:
-        found: list[Entry] = []
         with self._opened(self._path) as file:
-            file.seek(self._place(file, after))
-            at = file.tell()
-            last = None
-            while len(found) < limit and (line := file.readline()).endswith(b"\n"):
-                if (entry := _decoded(line, Entry)) is not None:
-                    found.append(entry)
-                    last = at, entry.hash
-                at += len(line)
+            at = self._place(file, after)
+            file.seek(at)
+            found, last = self._read(file, at, 1 << 62, limit)
         return Trail(found, after if last is None else msgspec.msgpack.encode(last))
 
     def _place(self, file: BinaryIO, after: bytes) -> int:
@@ -367,17 +380,32 @@ class _File:
                     break
         return 0
 
-    def tail(self, limit: int) -> list[Entry]:
+    def tail(self, limit: int) -> Trail:
+        found: list[Entry] = []
+        last: tuple[int, bytes] | None = None
         with self._opened(self._path) as file:
             start = end = file.seek(0, os.SEEK_END)
-            found: list[Entry] = []
             while start and len(found) < limit:
-                # From twice as far back each time; the line that was met in its middle is the first of the next.
+                # From twice as far back each time; what is met in its middle is no line.
                 start = max(end - max(2 * (end - start), _BLOCK), 0)
                 file.seek(start)
-                lines = file.read(end - start).splitlines()[1 if start else 0 :]
-                found = [entry for line in lines if (entry := _decoded(line, Entry)) is not None]
-        return found[-limit:]
+                at = start + len(file.readline() if start else b"")
+                file.seek(at)
+                found, last = self._read(file, at, end)
+        return Trail(found[-limit:], b"" if last is None else msgspec.msgpack.encode(last))
+
+    def _read(
+        self, file: BinaryIO, at: int, end: int, limit: int = 1 << 62
+    ) -> tuple[list[Entry], tuple[int, bytes] | None]:
+        """Read up to *limit* entries between two places; give them, and where the last one begins, with its hash."""
+        found: list[Entry] = []
+        last = None
+        while at < end and len(found) < limit and (line := file.readline()).endswith(b"\n"):
+            if (entry := _decoded(line, Entry)) is not None:
+                found.append(entry)
+                last = at, entry.hash
+            at += len(line)
+        return found, last
 
     def owners(self) -> dict[str, Owner]:
         with self._opened(self._names) as file:
@@ -411,6 +439,9 @@ class _Logger:
 
     def tail(self, limit: int) -> NoReturn:
         self.trail(b"", limit)
+
+    def prune(self, upto: Heads) -> NoReturn:
+        self.trail(b"", len(upto))
 
     def owners(self) -> dict[str, Owner]:
         return {}

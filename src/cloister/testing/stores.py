@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from cloister import audit, sessions
-from cloister.audit import Entry, Event, event
+from cloister.audit import Entry, Event, Signed, event
 from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedSession, to_micros
 from cloister.sealing import tag
-from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Record, Store, every_entry
+from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Receipt, Record, Store, every_entry
 from cloister.testing.accounts import AccountConformance
 from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, load, nonce, sealed_items, sealed_session
 
@@ -217,6 +217,7 @@ class StoreConformance(AccountConformance):
             (store.charge, (ANA, lease, []), {}),
             (store.spent, ([charge.account],), {}),
             (store.spent, ([],), {}),
+            (store.prune_audit, ({},), {}),
             (store.erase, (ANA,), {}),
         ]
         for method, arguments, options in requests:
@@ -683,7 +684,7 @@ class StoreConformance(AccountConformance):
         assert not any(text in entry.owner for entry in entries for text in ("ana", "ben", "acme"))
         report = audit.verify(entries, store.heads())
         assert (report.faults, report.entries, report.unsigned) == ([], 9, 0)
-        tail = await store.audit_tail(3)  # of writers at the same moment, any may be the last
+        tail = (await store.audit_tail(3)).entries  # of writers at the same moment, any may be the last
         assert len(tail) == 3
         assert all(entry in entries for entry in tail)
 
@@ -702,6 +703,17 @@ class StoreConformance(AccountConformance):
         assert (await store.trail(after=last, limit=1)).entries == []
         _check_order([*first, *second])
         assert audit.verify([*first, *second], store.heads()).faults == []
+
+    async def test_the_tail_ends_where_the_trail_goes_on(self, store: Store) -> None:
+        """Whoever has seen the last entries goes on behind them, without having read those before."""
+        _, beginning = await _followed(store, (await store.audit_tail(9)).after, 9)
+        await _recorded(store, 6)
+        tail = await store.audit_tail(4)
+        assert len(tail.entries) == 4
+        assert (await store.trail(after=tail.after, limit=9)).entries == []
+        await _recorded(store, 3)
+        assert len((await _followed(store, tail.after, 2))[0]) == 3
+        assert len((await _followed(store, beginning, 4))[0]) == 9
 
     async def test_a_trail_misses_nothing(self, store: Store) -> None:
         """Whoever follows the log while many write to it is given everything, each writer's entries in order."""
@@ -722,6 +734,45 @@ class StoreConformance(AccountConformance):
         """A position that another kind of store gave is refused, not taken for some other place."""
         with pytest.raises(ConfigurationError):
             await store.trail(after=b"\x01 no position", limit=1)
+
+    async def test_drops_old_entries(self, store: Store) -> None:
+        """Of each writer those go up to the number that is named; the rest verifies, and positions stay good."""
+        await asyncio.gather(*(_recorded(store, 4) for _ in range(3)))
+        _, reached = await _followed(store, b"", 5)
+        page = await store.trail(after=b"", limit=2)
+        heads = store.heads()
+        upto = {writer: (number // 2, "") for writer, (number, _) in heads.items()}
+        entries = {(entry.writer, entry.number): entry for entry in await entries_of(store)}
+        dropped = {
+            writer: (number, entries[writer, number].hash.hex()) for writer, (number, _) in upto.items() if number
+        }
+        count = sum(number for number, _ in upto.values())
+        asked = nonce()
+        assert await store.prune_audit(upto, nonce=asked) == Receipt(asked, count=count)
+        assert (await store.prune_audit(upto, nonce=nonce())).count == 0
+        left = await entries_of(store)
+        assert {(entry.writer, entry.number) for entry in left} == {
+            (writer, number) for writer, number in entries if number > upto[writer][0]
+        }
+        assert audit.verify(left, Signed(heads, dropped)).faults == []
+        assert audit.verify(left, heads).faults, "that entries are missing shows, where nobody signed for it"
+        assert len((await store.audit_tail(99)).entries) == len(left)
+        await _recorded(store, 3)
+        assert len((await _followed(store, reached, 2))[0]) == 3
+        assert len({entry.hash for entry in (await _followed(store, page.after, 2))[0]}) >= len(left) + 3 - 2
+
+    async def test_drops_everything(self, store: Store) -> None:
+        """A log of which everything was dropped goes on: nobody who had come to its end misses what follows."""
+        await _recorded(store, 5)
+        _, reached = await _followed(store, b"", 2)
+        heads = store.heads()
+        await store.prune_audit({"w_other": (9, ""), **heads}, nonce=nonce())
+        assert await entries_of(store) == []
+        assert (await store.trail(after=reached, limit=5)).entries == []
+        await _recorded(store, 4)
+        found, _ = await _followed(store, reached, 9)
+        assert len(found) == 4
+        assert audit.verify(found, Signed(store.heads(), heads)).faults == []
 
     # --- rotation -----------------------------------------------------------------------------------------------------
 
