@@ -506,7 +506,7 @@ async def spent_and_refused(stage: Stage) -> None:
             except RateLimited as error:
                 stopped = str(error)
         hers = len(await ana.history())
-        entries = await cloister.store.audit_tail(50)
+        entries = (await cloister.store.audit_tail(50)).entries
     noted = [entry.event for entry in entries]
     stage.happened(f"after {asked} questions for {ana.cost} USD Ana reads: {refused}")
     stage.happened(f"after {guesses} guesses Ben reads: {stopped}")
