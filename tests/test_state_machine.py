@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 )
 from tests.fakes import Clock, House, opened, told
 
+from cloister.alarms import Alarms
 from cloister.audit import AuditKey, verify
 from cloister.errors import SessionExpired, SessionNotFound
 from cloister.keyring import Keyring
@@ -39,6 +40,7 @@ from cloister.user import Session, User
 T = TypeVar("T")
 
 OWNERS = ("ana", "ben")
+PATIENT = Alarms(suspend_after=1_000_000)  # the machine asks for others' sessions again and again
 LIMITS = Limits()
 TEXTS = st.text(max_size=40)
 
@@ -83,7 +85,7 @@ class Bench:
         self.house: House
 
     async def open(self) -> None:
-        self._open.append(opened(self._where, clock=self._clock, limits=LIMITS, **self._keys))
+        self._open.append(opened(self._where, clock=self._clock, limits=LIMITS, alarms=PATIENT, **self._keys))
         self.house = await self._open[-1].__aenter__()
 
     async def close(self) -> None:
