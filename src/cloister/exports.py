@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -38,7 +38,7 @@ class _Between(msgspec.Struct):
 
     export: Window | None = None
     heads: str | None = None
-    alarm: msgspec.Raw | None = None
+    alarm: dict[str, Any] | None = None
 
 
 NAMES = {"owner": "owner_name", "other": "other_name"}
