@@ -145,8 +145,7 @@ async def test_an_entry_that_the_store_gives_twice_comes_once(log: FakeLog) -> N
 
 
 async def test_a_destination_that_comes_back_gets_everything_in_order(log: FakeLog) -> None:
-    """What it did not take is given again until it does, and then the rest; once on record that it failed, once that
-    it is back."""
+    """What it did not take is given again until it does; that it failed, and is back, is on record once each."""
     log.put("turn.committed", 250)
     faults = [SinkError("down"), OSError(5, "no"), RuntimeError("canary"), None]
     async with shipping_of(log, sink := Taker(fault=lambda number: faults[number % 4])) as ship:
