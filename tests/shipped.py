@@ -12,7 +12,7 @@ from typing import Any
 from tests.fakes import Clock
 
 from cloister.alarms import Alarm
-from cloister.audit import Chain, Entry, Event
+from cloister.audit import Chain, Entry, Event, Heads
 from cloister.model import to_micros
 from cloister.shipping import POLL
 from cloister.sinks.base import Record, SignedHeads
@@ -30,6 +30,7 @@ class FakeLog:
         """How many entries before a position are given once more."""
         self.fault: Exception | None = None
         self.heads: str | None = None
+        self.dropped: Heads = {}
         self.reads = 0
 
     @property
@@ -52,6 +53,11 @@ class FakeLog:
     def drop(self, count: int) -> None:
         """Drop the oldest *count* entries."""
         del self.rows[:count]
+
+    def cut(self, count: int) -> None:
+        """Drop them, and state up to where."""
+        self.dropped |= {entry.writer: (entry.number, entry.hash.hex()) for entry in self.entries[:count]}
+        self.drop(count)
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         self.reads += 1

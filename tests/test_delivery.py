@@ -8,11 +8,10 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from tests.fakes import Clock, House, Parrot, Watched, opened
+from tests.fakes import Clock, House, Watched, opened
 from tests.killing import keys, killed
 from tests.shipped import Receiver, Taker, identities, status, until, without_doubles
 
@@ -29,7 +28,7 @@ SECRET = "canary-of-the-webhook-secret"
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what takes seconds take milliseconds."""
-    for name, seconds in {"POLL": 0.002, "PATIENCE": 0.1, "_FIRST": 0.001, "_LONGEST": 0.004}.items():
+    for name, seconds in {"POLL": 0.002, "PATIENCE": 0.4, "_FIRST": 0.001, "_LONGEST": 0.004}.items():
         monkeypatch.setattr(shipping, name, seconds)
 
 
@@ -171,10 +170,10 @@ async def test_signed_heads_show_that_the_log_was_cut(tmp_path: Path) -> None:
         house.cloister.sign_heads()
         cut = await house.entries()
         await session.send("what somebody would like to be unsaid")
-    heads, wrong = read_heads(sink.heads, key.public)
-    assert not wrong
-    assert verify(sink.entries, heads).faults == []
-    (fault,) = verify(cut, heads).faults
+    signed = read_heads(sink.heads, key.public)
+    assert not signed.problems
+    assert verify(sink.entries, signed.heads).faults == []
+    (fault,) = verify(cut, signed.heads).faults
     assert "cut off" in fault.problem
 
 
@@ -229,13 +228,6 @@ def test_the_synchronous_cloister_delivers_too(tmp_path: Path) -> None:
 # --- nothing goes out that should not ---------------------------------------------------------------------------------
 
 
-class Gossip(Parrot):
-    """A model that fails with what it was told."""
-
-    async def complete(self, request: Any) -> Any:
-        raise RuntimeError(f"canary-model {request.messages[-1]['content']}")
-
-
 async def test_nothing_private_is_in_any_destination(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -252,7 +244,7 @@ async def test_nothing_private_is_in_any_destination(
         await session.send("canary-text\n\x1b[2J", idempotency_key="canary-idempotency")
         await intrude(house, "canary-other", session.id)
         await until(lambda: "cannot be reached" in caplog.text)
-        house.cloister.provider = Gossip()
+        house.provider.answer = RuntimeError("canary-model")
         with pytest.raises(ProviderError):
             await session.send("canary-more")
         await house.cloister.vault.settle()
