@@ -111,7 +111,7 @@ async def _act(url: str, folder: Path, action: str, number: int) -> None:
             case "erase":
                 await user.erase()
             case "ship":
-                for text in ("one", "two", "three"):
+                for text in ("one", "two"):
                     await session.send(text)
                     with contextlib.suppress(SessionNotFound):
                         await house.ben.resume(session.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 from tests.fakes import Clock
 
 from cloister.alarms import Alarm
-from cloister.audit import Chain, Entry, Event
+from cloister.audit import Chain, Entry, Event, Heads
 from cloister.model import to_micros
 from cloister.shipping import POLL
 from cloister.sinks.base import Record, SignedHeads
@@ -29,6 +30,7 @@ class FakeLog:
         """How many entries before a position are given once more."""
         self.fault: Exception | None = None
         self.heads: str | None = None
+        self.dropped: Heads = {}
         self.reads = 0
 
     @property
@@ -51,6 +53,11 @@ class FakeLog:
     def drop(self, count: int) -> None:
         """Drop the oldest *count* entries."""
         del self.rows[:count]
+
+    def cut(self, count: int) -> None:
+        """Drop them, and state up to where."""
+        self.dropped |= {entry.writer: (entry.number, entry.hash.hex()) for entry in self.entries[:count]}
+        self.drop(count)
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         self.reads += 1
@@ -156,7 +163,7 @@ class Receiver:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.asked = 0
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> str:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
@@ -170,12 +177,15 @@ class Receiver:
     async def stop(self) -> None:
         assert self._server is not None
         self._server.close()
-        for writer in list(self._connections):
-            writer.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.strip().split("\r\n")
@@ -194,7 +204,9 @@ class Receiver:
             pass
         finally:
             writer.close()
-            self._connections.discard(writer)
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self._serving.discard(task)
 
     @property
     def bodies(self) -> list[Any]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister import auditing, doctor, settings, sinks
+from cloister.alarms import Alarms
 from cloister.audit import AuditKey, Entry
 from cloister.client import AsyncCloister
 from cloister.costs import Budget, Prices
@@ -443,3 +444,87 @@ class TestChanges:
         assert "keep_days" in changed[-1].detail
         assert "ssss" not in "".join(entry.detail for entry in changed)
         assert len(await told()) == 2  # looked after only
+
+
+# --- destinations -----------------------------------------------------------------------------------------------------
+
+
+def test_destinations_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    """Text with spaces between, or a list in TOML; each with its own severity or that of its kind."""
+    secret = "a secret of some length"
+    environ = {"CLOISTER_SINKS": f"log  info=file:{tmp_path}/a\thttps://hooks.example/x?a=b"}
+    read = settings.Settings.read(environ=environ | {"CLOISTER_WEBHOOK_SECRET": secret})
+    found = [(type(sink).__name__, sink.severity) for sink in read.destinations()]
+    assert found == [("LogSink", "alert"), ("LineFile", "info"), ("Webhook", "alert")]
+    file = tmp_path / "c.toml"
+    file.write_text('sinks = ["warning=log", "file:/with space"]\nsinks_state = "/somewhere"\n')
+    read = settings.Settings.read(environ={}, file=file)
+    assert [(sink.name, sink.severity) for sink in read.destinations()] == [
+        ("log", "warning"),
+        ("file:/with space", "info"),
+    ]
+    assert read.sinks_state == "/somewhere"
+
+
+def test_the_secret_of_webhooks_leaves_the_environment(tmp_path: Path) -> None:
+    """It is taken out once read, stands in no repr, and in no file."""
+    environ = {"CLOISTER_WEBHOOK_SECRET": "canary-of-a-secret", "CLOISTER_SINKS": "https://hooks.example/canary-path"}
+    read = settings.Settings.read(environ=environ)
+    assert "CLOISTER_WEBHOOK_SECRET" not in environ
+    assert "canary" not in repr(read) + repr(read.destinations())
+    file = tmp_path / "c.toml"
+    file.write_text('webhook_secret = "canary-of-a-secret"\n')
+    with pytest.raises(ConfigurationError, match="environment only") as raised:
+        settings.Settings.read(environ={}, file=file)
+    assert "canary" not in str(raised.value)
+
+
+@pytest.mark.parametrize("said", ["smtp:canary", "log info=canary", "file:x?canary=1", "http://hooks.example/canary"])
+def test_a_bad_destination_is_named_by_its_setting_alone(said: str) -> None:
+    """The error says which setting it is and what there is; an address may be a secret."""
+    with pytest.raises(ConfigurationError, match="CLOISTER_SINKS") as raised:
+        settings.Settings.read(environ={"CLOISTER_SINKS": said})
+    assert "canary" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("off", None),
+        ("refusals=3, window=5m", Alarms(refusals=3, window=timedelta(minutes=5))),
+        ({"suspend_after": 7}, Alarms(suspend_after=7)),
+    ],
+)
+def test_alarms_are_set_in_parts(said: Any, expected: Alarms | None) -> None:
+    """Off, or thresholds by their names."""
+    assert settings.Settings.read(environ={}, alarms=said).alarms == expected
+
+
+@pytest.mark.parametrize("said", ["on", "refusals=0", "refusals=many", "window=2d", "canary=1", 7, {}])
+def test_alarms_that_are_none_are_refused(said: Any) -> None:
+    """What is no threshold is an error."""
+    with pytest.raises(ConfigurationError, match="alarms must be"):
+        settings.Settings.read(environ={}, alarms=said)
+
+
+def test_doctor_says_what_each_destination_is_given(tmp_path: Path) -> None:
+    """Destinations with what they get; what is missing, readable by others, or forgotten over a restart."""
+
+    def examined(**given: Any) -> list[tuple[str, str]]:
+        read = settings.Settings.read(environ={}, **given)
+        return [(found.state, found.said) for found in doctor.examine(read) if found.what == "alarms"]
+
+    ((state, said),) = examined(store="memory://")
+    assert (state, "wake nobody" in said) == ("note", True)
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    file.chmod(0o644)
+    found = examined(store=f"sqlite:///{tmp_path}/x.db", sinks=["log", f"file:{file}"], alarms="off")
+    assert [state for state, _ in found] == ["off", "ok", "ok", "unsafe"]
+    assert "alarms" in found[1][1]
+    assert "entries from info on" in found[2][1]
+    found = examined(store="redis://localhost", sinks=["log"])
+    assert [state for state, _ in found] == ["ok", "note"]
+    assert [state for state, _ in examined(store="redis://localhost", sinks=["log"], sinks_state="x")] == ["ok"]
+    ((state, said),) = examined(store="memory://", sinks=["https://hooks.example/x"])
+    assert (state, "CLOISTER_WEBHOOK_SECRET" in said) == ("missing", True)

@@ -29,6 +29,7 @@ def shipper(log: FakeLog, *sinks: Any, folder: Path | None = None, naps: Naps | 
         note=log.note,
         now=log.clock,
         heads=lambda: log.heads,
+        dropped=lambda: log.dropped,
         since=options.get("since", 0),
         folder=folder,
         sleep=naps or Naps(),
@@ -145,8 +146,7 @@ async def test_an_entry_that_the_store_gives_twice_comes_once(log: FakeLog) -> N
 
 
 async def test_a_destination_that_comes_back_gets_everything_in_order(log: FakeLog) -> None:
-    """What it did not take is given again until it does, and then the rest; once on record that it failed, once that
-    it is back."""
+    """What it did not take is given again until it does; that it failed, and is back, is on record once each."""
     log.put("turn.committed", 250)
     faults = [SinkError("down"), OSError(5, "no"), RuntimeError("canary"), None]
     async with shipping_of(log, sink := Taker(fault=lambda number: faults[number % 4])) as ship:
@@ -442,6 +442,43 @@ async def test_what_was_dropped_before_it_was_delivered_is_said(log: FakeLog, tm
     assert [alarm.rule for alarm in sink.alarms] == ["sink.dropped"]
 
 
+async def test_a_writer_of_whom_nothing_is_left_is_missed_too(log: FakeLog, tmp_path: Path) -> None:
+    """What was signed when the log was cut says how far each writer had come, so that none goes without a word."""
+    gone = log.put("turn.committed", 3, Chain.new())
+    async with shipping_of(log, Taker(), folder=tmp_path):
+        pass
+    log.put("turn.committed", 4, gone)
+    unseen = log.put("turn.committed", 5, Chain.new())
+    log.put("turn.committed", 2)
+    log.cut(3 + 4 + 5 + 1)
+    log.put("audit.pruned")
+    assert set(log.dropped) == {gone.writer, unseen.writer, log.chain.writer}
+    async with shipping_of(log, sink := Taker(), folder=tmp_path) as ship:
+        await until(lambda: log.entries[-1].event == "sink.dropped")
+        log.put("audit.pruned")
+        ship.kick()
+        await until(lambda: identities(sink.entries) == identities(log.entries))
+    assert ['"count":10' in entry.detail for entry in log.entries if entry.event == "sink.dropped"] == [True]
+
+
+async def test_what_was_cut_after_it_was_delivered_is_not_missed(log: FakeLog, tmp_path: Path) -> None:
+    """Where a destination had everything, a shorter log is no loss; nor is what was cut before it was there."""
+    log.put("turn.committed", 3, Chain.new())
+    log.put("turn.committed", 3)
+    log.cut(4)
+    log.put("audit.pruned")
+    async with shipping_of(log, Taker(), folder=tmp_path):
+        pass
+    log.put("turn.committed", 3)
+    async with shipping_of(log, Taker(), folder=tmp_path):
+        pass
+    log.cut(4)
+    log.put("audit.pruned")
+    async with shipping_of(log, Taker(), folder=tmp_path):
+        pass
+    assert "sink.dropped" not in [entry.event for entry in log.entries]
+
+
 async def test_what_was_dropped_before_a_destination_was_there_is_not_missed(log: FakeLog) -> None:
     """A log that begins in the middle of a chain when it is first read is no loss."""
     log.put("turn.committed", 10)
@@ -476,10 +513,10 @@ async def test_many_writers_are_followed_in_bounded_memory(log: FakeLog) -> None
     """Of more than a thousand writers some are forgotten; none is then said to have lost what it has not."""
     progress = Progress("x", 0, whole=True)
     for _ in range(1_500):
-        unfold(progress, [Chain.new().extend(_event(), "", "")[1]], "info", None, 0)
+        unfold(progress, [Chain.new().extend(_event(), "", "")[1]], "info", None, 0, {})
     assert len(progress.numbers) == 1_000
     old = Chain("w_old", 41, b"")
-    unfold(progress, [old.extend(_event(), "", "")[1]], "info", None, 0)
+    unfold(progress, [old.extend(_event(), "", "")[1]], "info", None, 0, {})
     assert progress.missing == 0
     assert len(msgspec.json.encode(progress)) < 50_000
 

@@ -450,8 +450,8 @@ def test_an_address_that_is_not_safe_is_refused(url: str, said: str) -> None:
 
 def test_an_address_in_clear_can_be_allowed() -> None:
     """On this machine, or where somebody says so, http will do."""
-    assert Webhook("http://127.0.0.1:8080/x", SECRET).name.startswith("http://127.0.0.1:8080/…")
-    assert Webhook("http://[::1]/x", SECRET).name.startswith("http://[::1]/…")
+    assert Webhook("http://127.0.0.1:8080/x", SECRET).name.startswith("http://127.0.0.1:8080/...")
+    assert Webhook("http://[::1]/x", SECRET).name.startswith("http://[::1]/...")
     Webhook("http://hooks.internal/x", SECRET, allow_http=True)
 
 

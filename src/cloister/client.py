@@ -244,6 +244,7 @@ class AsyncCloister:
             note=self.vault.note,
             now=self.vault.now,
             heads=heads.newest if heads is not None else lambda: None,
+            dropped=lambda: heads.read().dropped if heads is not None else {},
             since=0 if store.volatile else to_micros(self.vault.now()),
             folder=sinks_folder(store, self._sinks_state),
         )

@@ -21,7 +21,7 @@ import msgspec
 
 from cloister import files
 from cloister.alarms import Alarm, Alarms, Watched, consider
-from cloister.audit import SEVERITIES, Entry, Event, columns, event
+from cloister.audit import SEVERITIES, Entry, Event, Heads, columns, event
 from cloister.audit.chain import ENTRY_TYPES
 from cloister.errors import CloisterError, ConfigurationError, StoreError
 from cloister.model import to_micros
@@ -65,26 +65,39 @@ class Progress(msgspec.Struct):
 
 
 def unfold(
-    progress: Progress, entries: Sequence[Entry], severity: str, alarms: Alarms | None, now: int
+    progress: Progress, entries: Sequence[Entry], severity: str, alarms: Alarms | None, now: int, dropped: Heads
 ) -> list[Record]:
-    """Give what *entries* mean to a destination of *severity*; *progress* follows them."""
+    """Give what *entries* mean to a destination of *severity*; *progress* follows them.
+
+    *dropped* is up to where the log was dropped, for each writer; what lies before and never came is missing.
+    """
     found: list[Record] = []
     for entry in entries:
         if not _sound(entry):
             found.append(_damaged(now))
             continue
-        last = progress.numbers.pop(entry.writer, None)
-        progress.numbers[entry.writer] = max(entry.number, last or 0)
+        last = progress.numbers.get(entry.writer)
         if last is not None and entry.number <= last:
             continue  # a store may give an entry more than once
-        if last is not None or (progress.whole and not progress.crowded):
-            progress.missing += entry.number - 1 - (last or 0)
-        if len(progress.numbers) > _MOST_WRITERS:
-            del progress.numbers[next(iter(progress.numbers))]
-            progress.crowded = True
+        _pass(progress, entry.writer, entry.number - 1)
+        progress.numbers[entry.writer] = entry.number
+        if entry.event == "audit.pruned":  # whatever of the log was left before has come by now
+            for writer, (number, _) in dropped.items():
+                _pass(progress, writer, number)
         if entry.at >= progress.since:
             found += _meant(progress, entry, severity, alarms, now)
     return found
+
+
+def _pass(progress: Progress, writer: str, number: int) -> None:
+    """Count entries of *writer* up to *number* as missing, unless they came, or were there before anybody looked."""
+    last = progress.numbers.pop(writer, None)
+    if last is not None or (progress.whole and not progress.crowded):
+        progress.missing += max(number - (last or 0), 0)
+    progress.numbers[writer] = max(number, last or 0)
+    if len(progress.numbers) > _MOST_WRITERS:
+        del progress.numbers[next(iter(progress.numbers))]
+        progress.crowded = True
 
 
 def _meant(progress: Progress, entry: Entry, severity: str, alarms: Alarms | None, now: int) -> Iterator[Record]:
@@ -210,8 +223,9 @@ class _Left(Exception):
 class Shipper:
     """Serve *sinks*, each by itself, from what *trail* gives of the log.
 
-    *note* puts an event on record, *now* is the clock, *heads* gives the newest line of signed heads. Progress is kept
-    in *folder*; without one, serving begins at the moment *since*.
+    *note* puts an event on record, *now* is the clock, *heads* gives the newest line of signed heads, *dropped* up to
+    where each writer's entries were dropped. Progress is kept in *folder*; without one, serving begins at the moment
+    *since*.
     """
 
     def __init__(
@@ -223,6 +237,7 @@ class Shipper:
         note: Callable[[Sequence[Event]], Awaitable[None]],
         now: Callable[[], datetime],
         heads: Callable[[], str | None],
+        dropped: Callable[[], Heads],
         since: int,
         folder: Path | None = None,
         sleep: Sleep = asyncio.sleep,
@@ -234,6 +249,7 @@ class Shipper:
         self.note = note
         self.now = now
         self.heads = heads
+        self.dropped = dropped
         self.alarms = alarms
         self.sleep = sleep
         self.closing = asyncio.Event()
@@ -314,7 +330,12 @@ class _Route:
             return False
         progress, shipper = copy.deepcopy(before), self._shipper
         now = to_micros(shipper.now())
-        records = unfold(progress, page.entries, self.sink.severity, shipper.alarms, now)
+        dropped: Heads = {}
+        if not before.after or any(entry.event == "audit.pruned" for entry in page.entries):
+            dropped = await self._dropped()
+        if not before.after and not before.whole:
+            progress.numbers |= {writer: number for writer, (number, _) in [*dropped.items()][-_MOST_WRITERS:]}
+        records = unfold(progress, page.entries, self.sink.severity, shipper.alarms, now, dropped)
         if self.sink.severity != "alert" and (heads := await self._new_heads(progress)):
             records.append(heads)
         for some in parcels(records):
@@ -351,6 +372,13 @@ class _Route:
             return None
         self._lost_log = False
         return page
+
+    async def _dropped(self) -> Heads:
+        try:
+            return await asyncio.to_thread(self._shipper.dropped)
+        except CloisterError as error:
+            _log.warning("what was dropped from the audit log cannot be read: %s", error)
+            return {}
 
     async def _new_heads(self, progress: Progress) -> SignedHeads | None:
         """Give the newest line of signed heads, unless it was delivered; it repeats all that earlier ones say."""

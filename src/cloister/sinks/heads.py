@@ -24,6 +24,10 @@ class HeadSink(Protocol):
 
     def keep(self, heads: Heads, now: datetime) -> None: ...
 
+    def read(self) -> Signed:
+        """Give what was signed for."""
+        ...
+
     def newest(self) -> str | None:
         """Give the last line that was kept, which says all that earlier ones do."""
         ...

@@ -65,7 +65,7 @@ class Webhook:
             )
         self.severity = check_severity(severity)
         # The path is often the key to the address: whoever knows it can post there.
-        self.name = f"{urlsplit(url).scheme}://{host}/…{sha256(url.encode()).hexdigest()[:8]}"
+        self.name = f"{urlsplit(url).scheme}://{host}/...{sha256(url.encode()).hexdigest()[:8]}"
         self._url = url
         self._secret = secret
         self._clock = clock
