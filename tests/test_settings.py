@@ -443,3 +443,24 @@ class TestChanges:
         assert "keep_days" in changed[-1].detail
         assert "ssss" not in "".join(entry.detail for entry in changed)
         assert len(await told()) == 2  # looked after only
+
+    def test_no_secret_is_among_them(self) -> None:
+        """Passwords in addresses, and what comes after whose address it is, are left out; tenants' too."""
+        for store in (
+            "postgresql://ana:hush@db.example/x?password=hush",
+            "redis://:hush@db.example:6379/0",
+            "token://?ledger=redis://:hush@db.example:6379/0",
+        ):
+            said = Settings.read(
+                environ={},
+                store=store,
+                provider="openai",
+                base_url="https://gateway.example/hush/v1",
+                tenancy="required",
+                tenants={"acme": {"base_url": "https://ana:hush@acme.example/v1?key=hush", "model": "gpt-4.1"}},
+            ).said()
+            assert "hush" not in str(said)
+            assert "db.example" in said["store"]
+            assert said["base_url"] == "https://gateway.example"
+            assert "https://acme.example" in said["tenants"]
+            assert said["provider"] == "openai"

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from cloister import files, providers, sinks, stores
 from cloister.alarms import Alarms
@@ -296,7 +297,7 @@ NAMES = tuple(_KNOWN)
 BUDGETS = ("user_daily", "user_monthly", "tenant_daily", "tenant_monthly", "session")
 """What ``budget_…`` can be set for."""
 
-_UNSAID = {"keys", "webhook_secret", "sinks", "provider"}
+_UNSAID = {"keys", "webhook_secret"}
 
 # Two ways to say one thing: the one that is nearer wins, and both in one place contradict each other.
 _RIVALS = (("keys", "key_file"), ("keep_days", "idle_timeout"), ("keep_days", "absolute_timeout"))
@@ -414,13 +415,10 @@ class Settings:
         return Prices.default() if self.prices is None else Prices.read(self.prices)
 
     def said(self) -> dict[str, str]:
-        """Give all that is set and no secret, as text."""
+        """Give all that is set and no secret, as text: of addresses only whose they are."""
         said = {name: getattr(self, name) for name in NAMES if name not in _UNSAID}
-        named = {"provider": self.provider if isinstance(self.provider, str) else getattr(self.provider, "name", "")}
-        destinations = ", ".join(sink.name for sink in self.destinations())
-        return {
-            name: str(value) for name, value in {**said, **named, "sinks": destinations}.items() if value is not None
-        }
+        said |= {"store": self.connect().url, "sinks": ", ".join(sink.name for sink in self.destinations())}
+        return {name: _public(name, value) for name, value in said.items() if value is not None}
 
     def tenants_apart(self) -> dict[str, Tenant]:
         """Give what is set for single tenants."""
@@ -548,6 +546,19 @@ def _lay_over(merged: dict[str, Any], source: Mapping[str, Any]) -> None:
         for name in _ABOUT_PROVIDER:
             merged.pop(name, None)
     merged.update(source)
+
+
+def _public(name: str, value: object) -> str:
+    """Say what *value* a setting has, as far as everybody may know it."""
+    if name == "tenants" and isinstance(value, Mapping):
+        theirs = {tenant: {part: _public(part, one) for part, one in parts.items()} for tenant, parts in value.items()}
+        return str(theirs)
+    if name == "provider":
+        return str(value if isinstance(value, str) else getattr(value, "name", ""))
+    if name == "base_url":  # its path may be a key of its own
+        address = urlsplit(str(value))
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+    return str(value)
 
 
 def _elsewhere(name: str, base_url: str, model: str | None, environ: Mapping[str, str]) -> Provider:
