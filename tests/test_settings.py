@@ -20,7 +20,9 @@ from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
+from cloister.providers.anthropic import Anthropic
 from cloister.providers.offline import Offline
+from cloister.providers.openai import OpenAICompatible
 from cloister.scrub import Scrub
 from cloister.settings import Settings
 
@@ -410,6 +412,30 @@ class TestTenants:
             assert str(acme.budget.user_daily) == "0.50"
             assert (other.budget, other.keep_failed) == (None, True)
             assert other.limits == cloister.limits
+
+    def test_have_nothing_that_was_said_of_another_provider(self) -> None:
+        """A tenant with a provider of its own is not sent to the address of everybody's, nor asks for its model."""
+        keys = {"OPENAI_API_KEY": "sk-1234567890", "ANTHROPIC_API_KEY": "sk-ant-1234567890"}
+        everybody = {"provider": "openai", "model": "gpt-4.1", "base_url": "https://gateway.example/v1"}
+        tenants = {"acme": {"provider": "anthropic"}, "other": {"provider": "openai", "model": "gpt-4.1-mini"}}
+        read = Settings.read(environ=keys, store="memory://", tenancy="required", tenants=tenants, **everybody)
+        apart = read.tenants_apart()
+        acme, other = apart["acme"].provider, apart["other"].provider
+        assert isinstance(acme, Anthropic)
+        assert acme._client._at.base_url == "https://api.anthropic.com"
+        assert acme.model != "gpt-4.1"
+        assert isinstance(other, OpenAICompatible)
+        assert (other._client._at.base_url, other.model) == ("https://gateway.example/v1", "gpt-4.1-mini")
+
+    def test_may_live_shorter_than_days(self) -> None:
+        """A tenant's own timeouts hold where everybody's sessions are kept for days, and the other way round."""
+        tenants = {"acme": {"idle_timeout": "5m"}, "other": {"keep_days": 3}}
+        apart = Settings.read(environ={}, tenancy="required", keep_days=30, tenants=tenants).tenants_apart()
+        assert apart["acme"].limits == Limits(idle_timeout=timedelta(minutes=5))
+        assert apart["other"].limits == Limits.keep(3)
+        both = {"acme": {"idle_timeout": "5m", "keep_days": 3}}
+        with pytest.raises(ConfigurationError, match="keep_days and idle_timeout"):
+            Settings.read(environ={}, tenancy="required", tenants=both).tenants_apart()
 
     @pytest.mark.parametrize(
         "said",

@@ -425,7 +425,10 @@ class Settings:
         return {name: self._tenant(values) for name, values in self.tenants.items()}
 
     def _tenant(self, values: Mapping[str, Any]) -> Tenant:
-        theirs = dataclasses.replace(self, **values)
+        # A provider's address is not that of the one that takes its place, and one lifetime gives way to another.
+        merged = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        _lay_over(merged, values)
+        theirs = Settings(**merged)
         own_limits = values.keys() & {"idle_timeout", "absolute_timeout", "keep_days"}
         return Tenant(
             provider=theirs.answerer() if values.keys() & {"provider", "model", "base_url"} else None,
