@@ -269,6 +269,16 @@ def test_doctor_shows_the_age_of_prices(monkeypatch: pytest.MonkeyPatch) -> None
         assert "days old" in found.said
 
 
+def test_doctor_shows_what_tenants_give_up(folder: Path) -> None:
+    """A protection that is off for one tenant is reported with the tenant's name; what cannot be used too."""
+    (folder / "cloister.toml").write_text("[tenants.acme]\nscrub = 'off'\n[tenants.other]\nkeep_failed = true\n")
+    (off,) = [one for one in doctor.examine(read()) if one.state == "off"]
+    assert (off.what, off.said) == ("personal data", "for tenant acme: scrub=None")
+    (folder / "cloister.toml").write_text("[tenants.acme]\nprovider = 'openai'\n")
+    (found,) = [one for one in doctor.examine(read()) if one.what == "tenants"]
+    assert found.state == "missing"
+
+
 def test_doctor_shows_budgets() -> None:
     """The doctor names what is bounded, and a model that has no price to hold against it."""
     assert findings({})["budget"][0].state == "note"
