@@ -211,6 +211,23 @@ class TestTenants:
             async with opened("memory://", tenants={"acme": Tenant()}):
                 pass
 
+    async def test_cannot_give_up_a_protection_unseen(self) -> None:
+        """What is switched off for one tenant is on record as what is switched off for all."""
+        off = Tenant(scrub=Scrub(where="off"), limits=Limits(None, None))
+        async with opened("memory://", tenancy="required", tenants={"acme": off, "other": Tenant()}) as house:
+            details = [json.loads(entry.detail) for entry in await house.entries() if entry.event == "protection.off"]
+        assert details == [
+            {"what": "limits", "option": "idle_timeout=None, absolute_timeout=None of tenant acme"},
+            {"what": "personal data", "option": "scrub=None of tenant acme"},
+        ]
+
+    @pytest.mark.parametrize("name", ["", " acme", "ac\x00me", "x" * 257, "e\u0301"])
+    async def test_are_named_as_tenants_can_be(self, name: str) -> None:
+        """Settings under a name that no tenant can have would hold for nobody: they are refused."""
+        with pytest.raises(ConfigurationError, match="tenants="):
+            async with opened("memory://", tenancy="required", tenants={name: Tenant()}):
+                pass
+
     async def test_a_window_must_hold_something(self) -> None:
         """A tenant's window is checked like everybody's."""
         with pytest.raises(ConfigurationError, match="context_tokens"):

@@ -21,7 +21,9 @@ from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
 from cloister.keyring import Keyring
 from cloister.model import Limits
+from cloister.providers.anthropic import Anthropic
 from cloister.providers.offline import Offline
+from cloister.providers.openai import OpenAICompatible
 from cloister.scrub import Scrub
 from cloister.settings import Settings
 
@@ -268,6 +270,16 @@ def test_doctor_shows_the_age_of_prices(monkeypatch: pytest.MonkeyPatch) -> None
         assert "days old" in found.said
 
 
+def test_doctor_shows_what_tenants_give_up(folder: Path) -> None:
+    """A protection that is off for one tenant is reported with the tenant's name; what cannot be used too."""
+    (folder / "cloister.toml").write_text("[tenants.acme]\nscrub = 'off'\n[tenants.other]\nkeep_failed = true\n")
+    (off,) = [one for one in doctor.examine(read()) if one.state == "off"]
+    assert (off.what, off.said) == ("personal data", "for tenant acme: scrub=None")
+    (folder / "cloister.toml").write_text("[tenants.acme]\nprovider = 'openai'\n")
+    (found,) = [one for one in doctor.examine(read()) if one.what == "tenants"]
+    assert found.state == "missing"
+
+
 def test_doctor_shows_budgets() -> None:
     """The doctor names what is bounded, and a model that has no price to hold against it."""
     assert findings({})["budget"][0].state == "note"
@@ -412,6 +424,30 @@ class TestTenants:
             assert (other.budget, other.keep_failed) == (None, True)
             assert other.limits == cloister.limits
 
+    def test_have_nothing_that_was_said_of_another_provider(self) -> None:
+        """A tenant with a provider of its own is not sent to the address of everybody's, nor asks for its model."""
+        keys = {"OPENAI_API_KEY": "sk-1234567890", "ANTHROPIC_API_KEY": "sk-ant-1234567890"}
+        everybody = {"provider": "openai", "model": "gpt-4.1", "base_url": "https://gateway.example/v1"}
+        tenants = {"acme": {"provider": "anthropic"}, "other": {"provider": "openai", "model": "gpt-4.1-mini"}}
+        read = Settings.read(environ=keys, store="memory://", tenancy="required", tenants=tenants, **everybody)
+        apart = read.tenants_apart()
+        acme, other = apart["acme"].provider, apart["other"].provider
+        assert isinstance(acme, Anthropic)
+        assert acme._client._at.base_url == "https://api.anthropic.com"
+        assert acme.model != "gpt-4.1"
+        assert isinstance(other, OpenAICompatible)
+        assert (other._client._at.base_url, other.model) == ("https://gateway.example/v1", "gpt-4.1-mini")
+
+    def test_may_live_shorter_than_days(self) -> None:
+        """A tenant's own timeouts hold where everybody's sessions are kept for days, and the other way round."""
+        tenants = {"acme": {"idle_timeout": "5m"}, "other": {"keep_days": 3}}
+        apart = Settings.read(environ={}, tenancy="required", keep_days=30, tenants=tenants).tenants_apart()
+        assert apart["acme"].limits == Limits(idle_timeout=timedelta(minutes=5))
+        assert apart["other"].limits == Limits.keep(3)
+        both = {"acme": {"idle_timeout": "5m", "keep_days": 3}}
+        with pytest.raises(ConfigurationError, match="keep_days and idle_timeout"):
+            Settings.read(environ={}, tenancy="required", tenants=both).tenants_apart()
+
     @pytest.mark.parametrize(
         "said",
         ["tenants = 3", "[tenants]\nacme = 3", "[tenants.acme]\nkeys = 'x'", "[tenants.acme]\nscrub = 'sometimes'"],
@@ -444,6 +480,27 @@ class TestChanges:
         assert "keep_days" in changed[-1].detail
         assert "ssss" not in "".join(entry.detail for entry in changed)
         assert len(await told()) == 2  # looked after only
+
+    def test_no_secret_is_among_them(self) -> None:
+        """Passwords in addresses, and what comes after whose address it is, are left out; tenants' too."""
+        for store in (
+            "postgresql://ana:hush@db.example/x?password=hush",
+            "redis://:hush@db.example:6379/0",
+            "token://?ledger=redis://:hush@db.example:6379/0",
+        ):
+            said = Settings.read(
+                environ={},
+                store=store,
+                provider="openai",
+                base_url="https://gateway.example/hush/v1",
+                tenancy="required",
+                tenants={"acme": {"base_url": "https://ana:hush@acme.example/v1?key=hush", "model": "gpt-4.1"}},
+            ).said()
+            assert "hush" not in str(said)
+            assert "db.example" in said["store"]
+            assert said["base_url"] == "https://gateway.example"
+            assert "https://acme.example" in said["tenants"]
+            assert said["provider"] == "openai"
 
 
 # --- destinations -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from cloister.costs import Budget, Cap, Prices, cost, exceeded, from_nanos, plain, reservation, to_nanos, unknown
+from cloister.errors import CloisterError
 from cloister.model import Head, Owner, Usage
 from cloister.stores.base import Account, Charge
 from cloister.vault import Settlement, Vault
@@ -52,11 +53,11 @@ class Bill:
             self._reserved = reservation(price, tokens, options, budget)
             self._caps = budget.caps(now)
         self._accounts = {_account(owner, cap): cap for cap in self._caps if cap.period is not None}
-        self._open = bool(self._accounts)
+        self._open = False
 
-    @property
-    def charges(self) -> list[Charge]:
-        """Give what is reserved before the model is asked."""
+    def reserve(self) -> list[Charge]:
+        """Give what is to be reserved before the model is asked. From here on there is something to settle."""
+        self._open = bool(self._accounts)
         return [self._charge(account, self._reserved, cap.limit) for account, cap in self._accounts.items()]
 
     def _charge(self, account: Account, amount: int, limit: int | None) -> Charge:
@@ -73,7 +74,7 @@ class Bill:
                 await self._refuse(cap, head.spent)
         if self._accounts and not reserved:
             vault = self._vault
-            receipt = await vault.ask(vault.store.charge, self._owner, self.lease, self.charges)
+            receipt = await vault.ask(vault.store.charge, self._owner, self.lease, self.reserve())
             if receipt.over is not None:
                 await self.refuse(receipt.over)
 
@@ -121,12 +122,21 @@ class Bill:
         """Take note that the bill is settled."""
         self._open = False
 
-    async def settle(self) -> None:
-        """Settle by itself what went with no commit. What a model may still be asked for stays as it was reserved."""
+    async def settle(self, error: BaseException | None) -> None:
+        """Settle by itself what went with no commit. What a model may still be asked for stays as it was reserved.
+
+        *error* is why the turn came to nothing, which a fault of the store does not take the place of.
+        """
         settlement = None if self.asked else self.settlement()
-        if settlement is not None:
-            vault = self._vault
-            await vault.ask(vault.store.charge, self._owner, *settlement)
+        if settlement is None:
+            return
+        try:
+            await self._vault.charge(self._owner, settlement)
+        except CloisterError as fault:
+            if error is None:
+                raise
+            error.add_note(f"and what was reserved for it stays reserved: {fault}")
+        else:
             self.close()
 
     def detail(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -145,6 +145,11 @@ class AsyncCloister:
             raise ConfigurationError(f"tenancy is 'single' or 'required', not {tenancy!r}")
         if tenants and tenancy == "single":
             raise ConfigurationError('tenants= says what is different for single tenants: name tenancy="required" too')
+        for name in tenants:
+            try:
+                Owner(name, "anybody")
+            except ValueError as error:  # it would hold for nobody, and nobody would notice
+                raise ConfigurationError(f"tenants= is for tenants by their names: {error}") from None
         check_context(context_tokens)
         self.store = store
         self.provider = provider
@@ -268,10 +273,11 @@ class AsyncCloister:
     async def _note_off(self) -> None:
         """Put on record which protections are switched off: whoever opens a store without one cannot do so unseen."""
         options = [(off.what, off.option) for off in getattr(self.store, "off", ())]
-        if self.limits.idle_timeout is None and self.limits.absolute_timeout is None:
-            options.append(("limits", "idle_timeout=None, absolute_timeout=None"))
-        if self.scrub.where == "off":
-            options.append(("personal data", "scrub=None"))
+        options += switched_off(self.limits, self.scrub)
+        for name, tenant in self._tenants.items():
+            options += [
+                (what, f"{option} of tenant {name}") for what, option in switched_off(tenant.limits, tenant.scrub)
+            ]
         if self.leaks is None:
             options.append(("others' details", "leaks=None"))
         if self.alarms is None:
@@ -377,6 +383,14 @@ class AsyncCloister:
                 await asyncio.to_thread(self.sign_heads)
             except CloisterError as error:  # tried again in a minute, and at the end, where it raises
                 _log.error("the audit log could not be signed: %s", error)
+
+
+def switched_off(limits: Limits | None, scrub: Scrub | None) -> Iterator[tuple[str, str]]:
+    """Name the protections that are switched off by what is set, and by which option; None is not set."""
+    if limits is not None and limits.idle_timeout is None and limits.absolute_timeout is None:
+        yield "limits", "idle_timeout=None, absolute_timeout=None"
+    if scrub is not None and scrub.where == "off":
+        yield "personal data", "scrub=None"
 
 
 @functools.cache

@@ -98,6 +98,7 @@ def examine(settings: Settings, reached: Sequence[Finding] = ()) -> Iterator[Fin
     yield from _limits(settings)
     yield from _costs(settings)
     yield from _protections(settings)
+    yield from _tenants(settings)
     yield from _sinks(settings)
 
 
@@ -337,6 +338,18 @@ def _protections(settings: Settings) -> Iterator[Finding]:
     yield _leaks(settings.leaks)
     if settings.keep_failed:
         yield Finding("note", "keep_failed", "questions whose answer failed are kept, marked")
+
+
+def _tenants(settings: Settings) -> Iterator[Finding]:
+    """Say what single tenants give up; what else is different for them stands in the file."""
+    try:
+        apart = settings.tenants_apart()
+    except ConfigurationError as error:
+        yield Finding("missing", "tenants", str(error))
+        return
+    for name, tenant in apart.items():
+        for what, option in client.switched_off(tenant.limits, tenant.scrub):
+            yield Finding("off", what, f"for tenant {name}: {option}", f"take it out of [tenants.{name}]")
 
 
 def _scrub(scrub: Scrub) -> Finding:

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from cloister import files, providers, sinks, stores
 from cloister.alarms import Alarms
@@ -296,7 +297,7 @@ NAMES = tuple(_KNOWN)
 BUDGETS = ("user_daily", "user_monthly", "tenant_daily", "tenant_monthly", "session")
 """What ``budget_…`` can be set for."""
 
-_UNSAID = {"keys", "webhook_secret", "sinks", "provider"}
+_UNSAID = {"keys", "webhook_secret"}
 
 # Two ways to say one thing: the one that is nearer wins, and both in one place contradict each other.
 _RIVALS = (("keys", "key_file"), ("keep_days", "idle_timeout"), ("keep_days", "absolute_timeout"))
@@ -414,20 +415,20 @@ class Settings:
         return Prices.default() if self.prices is None else Prices.read(self.prices)
 
     def said(self) -> dict[str, str]:
-        """Give all that is set and no secret, as text."""
+        """Give all that is set and no secret, as text: of addresses only whose they are."""
         said = {name: getattr(self, name) for name in NAMES if name not in _UNSAID}
-        named = {"provider": self.provider if isinstance(self.provider, str) else getattr(self.provider, "name", "")}
-        destinations = ", ".join(sink.name for sink in self.destinations())
-        return {
-            name: str(value) for name, value in {**said, **named, "sinks": destinations}.items() if value is not None
-        }
+        said |= {"store": self.connect().url, "sinks": ", ".join(sink.name for sink in self.destinations())}
+        return {name: _public(name, value) for name, value in said.items() if value is not None}
 
     def tenants_apart(self) -> dict[str, Tenant]:
         """Give what is set for single tenants."""
         return {name: self._tenant(values) for name, values in self.tenants.items()}
 
     def _tenant(self, values: Mapping[str, Any]) -> Tenant:
-        theirs = dataclasses.replace(self, **values)
+        # A provider's address is not that of the one that takes its place, and one lifetime gives way to another.
+        merged = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        _lay_over(merged, values)
+        theirs = Settings(**merged)
         own_limits = values.keys() & {"idle_timeout", "absolute_timeout", "keep_days"}
         return Tenant(
             provider=theirs.answerer() if values.keys() & {"provider", "model", "base_url"} else None,
@@ -548,6 +549,19 @@ def _lay_over(merged: dict[str, Any], source: Mapping[str, Any]) -> None:
         for name in _ABOUT_PROVIDER:
             merged.pop(name, None)
     merged.update(source)
+
+
+def _public(name: str, value: object) -> str:
+    """Say what *value* a setting has, as far as everybody may know it."""
+    if name == "tenants" and isinstance(value, Mapping):
+        theirs = {tenant: {part: _public(part, one) for part, one in parts.items()} for tenant, parts in value.items()}
+        return str(theirs)
+    if name == "provider":
+        return str(value if isinstance(value, str) else getattr(value, "name", ""))
+    if name == "base_url":  # its path may be a key of its own
+        address = urlsplit(str(value))
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
+    return str(value)
 
 
 def _elsewhere(name: str, base_url: str, model: str | None, environ: Mapping[str, str]) -> Provider:

@@ -342,9 +342,10 @@ class Session:
         course = cloister.vault.course()
         course.at("load")
         try:
+            cloister.vault.admit(self.owner)  # before there is anything to settle
             record = key.digest if key else None
             async with cloister.vault.work(
-                self, budget=budget, record=record, lease=bill.lease, charges=bill.charges
+                self, budget=budget, record=record, lease=bill.lease, charges=bill.reserve()
             ) as found:
                 course.at("prepare")
                 if isinstance(found, Loaded) and found.over is not None:
@@ -392,7 +393,7 @@ class Session:
             raise
         finally:
             course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
-            await bill.settle()
+            await bill.settle(failed)
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""

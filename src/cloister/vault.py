@@ -257,6 +257,10 @@ class Vault:
         """Put *entries* on record by themselves, to the end even if the caller is cancelled."""
         await self._finish(self.ask(self.store.record, entries))
 
+    async def charge(self, owner: Owner, settlement: Settlement) -> None:
+        """Settle charges that go with no commit, to the end even if the caller is cancelled."""
+        await self._finish(self._twice(self.store.charge, owner, *settlement))
+
     def background(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do *work* off the path of any caller; `settle` waits for it."""
         task = asyncio.get_running_loop().create_task(work)
@@ -667,7 +671,7 @@ class Vault:
         return replace(opened.row, wrapped=wrapped, carry=carry)
 
     async def _twice(self, method: Callable[..., Awaitable[EchoT]], *args: Any, **options: Any) -> None:
-        """Write, and once more where the outcome is unknown: a turn that the store already has is not stored again."""
+        """Write, and once more where the outcome is unknown: what the store already has is not stored again."""
         try:
             await self.ask(method, *args, **options)
         except StoreUnavailable:

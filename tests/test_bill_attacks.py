@@ -1,0 +1,186 @@
+"""Attempts on budgets: to get tokens for nothing, to lose somebody's money, to learn or change what others spent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Generator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from tests.fakes import House, Watched, opened
+from tests.test_budgets import PRICES, spent
+
+from cloister import Alarms, Budget
+from cloister.errors import BudgetExceeded, RateLimited, SessionNotFound, StoreUnavailable
+from cloister.stores.memory import MemoryStore
+from cloister.user import Session
+
+MOST_WAITS = 150
+_USAGE = {"prompt_tokens": 5, "completion_tokens": 3}
+CHAT = {
+    "model": "parrot-1",
+    "choices": [{"message": {"role": "assistant", "content": "Fine."}, "finish_reason": "stop"}],
+    "usage": _USAGE,
+}
+COST = Decimal("0.008")
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASKS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+CALLS = {**CHAT, "choices": [{"message": ASKS, "finish_reason": "tool_calls"}]}
+RESULT = {"role": "tool", "tool_call_id": "c1", "content": "r"}
+
+
+class Slow(Watched):
+    """A store that lets others run before and after all that it does, as one over a network."""
+
+    def __getattr__(self, name: str) -> Any:
+        real = super().__getattr__(name)
+        if not asyncio.iscoroutinefunction(real):
+            return real
+
+        async def ask(*args: Any, **options: Any) -> Any:
+            await asyncio.sleep(0)
+            answer = await real(*args, **options)
+            await asyncio.sleep(0)
+            return answer
+
+        return ask
+
+
+class Interrupted:
+    """Await *work*, and cancel the task that does so at its wait number *at*, and at so many after it."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int, times: int) -> None:
+        self._work = work
+        self._waits = range(at, at + times)
+        self.reached = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        running, waits, thrown = self._work.__await__(), 0, None
+        while True:
+            try:
+                waited = running.throw(thrown) if thrown else next(running)
+            except StopIteration as stop:
+                return stop.value
+            waits += 1
+            if waits in self._waits:
+                self.reached = True
+                task.cancel()
+            thrown = None
+            try:
+                yield waited
+            except BaseException as error:  # noqa: BLE001 - handed on to whom it is for
+                thrown = error
+
+    async def over(self) -> bool:
+        """Wait until it is over; False if it was before it was cancelled."""
+
+        async def run() -> None:
+            await self
+
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.create_task(run())
+        return self.reached
+
+
+async def _send(house: House, session: Session) -> None:
+    await session.send("question", idempotency_key="k")
+
+
+async def _stream(house: House, session: Session) -> None:
+    async with session.stream("question") as stream:
+        async for _ in stream:
+            await asyncio.sleep(0)
+
+
+async def _own_model(house: House, session: Session) -> None:
+    async with session.turn("question", on_expired="renew") as turn:
+        for answer in (CALLS, CHAT):
+            await house.provider.complete(turn.request())
+            if answer is CALLS:
+                turn.add(answer)
+                turn.add(RESULT)
+        await turn.finish(CHAT)
+
+
+FLOWS: dict[str, Callable[[House, Session], Coroutine[Any, Any, None]]] = {
+    "send": _send,
+    "stream": _stream,
+    "own model, twice": _own_model,
+}
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+@pytest.mark.parametrize("renewal", [False, True])
+@pytest.mark.parametrize("flow", FLOWS)
+async def test_cancelled_anywhere_a_turn_is_paid_for(flow: str, renewal: bool, times: int) -> None:
+    """Wherever and however often it is cancelled: what was asked of a model counts, and nothing where nothing was."""
+    store = Slow(MemoryStore()).store
+    budget = Budget(user_daily="900", tenant_daily="900", session="900", reply_tokens=3)
+    async with opened(store, budget=budget, prices=PRICES) as house:
+        house.provider.answer = "one two" if flow == "stream" else CHAT
+        total = Decimal(0)
+        for at in range(1, MOST_WAITS):
+            user, asked = house.cloister.user(f"ana {at}"), len(house.provider.requests)
+            session = await user.start()
+            if renewal:
+                house.clock.move(hours=1)
+            reached = await Interrupted(FLOWS[flow](house, session), at, times).over()
+            await house.cloister.vault.settle()
+            for _ in range(3):
+                await asyncio.sleep(0)
+            asked = len(house.provider.requests) - asked
+            stands = await spent(house, user.owner.user)
+            assert stands >= COST * asked, f"free after wait {at}"
+            assert stands <= COST * 4 * asked, f"lost after wait {at}"
+            if not renewal:
+                assert (await user.resume(session.id)).cost == stands
+            total += stands
+            if not reached:
+                break
+            house.clock.now = house.clock.now.replace(hour=12, minute=0)
+        else:
+            pytest.fail(f"still waiting after {MOST_WAITS} times")
+        assert await spent(house, None) == total > 0
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+async def test_a_fault_while_settling_is_told_beside_the_first(failures: int) -> None:
+    """What was reserved is given back at the second attempt; if that fails too, why the turn failed is still told."""
+    watched = Watched(MemoryStore())
+    left = failures
+
+    async def fail(real: Any, args: Any, options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise StoreUnavailable("the store cannot be reached")
+        return await real(*args, **options)
+
+    async with opened(watched.store, budget=Budget(user_daily="90"), prices=PRICES) as house:
+        session = await house.ana.start()
+        watched.answers["charge"] = fail
+        with pytest.raises(BudgetExceeded, match="too long for a window") as raised:
+            await session.send("long " * 10_000)
+        assert (await spent(house) == 0) == (failures == 1)
+        notes = getattr(raised.value, "__notes__", [])
+        assert [note for note in notes if "stays reserved" in note] == notes
+        assert len(notes) == (failures > 1)
+
+
+async def test_whoever_is_suspended_asks_nothing_of_the_store() -> None:
+    """A user who is refused for a while has nothing to settle either."""
+    watched = Watched(MemoryStore())
+    alarms = Alarms(suspend_after=1)
+    async with opened(watched.store, budget=Budget(user_daily="9"), prices=PRICES, alarms=alarms) as house:
+        session = await house.ben.start()
+        with pytest.raises(SessionNotFound):
+            await house.ben.resume("x")
+        await house.cloister.vault.settle()
+        watched.calls.clear()
+        with pytest.raises(RateLimited):
+            await session.send("Hello")
+        assert watched.names == []
