@@ -415,10 +415,13 @@ class Settings:
         return Prices.default() if self.prices is None else Prices.read(self.prices)
 
     def said(self) -> dict[str, str]:
-        """Give all that is set and no secret, as text: of addresses only whose they are."""
+        """Give what is set otherwise than by itself, and no secret, as text: of addresses only whose they are."""
+        usual = Settings()
         said = {name: getattr(self, name) for name in NAMES if name not in _UNSAID}
-        said |= {"store": self.connect().url, "sinks": ", ".join(sink.name for sink in self.destinations())}
-        return {name: _public(name, value) for name, value in said.items() if value is not None}
+        said = {name: value for name, value in said.items() if value != getattr(usual, name)}
+        if self.sinks:
+            said["sinks"] = ", ".join(sink.name for sink in self.destinations())
+        return {name: _public(name, value) for name, value in said.items()} | {"store": self.connect().url}
 
     def tenants_apart(self) -> dict[str, Tenant]:
         """Give what is set for single tenants."""
@@ -561,7 +564,10 @@ def _public(name: str, value: object) -> str:
     if name == "base_url":  # its path may be a key of its own
         address = urlsplit(str(value))
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}"
-    return str(value)
+    if dataclasses.is_dataclass(value):
+        parts = {part.name: (getattr(value, part.name), part.default) for part in dataclasses.fields(value)}
+        return ", ".join(f"{part}={one}" for part, (one, usual) in parts.items() if one != usual) or "as usual"
+    return "off" if value is None else str(value)
 
 
 def _elsewhere(name: str, base_url: str, model: str | None, environ: Mapping[str, str]) -> Provider:
