@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import decimal
 from collections.abc import Callable, Coroutine, Generator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from tests.fakes import House, Watched, opened
-from tests.test_budgets import PRICES, spent
+from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
 from cloister import Alarms, Budget
 from cloister.errors import BudgetExceeded, RateLimited, SessionNotFound, StoreUnavailable
@@ -184,3 +186,28 @@ async def test_whoever_is_suspended_asks_nothing_of_the_store() -> None:
         with pytest.raises(RateLimited):
             await session.send("Hello")
         assert watched.names == []
+
+
+async def test_the_applications_decimals_change_no_bill(url: str) -> None:
+    """Whatever precision, rounding and traps an application sets for its own sums, a bill is exact, and refused alike."""
+    used = {"prompt_tokens": 1_011, "completion_tokens": 33_333}
+    with decimal.localcontext(prec=3, rounding=decimal.ROUND_DOWN) as context:
+        context.traps[decimal.Inexact] = True
+        async with budgeted(url, Budget(user_daily="78.123456789", reply_tokens=33_333)) as house:
+            house.provider.answer = {**CHAT, "usage": used}
+            session = await house.ana.start()
+            for _ in range(2):
+                reply = await session.send("Hello")
+                assert reply.cost == Decimal("34.344")
+            assert await spent(house) == session.cost == Decimal("68.688")
+            with pytest.raises(BudgetExceeded, match=r"68\.69 of 78\.12"):
+                await session.send("Hello")
+
+
+async def test_another_currency_is_no_way_out() -> None:
+    """Where the model that answered is paid in another currency, the turn costs what the one that was asked does."""
+    euros = dataclasses.replace(PARROT, model="parrot-2", currency="EUR")
+    async with opened("memory://", budget=Budget(user_daily="9"), prices=PRICES.over([euros])) as house:
+        house.provider.answer = {**CHAT, "model": "parrot-2"}
+        reply = await (await house.ana.start()).send("Hello")
+        assert reply.cost == await spent(house) == COST

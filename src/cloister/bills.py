@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from cloister.costs import Budget, Cap, Prices, cost, exceeded, from_nanos, plain, reservation, to_nanos, unknown
+from cloister.costs.money import EXACT, ZERO
 from cloister.errors import CloisterError
 from cloister.model import Head, Owner, Usage
 from cloister.stores.base import Account, Charge
@@ -97,14 +98,20 @@ class Bill:
         """Add what a call used, by the price of the *model* that answered, or else of the one that was asked."""
         self.asked = False
         now = self._vault.now()
-        price = self._prices.find(self._provider, model, now) or self._prices.find(self._provider, self._model, now)
-        if price is not None and price.currency == self.currency:
-            self.cost = (self.cost or Decimal(0)) + cost(usage, price)
+        known = (self._prices.find(self._provider, named, now) for named in (model, self._model))
+        # A price in another currency could not be added, and the call would be free.
+        price = next((price for price in known if price is not None and price.currency == self.currency), None)
+        if price is not None:
+            self._add(cost(usage, price))
+
+    def _add(self, amount: Decimal) -> None:
+        # Not with a plus sign, which rounds as the application has set its decimals to.
+        self.cost = EXACT.add(self.cost or ZERO, amount)
 
     def give_up(self, *, refused: bool) -> None:
         """Count a call whose usage nobody will ever tell at what was reserved, unless the provider *refused* it."""
         if self.asked and not refused and self._caps:
-            self.cost = (self.cost or Decimal(0)) + from_nanos(self._reserved)
+            self._add(from_nanos(self._reserved))
         self.asked = False
 
     @property

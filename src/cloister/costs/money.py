@@ -63,7 +63,7 @@ def plain(amount: Decimal) -> str:
 
 def shown(amount: Decimal) -> str:
     """Write an amount for people: to the cent, and below one to four digits that say something."""
-    places = 2 if not amount or abs(amount) >= 1 else max(2, 3 - amount.adjusted())
+    places = 2 if not amount or amount.copy_abs() >= 1 else max(2, 3 - amount.adjusted())
     rounded = _NEAR.quantize(amount, Decimal(1).scaleb(-places))
     whole, _, rest = format(rounded, ",f").partition(".")
     return f"{whole}.{rest.rstrip('0').ljust(2, '0')}"
