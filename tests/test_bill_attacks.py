@@ -189,7 +189,7 @@ async def test_whoever_is_suspended_asks_nothing_of_the_store() -> None:
 
 
 async def test_the_applications_decimals_change_no_bill(url: str) -> None:
-    """Whatever precision, rounding and traps an application sets for its own sums, a bill is exact, and refused alike."""
+    """Whatever precision and traps an application sets for its own sums, a bill is exact, and is refused alike."""
     used = {"prompt_tokens": 1_011, "completion_tokens": 33_333}
     with decimal.localcontext(prec=3, rounding=decimal.ROUND_DOWN) as context:
         context.traps[decimal.Inexact] = True
