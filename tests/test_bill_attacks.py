@@ -15,7 +15,14 @@ from tests.fakes import House, Watched, opened
 from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
 from cloister import Alarms, Budget
-from cloister.errors import BudgetExceeded, RateLimited, SessionNotFound, StoreUnavailable
+from cloister.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    ProviderError,
+    RateLimited,
+    SessionNotFound,
+    StoreUnavailable,
+)
 from cloister.stores.memory import MemoryStore
 from cloister.user import Session
 
@@ -211,3 +218,41 @@ async def test_another_currency_is_no_way_out() -> None:
         house.provider.answer = {**CHAT, "model": "parrot-2"}
         reply = await (await house.ana.start()).send("Hello")
         assert reply.cost == await spent(house) == COST
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"max_tokens": "5000"},
+        {"max_tokens": True},
+        {"max_tokens": -1},
+        {"max_completion_tokens": float("nan")},
+        {"max_tokens": [1]},
+        {"n": 50},
+        {"n": "50"},
+    ],
+)
+async def test_an_option_that_may_bound_nothing_is_refused(odd: dict[str, Any]) -> None:
+    """What a service might read as a longer reply, or as several, than was reserved for is not sent to it."""
+    async with budgeted("memory://", Budget(user_daily="9")) as house:
+        with pytest.raises(ConfigurationError, match=f"the option {next(iter(odd))} must be"):
+            await (await house.ana.start()).send("Hello", options=odd)
+        assert not house.provider.requests
+        assert await spent(house) == 0
+
+
+@pytest.mark.parametrize("many", [10**30, 10**90, 1e300, float("inf")])
+async def test_a_reply_of_any_length_is_no_crash(many: float) -> None:
+    """A length beyond all reason comes to more than any budget holds."""
+    async with budgeted("memory://", Budget(user_daily="9")) as house:
+        with pytest.raises(BudgetExceeded):
+            await (await house.ana.start()).send("Hello", options={"max_tokens": many})
+
+
+async def test_a_length_with_a_point_bounds_as_well() -> None:
+    """5000.0 is 5000 tokens to a service, and to the budget."""
+    async with budgeted("memory://", Budget(user_daily="9")) as house:
+        house.provider.answer = ProviderError("down")
+        with pytest.raises(ProviderError):
+            await (await house.ana.start()).send("Hello", options={"max_tokens": 5000.0, "max_completion_tokens": None})
+        assert 5 <= await spent(house) < Decimal("5.1")

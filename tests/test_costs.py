@@ -550,14 +550,19 @@ BUDGET = Budget(user_daily="2.00")
         ({"max_completion_tokens": 70}, 70),
         ({"max_tokens": 50, "max_completion_tokens": 70}, 70),
         ({"max_tokens": None}, 1_000),
-        ({"max_tokens": "50"}, 1_000),
-        ({"max_tokens": True}, 1_000),
-        ({"max_tokens": -1}, 1_000),
+        ({"max_tokens": 50.0}, 50),
     ],
 )
 def test_reservation(options: dict[str, object], reply: int) -> None:
     """Reserved is what is sent and the longest reply, as far as something bounds it."""
     assert reservation(price(), 500, options, BUDGET) == to_nanos(cost(Usage(500, reply), price()))
+
+
+@pytest.mark.parametrize("odd", ["50", True, -1, 0])
+def test_reservation_for_nobody_knows_what(odd: object) -> None:
+    """A bound that a service may read in another way than cloister is refused."""
+    with pytest.raises(ConfigurationError, match="max_tokens must be a number"):
+        reservation(price(), 500, {"max_tokens": odd}, BUDGET)
 
 
 @given(usages(), prices())

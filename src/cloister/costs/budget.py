@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,8 @@ from cloister.model import from_micros, to_micros
 
 Amount = Decimal | str | int
 _MOST = 4_000_000
+_MOST_TOKENS = 1 << 53
+_BOUNDS = ("max_tokens", "max_completion_tokens")
 Scope = Literal["user", "tenant", "session"]
 
 
@@ -118,20 +121,29 @@ def reservation(price: Price, input_tokens: int, options: Mapping[str, Any], bud
     """Give, in billionths, the most that a call may come to: what is sent, and the longest reply.
 
     That is as long as *options* allow (``max_tokens``, ``max_completion_tokens``), or ``budget.reply_tokens``.
-    Raises `ConfigurationError` if *price* is in another currency.
+    Raises `ConfigurationError` if *price* is in another currency, or for an option that says nobody knows what.
     """
     if price.currency != budget.currency:
         raise ConfigurationError(
             f"the budget is in {budget.currency} and the price of {price.model} in {price.currency}, and nothing here "
             "converts money: give both in one currency"
         )
-    bounds = [options.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    output_tokens = max([bound for bound in bounds if type(bound) is int and bound > 0], default=budget.reply_tokens)
+    if options.get("n") not in (None, 1):
+        raise ConfigurationError("the option n must be 1: a turn has one answer")
+    bounds = [_bound(name, options[name]) for name in _BOUNDS if options.get(name) is not None]
+    output_tokens = max(bounds, default=budget.reply_tokens)
     rates = price.rates(input_tokens)
     most = EXACT.fma(
         Decimal(output_tokens), rates.dearest_output, EXACT.multiply(Decimal(input_tokens), rates.dearest_input)
     )
     return to_nanos(most.scaleb(-6, EXACT))
+
+
+def _bound(name: str, value: object) -> int:
+    # Services read "5000" and 5000.0 too, and some take -1 for a reply without an end.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise ConfigurationError(f"the option {name} must be a number from 1 on: it bounds what a turn may cost")
+    return math.ceil(min(value, _MOST_TOKENS))
 
 
 def exceeded(cap: Cap, used: int, needed: int) -> BudgetExceeded:
