@@ -256,3 +256,57 @@ async def test_a_length_with_a_point_bounds_as_well() -> None:
         with pytest.raises(ProviderError):
             await (await house.ana.start()).send("Hello", options={"max_tokens": 5000.0, "max_completion_tokens": None})
         assert 5 <= await spent(house) < Decimal("5.1")
+
+
+async def held(house: House, send: Coroutine[Any, Any, Any]) -> Decimal:
+    """Give what is reserved for a turn while its model is asked."""
+    house.provider.gate = asyncio.Event()
+    turn = asyncio.create_task(send)
+    asked = asyncio.create_task(house.provider.asked.wait())
+    await asyncio.wait([turn, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    reserved = await spent(house)
+    house.provider.gate.set()
+    await turn
+    return reserved
+
+
+LONG = "word " * 1_000
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"system": LONG},
+        {"options": {"tools": [{"type": "function", "function": {"name": "f", "description": LONG}}]}},
+        {"options": {"response_format": {"type": "json_schema", "json_schema": {"description": LONG}}}},
+    ],
+)
+async def test_all_that_is_sent_is_reserved_for(more: dict[str, Any]) -> None:
+    """System text, tools and the form of the reply are paid for as well as the question."""
+    async with budgeted("memory://", Budget(user_daily="90", reply_tokens=1)) as house:
+        session = await house.ana.start()
+        assert await held(house, session.send("Hello", **more)) > 1
+
+
+@pytest.mark.parametrize("budget", [Budget(user_daily="2", session="2"), Budget(user_daily=1), Budget(session=1)])
+async def test_what_came_elsewhere_is_reserved_for(url: str, budget: Budget) -> None:
+    """A session that grew behind the back of whoever sends costs what it is by now; or is refused, and nobody asked."""
+    options = {"max_tokens": 1}
+    async with budgeted(url, budget, leaks=None) as house:
+        session = await house.ana.start()
+        same = await house.ana.resume(session.id)
+        await same.append([{"role": "user", "content": LONG}, {"role": "assistant", "content": "Fine."}])
+        session.id = same.id  # which moves on where it is a token
+        house.provider.answer = CHAT
+        if budget.user_daily == 2:
+            assert 1 < await held(house, session.send("Hello", options=options)) < 2
+            assert await spent(house) == COST
+            return
+        with pytest.raises(BudgetExceeded):
+            await session.send("Hello", options=options)
+        assert not house.provider.requests
+        assert await spent(house) == 0
+        events = await house.events()
+        assert events.count("budget.exceeded") == events.count("turn.refused") == 1
+        assert "turn.failed" not in events

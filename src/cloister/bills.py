@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, NoReturn
 
 from cloister.costs import Budget, Cap, Prices, cost, exceeded, from_nanos, plain, reservation, to_nanos, unknown
@@ -17,6 +18,9 @@ from cloister.vault import Settlement, Vault
 
 _KEPT = timedelta(days=1) // timedelta(microseconds=1)
 """How long an account stays after its period: a turn that began in it may still be settled."""
+
+_OURS = 256
+"""How many tokens cloister itself may add to what is sent, for which nobody has to reserve anew."""
 
 
 class Bill:
@@ -51,7 +55,8 @@ class Bill:
             price = prices.find(provider, model, now)
             if price is None:
                 raise unknown(provider, model)
-            self._reserved = reservation(price, tokens, options, budget)
+            self._comes_to = partial(reservation, price, options=options, budget=budget)
+            self._tokens, self._reserved = tokens, self._comes_to(tokens)
             self._caps = budget.caps(now)
         self._accounts = {_account(owner, cap): cap for cap in self._caps if cap.period is not None}
         self._open = False
@@ -79,9 +84,17 @@ class Bill:
             if receipt.over is not None:
                 await self.refuse(receipt.over)
 
+    async def cover(self, head: Head, tokens: int) -> None:
+        """Reserve more where so many *tokens* are sent, and far fewer were expected; raise `BudgetExceeded`.
+
+        A session that has grown elsewhere is known to be so when it is loaded.
+        """
+        if self._caps and tokens > self._tokens + _OURS:
+            self._tokens, self._reserved = tokens, self._comes_to(tokens)
+            await self.admit(head, reserved=False)
+
     async def refuse(self, account: Account) -> NoReturn:
         """Put on record that *account* would come beyond its limit, and raise `BudgetExceeded`."""
-        self._open = False
         cap = self._accounts[account]
         used = 0
         if cap.scope == "user":

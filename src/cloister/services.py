@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,8 +75,18 @@ class Services:
         """Name the model that is asked where a turn names none."""
         return self.provider.model if self.provider else None
 
-    def bill(self, owner: Owner, model: str | None, tokens: int, options: Mapping[str, Any]) -> Bill:
-        """Give the bill of a turn that sends about *tokens*; `ConfigurationError` for a budget without a price."""
+    def bill(
+        self, owner: Owner, model: str | None, before: int, said: Sequence[Item], options: Mapping[str, Any]
+    ) -> Bill:
+        """Give the bill of a turn that sends what is *said* after about so many tokens *before* it.
+
+        Raises `ConfigurationError` for a budget without a price.
+        """
+        tokens = 0
+        if self.budget is not None:
+            new = sum([self.counted(item, model).tokens for item in said])
+            beside = windows.options_tokens(options, self.counter(model))
+            tokens = min(before + new + beside, self.window(model))
         named = self.provider.name if self.provider else None
         return Bill(self.vault, owner, self.prices, self.budget, named, model or self.model, tokens, options)
 

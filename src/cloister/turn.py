@@ -92,6 +92,7 @@ class Turn(Generic[SessionT]):
         self._system = system or opened.system
         self._budget = budget
         self._options = dict(options or {})
+        self._beside = window.options_tokens(self._options, cloister.counter(model))
         self._key = key
         self._course = course
         self._renewed = opened.fresh
@@ -136,6 +137,11 @@ class Turn(Generic[SessionT]):
         if self._reply is None:
             raise RuntimeError("this turn has no reply yet: call finish(answer), or read stream(answer) to its end")
         return self._reply
+
+    @property
+    def tokens(self) -> int:
+        """Give how many tokens are sent, by cloister's own count."""
+        return sum([item.tokens for item in self._fit()]) + self._beside
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -296,7 +302,7 @@ class Turn(Generic[SessionT]):
         kept = self._counted(kept)
         usage = None if answer is None else answer.usage
         if usage is None:
-            usage = Usage(sum([one.tokens for one in self._fit()]), kept.tokens, estimated=True)
+            usage = Usage(self.tokens, kept.tokens, estimated=True)
         self._spend(usage, None if answer is None else answer.model)
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
@@ -445,7 +451,7 @@ class Turn(Generic[SessionT]):
     async def _fail(self, error: BaseException | None) -> None:
         if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
             heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
-            self._spend(Usage(sum(sent.tokens for sent in self._fit()), heard.tokens, estimated=True), None)
+            self._spend(Usage(self.tokens, heard.tokens, estimated=True), None)
         self._bill.give_up(refused=isinstance(error, ProviderAuth | ProviderRateLimited))
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
@@ -497,8 +503,7 @@ class Turn(Generic[SessionT]):
             if self._mask.note([*history, *new, *heads]):
                 system = noticed(system, counter)
             system = self._check.planted(system, counter)
-            reserve = window.tools_tokens(self._options.get("tools") or (), counter)
-            self._fitted = window.fit(history, new, self._budget, system=system, reserve=reserve, counter=counter)
+            self._fitted = window.fit(history, new, self._budget, system=system, reserve=self._beside, counter=counter)
             # What the window drops does not come back. A call that lost its result is left out of its item there, so
             # items are known by their values.
             there = {id(item.values) for item in self._fitted if item.values}

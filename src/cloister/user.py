@@ -335,8 +335,7 @@ class Session:
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.window(model)
-        new = sum([cloister.counted(item, model).tokens for item in asked]) if cloister.budget else 0
-        bill = cloister.bill(self.owner, model, min(self.head.tokens + new, budget), options or {})
+        bill = cloister.bill(self.owner, model, self.head.tokens, [*asked, *([over] if over else [])], options or {})
         turn: Turn[Session] | None = None
         failed: BaseException | None = None
         course = cloister.vault.course()
@@ -349,6 +348,7 @@ class Session:
             ) as found:
                 course.at("prepare")
                 if isinstance(found, Loaded) and found.over is not None:
+                    bill.close()  # nothing was reserved
                     await bill.refuse(found.over)
                 if key and found.record is not None:
                     yield (turn := await self._repeat(key, found.record, found))
@@ -358,7 +358,7 @@ class Session:
                 mask = mask_of(cloister.scrub, opened)
                 check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
                 await ready(mask, opened, over or opened.system)
-                turn = Turn(
+                fitted = Turn(
                     cloister,
                     opened,
                     await hidden(mask, asked),
@@ -373,6 +373,8 @@ class Session:
                     key=key,
                     course=course,
                 )
+                await bill.cover(opened.head, fitted.tokens)
+                turn = fitted
                 try:
                     # Not before the window has taken it: to look at a long text takes long.
                     await check.hears([*asked, *([over] if over else [])], documents)

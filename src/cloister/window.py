@@ -348,6 +348,12 @@ def tools_tokens(tools: Sequence[dict[str, Any]], counter: Counter) -> int:
     return TOOLS_TOKENS + sum(counter.count(_json(tool)) + 10 for tool in tools) if tools else 0
 
 
+def options_tokens(options: Mapping[str, Any], counter: Counter) -> int:
+    """Count what goes along with the messages of a call: tools, and the form that the reply is to have."""
+    form = options.get("response_format")
+    return tools_tokens(options.get("tools") or (), counter) + (counter.count(_json(form)) if form else 0)
+
+
 # --- the window ---
 
 
