@@ -15,8 +15,9 @@ from cloister.client import AsyncCloister
 from cloister.keyring import Keyring
 from cloister.model import Item
 from cloister.providers.base import Request
+from cloister.session import Session
 from cloister.stores.base import Store, every_entry
-from cloister.user import Session, User
+from cloister.user import User
 
 
 class Clock:

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from tests.fakes import told
 
-from cloister.user import Session
+from cloister.session import Session
 
 
 def answer_to(question: str) -> str:

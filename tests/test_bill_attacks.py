@@ -23,8 +23,8 @@ from cloister.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
+from cloister.session import Session
 from cloister.stores.memory import MemoryStore
-from cloister.user import Session
 
 MOST_WAITS = 150
 _USAGE = {"prompt_tokens": 5, "completion_tokens": 3}

@@ -15,7 +15,7 @@ from tests.fakes import House, opened, pieces, told
 
 from cloister.errors import SessionExpired, StoreUnavailable
 from cloister.model import Limits
-from cloister.user import Session
+from cloister.session import Session
 
 NOT_WAITING = Limits(turn_wait=timedelta(0))
 MOST_WAITS = 60

@@ -27,10 +27,10 @@ from cloister.errors import IntegrityError, SessionBusy, SessionConflict, StoreU
 from cloister.model import Limits, Owner, SealedSession
 from cloister.probe.proxy import Faults, Kind, Proxy
 from cloister.providers.base import Request
+from cloister.session import Session
 from cloister.stores.base import Loaded, Page
 from cloister.stores.pool import Pool
 from cloister.stores.postgres_schema import migrate
-from cloister.user import Session
 from cloister.vault import Opened, Vault
 
 _OFTEN: tuple[Kind, ...] = ("swap", "repeat", "stale", "truncate")

@@ -19,8 +19,8 @@ from cloister.leaks import LeakGuard, packed
 from cloister.leaks.settings import SAFE_TEXT
 from cloister.model import Limits
 from cloister.scrub.settings import Scrub
+from cloister.session import Session
 from cloister.stores.base import Claims
-from cloister.user import Session
 
 ANAS = (
     "I am Sarah Kowalczyk, my order is QX-7731-84 and my mail is sarah.kowalczyk@example.org. "

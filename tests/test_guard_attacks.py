@@ -17,9 +17,9 @@ from cloister import stores, wire
 from cloister.errors import ProviderError, ReplyBlocked, StoreUnavailable
 from cloister.leaks import LeakGuard
 from cloister.leaks.settings import SAFE_TEXT
+from cloister.session import Session
 from cloister.stores.base import Claims
 from cloister.turn import Turn
-from cloister.user import Session
 
 LEAK = "It is order QX-7731-84."
 

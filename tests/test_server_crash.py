@@ -29,9 +29,9 @@ from cloister.errors import (
     StoreUnavailable,
 )
 from cloister.model import Limits
+from cloister.session import Session
 from cloister.sessions import digest
 from cloister.stores.postgres_schema import migrate
-from cloister.user import Session
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
 

@@ -32,10 +32,11 @@ from cloister.audit import AuditKey, verify
 from cloister.errors import SessionExpired, SessionNotFound
 from cloister.keyring import Keyring
 from cloister.model import Limits
+from cloister.session import Session
 from cloister.stores.memory import MemoryStore
 from cloister.stores.postgres_schema import _TABLES
 from cloister.testing import entries_of
-from cloister.user import Session, User
+from cloister.user import User
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from tests.fakes import House, Watched, opened
 from cloister import sessions
 from cloister.alarms import Alarms
 from cloister.errors import RateLimited, SessionNotFound, TokenInvalid
+from cloister.session import Session
 from cloister.stores.memory import MemoryStore
-from cloister.user import Session, User
+from cloister.user import User
 
 FEW = Alarms(suspend_after=4)
 REFUSED = (SessionNotFound, TokenInvalid)

@@ -36,9 +36,10 @@ from cloister.errors import (
 )
 from cloister.keyring import Keyring
 from cloister.model import Item, Limits, Usage
+from cloister.session import Session
 from cloister.stores.base import LEASE, Listing, Loaded, Receipt, Store
 from cloister.stores.memory import MemoryStore
-from cloister.user import Session, User
+from cloister.user import User
 
 NOT_WAITING = Limits(turn_wait=timedelta(0))
 

@@ -47,10 +47,11 @@ if TYPE_CHECKING:
     from cloister.scrub.settings import Scrub
     from cloister.sealing import MasterKeys
     from cloister.services import Tenant
+    from cloister.session import Session
     from cloister.stores.base import Store
     from cloister.sync import Cloister
     from cloister.turn import ReplyStream, Turn
-    from cloister.user import Session, User
+    from cloister.user import User
 
 _HOMES = {
     "alarms": "Alarms",
@@ -78,7 +79,8 @@ _HOMES = {
     "stores.base": "Store",
     "sync": "Cloister",
     "turn": "ReplyStream Turn",
-    "user": "Session User",
+    "session": "Session",
+    "user": "User",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -9,12 +9,13 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, NoReturn
 
+from cloister.channel import Settlement
 from cloister.costs import Budget, Cap, Prices, cost, exceeded, from_nanos, plain, reservation, to_nanos, unknown
 from cloister.costs.money import EXACT, ZERO
 from cloister.errors import CloisterError
 from cloister.model import Head, Owner, Usage
 from cloister.stores.base import Account, Charge
-from cloister.vault import Settlement, Vault
+from cloister.vault import Vault
 
 _KEPT = timedelta(days=1) // timedelta(microseconds=1)
 """How long an account stays after its period: a turn that began in it may still be settled."""

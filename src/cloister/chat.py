@@ -17,8 +17,9 @@ from cloister.errors import CloisterError, ConfigurationError, SessionExpired
 
 if TYPE_CHECKING:
     from cloister.client import AsyncCloister
+    from cloister.session import Session
     from cloister.settings import Settings
-    from cloister.user import Session, User
+    from cloister.user import User
 
 T = TypeVar("T")
 

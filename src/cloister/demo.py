@@ -41,10 +41,11 @@ from cloister.model import Item, Owner
 from cloister.providers.base import Provider, Request
 from cloister.providers.offline import Offline
 from cloister.scope import current
+from cloister.session import Session
 from cloister.sessions import new_id
 from cloister.settings import Settings
 from cloister.stores.base import Page, Store, every_entry
-from cloister.user import Session, User
+from cloister.user import User
 
 ANA_SAYS = "My name is Ana Lopez and my order number is 48213."
 BEN_ASKS = "What is my name, and what is my order number?"

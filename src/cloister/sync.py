@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from cloister import scope, wire
+from cloister import session as sessions
 from cloister import turn as turns
 from cloister import user as aio
 from cloister.alarms import Alarms
@@ -29,10 +30,10 @@ from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Tenant
+from cloister.session import OnExpired
 from cloister.sinks.base import Sink
 from cloister.stores.base import Store
 from cloister.telemetry import Telemetry
-from cloister.user import OnExpired
 
 T = TypeVar("T")
 
@@ -252,19 +253,19 @@ class User:
 
 
 class Session:
-    """Be one conversation of one owner; see `cloister.user.Session`."""
+    """Be one conversation of one owner; see `cloister.session.Session`."""
 
-    def __init__(self, cloister: Cloister, inner: aio.Session) -> None:
+    def __init__(self, cloister: Cloister, inner: sessions.Session) -> None:
         self._cloister = cloister
         self._made = inner
 
     @property
-    def _inner(self) -> aio.Session:
+    def _inner(self) -> sessions.Session:
         """Give the session in this process, which may have been forked since."""
         here = self._cloister.inner.services_of(self._made.owner)
         if self._made._cloister is not here:
             made = self._made
-            self._made = aio.Session(here, made.owner, made.id, made.head, made.stable_id)
+            self._made = sessions.Session(here, made.owner, made.id, made.head, made.stable_id)
         return self._made
 
     @property
@@ -313,7 +314,7 @@ class Session:
 
     @property
     def cost(self) -> Decimal:
-        """What its turns have cost so far; see `cloister.user.Session.cost`."""
+        """What its turns have cost so far; see `cloister.session.Session.cost`."""
         return self._made.cost
 
     @property
@@ -422,7 +423,7 @@ class Session:
         """Make this the session of everything started inside the block."""
         return self._made.scope()
 
-    def _reply(self, reply: Reply[aio.Session]) -> Reply[Session]:
+    def _reply(self, reply: Reply[sessions.Session]) -> Reply[Session]:
         session = self if reply.session is self._made else Session(self._cloister, reply.session)
         return dataclasses.replace(reply, session=session)  # type: ignore[arg-type, return-value]  # another Reply[…]
 
@@ -433,7 +434,7 @@ class Session:
 class Turn:
     """Be one question and what it comes to; see `cloister.turn.Turn`."""
 
-    def __init__(self, session: Session, inner: turns.Turn[aio.Session]) -> None:
+    def __init__(self, session: Session, inner: turns.Turn[sessions.Session]) -> None:
         self._session = session
         self._inner = inner
 
@@ -497,7 +498,7 @@ class Turn:
 class ReplyStream:
     """Be a reply while it is written; see `cloister.turn.ReplyStream`."""
 
-    def __init__(self, session: Session, inner: turns.ReplyStream[aio.Session]) -> None:
+    def __init__(self, session: Session, inner: turns.ReplyStream[sessions.Session]) -> None:
         self._session = session
         self._inner = inner
 

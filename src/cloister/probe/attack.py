@@ -24,8 +24,9 @@ from cloister.client import AsyncCloister
 from cloister.errors import CloisterError
 from cloister.keyring import Keyring
 from cloister.model import Limits, Owner, SealedSession
+from cloister.session import Session
 from cloister.stores.base import Commit, Loaded, Receipt, Store
-from cloister.user import Session, User
+from cloister.user import User
 
 LIMITS = Limits(timedelta(minutes=30), timedelta(hours=12), turn_wait=timedelta(seconds=30))
 _PAGE = 1_000

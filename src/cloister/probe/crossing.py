@@ -28,7 +28,7 @@ from cloister.errors import (
 from cloister.probe.attack import Attack, Beyond, House, Leak, NotRun
 from cloister.probe.lifetimes import check_history
 from cloister.probe.proxy import Choose, Kind, Proxy, Reply
-from cloister.user import Session
+from cloister.session import Session
 
 _KINDS: tuple[Kind, ...] = ("swap", "repeat", "swap", "stale")
 _APART = 10, 30

@@ -15,8 +15,8 @@ import msgspec
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict, SessionExpired
 from cloister.model import Owner, to_micros
 from cloister.probe.attack import LIMITS, Attack, Clock, House, Leak, absent_id, answer_to, must_refuse, now
+from cloister.session import Session
 from cloister.stores.base import Commit, Receipt, Record
-from cloister.user import Session
 
 _AT_ONCE = 24
 _ALL_AT_MOST = 5_000

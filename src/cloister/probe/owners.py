@@ -14,8 +14,9 @@ from cloister.audit import Entry, verify
 from cloister.errors import ConfigurationError, SessionConflict, StoreError
 from cloister.model import Owner
 from cloister.probe.attack import Attack, Beyond, House, Leak, absent_id, must_refuse, refusal
+from cloister.session import Session
 from cloister.stores.base import Commit, Loaded, Page, Record
-from cloister.user import Session, User
+from cloister.user import User
 
 _REFUSED = ("SessionNotFound", "TokenInvalid")
 _TAIL = 5_000

@@ -15,8 +15,8 @@ import msgspec
 from cloister.errors import IntegrityError, SessionNotFound
 from cloister.model import SealedItem, SealedSession
 from cloister.probe.attack import Attack, House, Leak, must_refuse
+from cloister.session import Session
 from cloister.stores.base import Loaded, Page
-from cloister.user import Session
 
 Answer = Loaded | Page
 Changes = Mapping[str, Callable[[Any], Any]]

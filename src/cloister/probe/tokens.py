@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from cloister.errors import CloisterError, TokenInvalid
 from cloister.probe.attack import Attack, House, Leak, must_refuse, refusal
-from cloister.user import Session
+from cloister.session import Session
 
 _PLACES = 40
 

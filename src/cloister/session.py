@@ -1,0 +1,452 @@
+"""One conversation of one owner: `Session`, and the steps of a turn before the window."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+import msgspec
+
+from cloister import scope, sessions
+from cloister.asking import answered
+from cloister.audit import Detail, Event
+from cloister.content import Content, checked, said, several
+from cloister.costs import from_nanos, plain
+from cloister.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    SessionBusy,
+    SessionExpired,
+)
+from cloister.guard import Check, remembered
+from cloister.idempotency import Key
+from cloister.leaks.evidence import Verdict
+from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_before
+from cloister.model import Head, Item, Owner, Reply, SealedSession, Usage, from_micros
+from cloister.providers.base import Provider
+from cloister.scrub.masking import described, shown
+from cloister.services import Services
+from cloister.stores.base import Loaded, Record
+from cloister.telemetry import Outcome
+from cloister.turn import RENEWED, ReplyStream, Turn
+from cloister.vault import Opened, Vault
+
+OnExpired = Literal["renew", "raise"]
+
+MOST_HISTORY = 1_000
+_REFUSALS = BudgetExceeded, SessionBusy, SessionExpired
+
+
+class Session:
+    """Be one conversation of one owner."""
+
+    def __init__(
+        self, cloister: Services, owner: Owner, session_id: str, head: Head, stable_id: str | None = None
+    ) -> None:
+        self._cloister = cloister
+        self.owner = owner
+        self.id = session_id
+        """What resumes the session. Under ``token://`` it changes with every turn, and this follows it."""
+        self.stable_id = stable_id or session_id
+        """What names the session for as long as it lives; the same as `id` but under ``token://``."""
+        self.head = head
+
+    @property
+    def created_at(self) -> datetime:
+        """When it was started, in UTC."""
+        return from_micros(self.head.created_at)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed, in UTC."""
+        return from_micros(self.head.sealed_at)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When it ends unless something is said; None for never."""
+        return sessions.expires_at(self.head)
+
+    @property
+    def version(self) -> int:
+        """How many commits it has seen."""
+        return self.head.version
+
+    @property
+    def item_count(self) -> int:
+        """How many items it has, hidden ones included."""
+        return self.head.count
+
+    @property
+    def token_count(self) -> int:
+        """What its items would cost in one window."""
+        return self.head.tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What its turns have used so far."""
+        return self.head.usage
+
+    @property
+    def cost(self) -> Decimal:
+        """What its turns have cost so far, as far as prices are known."""
+        return from_nanos(self.head.spent)
+
+    @property
+    def title(self) -> str | None:
+        return described(self.head).title
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(described(self.head).metadata)
+
+    async def send(
+        self,
+        content: Content,
+        *,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        documents: Sequence[str] = (),
+        system: str | None = None,
+        on_expired: OnExpired = "renew",
+    ) -> Reply[Session]:
+        """Say something to the model and give its reply, once both are stored.
+
+        If the session has timed out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
+        """
+        provider = self._provider()
+        async with self._turn(content, idempotency_key, documents, system, on_expired, model, options) as turn:
+            if not turn.repeated:
+                await turn.finish(await answered(provider, turn.request()))
+        return turn.reply
+
+    def stream(
+        self,
+        content: Content,
+        *,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        documents: Sequence[str] = (),
+        system: str | None = None,
+        on_expired: OnExpired = "renew",
+    ) -> ReplyStream[Session]:
+        """Say something and read the reply while it is written; it is stored when the stream has been read to its end.
+
+        Leaving the block earlier cancels the call and stores nothing.
+        """
+        provider = self._provider()
+        return ReplyStream(
+            self._turn(content, idempotency_key, documents, system, on_expired, model, options), provider
+        )
+
+    def turn(
+        self,
+        content: Content,
+        *,
+        model: str | None = None,
+        idempotency_key: str | None = None,
+        documents: Sequence[str] = (),
+        system: str | None = None,
+        on_expired: OnExpired = "raise",
+    ) -> contextlib.AbstractAsyncContextManager[Turn[Session]]:
+        """Say something and call the model yourself: ``turn.chat()`` is what to send, ``turn.finish`` takes the answer.
+
+        *model* says which one, for the size of the window. Nobody else's turn of this session runs meanwhile. To leave
+        the block without ``finish`` or an exhausted ``stream`` stores nothing.
+        """
+        return self._turn(content, idempotency_key, documents, system, on_expired, model, None)
+
+    @contextlib.asynccontextmanager
+    async def _turn(
+        self,
+        content: Content,
+        idempotency_key: str | None,
+        documents: Sequence[str],
+        system: str | None,
+        on_expired: OnExpired,
+        model: str | None,
+        options: Mapping[str, Any] | None,
+    ) -> AsyncGenerator[Turn[Session], None]:
+        cloister = self._cloister
+        if on_expired not in ("renew", "raise"):
+            raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
+        await cloister.prepare(model)
+        asked = said(content)
+        over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
+        key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
+        budget = cloister.window(model)
+        bill = cloister.bill(self.owner, model, self.head.tokens, [*asked, *([over] if over else [])], options or {})
+        turn: Turn[Session] | None = None
+        failed: BaseException | None = None
+        course = cloister.vault.course()
+        course.at("load")
+        try:
+            cloister.vault.admit(self.owner)  # before there is anything to settle
+            record = key.digest if key else None
+            async with cloister.vault.work(
+                self, budget=budget, record=record, lease=bill.lease, charges=bill.reserve()
+            ) as found:
+                course.at("prepare")
+                if isinstance(found, Loaded) and found.over is not None:
+                    bill.close()  # nothing was reserved
+                    await bill.refuse(found.over)
+                if key and found.record is not None:
+                    yield (turn := await self._repeat(key, found.record, found))
+                    return
+                opened = await self._admit(found, on_expired)
+                await bill.admit(opened.head, reserved=isinstance(found, Opened))
+                mask = mask_of(cloister.scrub, opened)
+                check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
+                await ready(mask, opened, over or opened.system)
+                fitted = Turn(
+                    cloister,
+                    opened,
+                    await hidden(mask, asked),
+                    self._settled,
+                    mask,
+                    check,
+                    bill,
+                    system=over,
+                    budget=budget,
+                    model=model,
+                    options=options,
+                    key=key,
+                    course=course,
+                )
+                await bill.cover(opened.head, fitted.tokens)
+                turn = fitted
+                try:
+                    # Not before the window has taken it: to look at a long text takes long.
+                    await check.hears([*asked, *([over] if over else [])], documents)
+                    course.at("ask")
+                    yield turn
+                except BaseException as error:
+                    try:
+                        await turn.leave(error)
+                    finally:
+                        self._follow(opened)
+                    raise
+                await turn.leave(None)
+                self._follow(opened)
+        except BaseException as error:
+            failed = error
+            if turn is None and isinstance(error, _REFUSALS):
+                await cloister.vault.note([self._event("turn.refused", reason=type(error).__name__)])
+            raise
+        finally:
+            course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
+            await bill.settle(failed)
+
+    async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
+        """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
+        vault = self._cloister.vault
+        try:
+            if isinstance(found, Loaded):
+                raise SessionExpired((found.session and found.session.ended) or "expired")
+            sessions.check_alive(found.head, vault.now())
+            return found
+        except SessionExpired as expired:
+            if isinstance(found, Opened):
+                await vault.expire(found)
+            if on_expired == "raise" or expired.reason == "ended":
+                raise
+        if isinstance(found, Opened):
+            system = found.system
+        else:
+            assert found.session is not None
+            async with vault.guarded(self.owner, self.id):
+                text = await vault.system_of(found.session)
+            system = None if text is None else self._cloister.counted(Item("system", text))
+        return vault.begin(self.owner, system, limits=self._cloister.limits, instead_of=self.stable_id)
+
+    def _settled(self, opened: Opened) -> Session:
+        """Give the session in which a turn was stored: this one, or the new one in its place."""
+        if opened.id != self.stable_id:
+            return Session(self._cloister, opened.owner, opened.name, opened.head, opened.id)
+        self._follow(opened)
+        return self
+
+    def _follow(self, opened: Opened) -> None:
+        """Take over what was committed to this session, whoever was still there to hear of it."""
+        if opened.id == self.stable_id:
+            self.id, self.head = opened.name, opened.head
+
+    async def _repeat(self, key: Key, record: Record, found: Opened | Loaded) -> Turn[Session]:
+        """Give the turn that was stored under an idempotency key, instead of taking it again."""
+        vault = self._cloister.vault
+        holder = found if isinstance(found, Opened) and record.holder == self.stable_id else None
+        if holder is None:
+            async with vault.guarded(self.owner, self.id):
+                looked = await vault.look(self.owner, record.holder, named_by_record=True)
+            if isinstance(looked, SealedSession):
+                raise SessionExpired(looked.ended or "expired")
+            holder = looked
+        async with vault.guarded(self.owner, self.id):
+            kept = key.open(holder, record)
+        holder.name = self.id if holder.id == self.stable_id else kept.token or holder.id
+        item = shown(await vault.answer(holder, kept.token, kept.position))
+        gone = kept.position in holder.head.hidden
+        return Turn.stored(
+            Reply(
+                text="" if gone else item.text,
+                session=self._settled(holder),
+                usage=item.usage or Usage(),
+                model=kept.model,
+                tool_calls=() if gone else tuple(item.tool_calls or ()),
+                finish_reason=kept.finish_reason,
+                blocked=kept.blocked,
+                renewed=kept.renewed,
+                notice=RENEWED if kept.renewed else None,
+            )
+        )
+
+    async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
+        """Add items of the OpenAI chat format without calling a model; give them as they are stored."""
+        added = several(items)
+        if not added:
+            return []
+        async with self._work() as opened:
+            mask = mask_of(self._cloister.scrub, opened)
+            kept = [counted(self._cloister, mask, item) for item in await hidden(mask, added)]
+            prints = await remembered(self._cloister.watch, opened, added)
+            content = opened.keys.content_digest(kept)
+            noted = self._event("items.appended", items=len(added), content=content)
+            entries = [noted, *replaced(noted, mask)]
+            stored = await self._cloister.vault.commit(opened, kept, entries=entries, fingerprints=prints)
+        return [shown(item) for item in stored]
+
+    async def check(self, text: str, *, documents: Sequence[str] = ()) -> Verdict:
+        """Say what would become of a reply with this *text*, and why; nothing is stored.
+
+        What the session holds, and *documents*, are no evidence. Raises `ConfigurationError` without a `LeakGuard`,
+        `SessionExpired` if the session is over.
+        """
+        if self._cloister.watch.guard is None:
+            raise ConfigurationError("nobody looks for other users' details: open with leaks=LeakGuard()")
+        head, _, items = await self._cloister.vault.history(self, max(0, self.head.count - MOST_HISTORY), MOST_HISTORY)
+        opened = await self._cloister.vault.look(self.owner, self.id)
+        assert isinstance(opened, Opened)
+        opened.items, opened.head = items, head
+        check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
+        await check.hears([], documents)
+        return await check.weigh(Item("assistant", text))
+
+    async def update(self, *, title: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        """Set title or metadata; what is None stays. Does not move the idle time."""
+        async with self._work() as opened:
+            mask = mask_of(self._cloister.scrub, opened)
+            said = sessions.describe(described(opened.head), title, None if metadata is None else dict(metadata))
+            head = mask.describe(said, title=title is not None, metadata=metadata is not None)
+            noted = self._event("session.updated")
+            entries = [noted, *replaced(noted, mask)]
+            await self._cloister.vault.commit(opened, head=head, entries=entries)
+
+    async def hide(self, item_id: str) -> None:
+        """Leave an item out of history and window from now on; its bytes go with the session.
+
+        Raises `ValueError` if this session has no such item.
+        """
+        position = sessions.position_of(item_id)
+        async with self._work() as opened:
+            vault = self._cloister.vault
+            found = position is not None and position < opened.head.count
+            items = (await vault.history(self, position or 0, 1))[2] if found else []
+            if not items or items[0].id != item_id or position is None:
+                raise ValueError("this session has no such item; ids come from history() and reply items")
+            head = sessions.hide(opened.head, position)
+            await vault.commit(opened, head=head, entries=[self._event("item.hidden")])
+
+    async def history(self, *, limit: int = 100, after: str | None = None, masked: bool = False) -> list[Item]:
+        """Give items, oldest first, at most *limit* (1 to 1,000), behind the item id *after*.
+
+        Whoever looks in for somebody else, such as an operator, takes them *masked*: with placeholders left in.
+        Raises `SessionExpired` if the session is over, `ValueError` for a cursor that is none.
+        """
+        check_limit(limit)
+        first = 0
+        if after is not None:
+            position = sessions.position_of(after)
+            if position is None:
+                raise ValueError("after= takes the id of an item of this session")
+            first = position + 1
+        listed: list[Item] = []
+        while len(listed) < limit:
+            wanted = limit - len(listed)
+            head, first, items = await self._cloister.vault.history(self, first, wanted)
+            self.head = head
+            listed += [item for position, item in enumerate(items, first) if position not in head.hidden]
+            first += len(items)
+            if len(items) < wanted:
+                break
+        vault = self._cloister.vault
+        await vault.ask(vault.store.record, [self._event("history.read", items=len(listed), masked=masked)])
+        return [msgspec.structs.replace(item, values=None) if masked else shown(item) for item in listed]
+
+    async def end(self) -> None:
+        """End the session: its secret and its content are destroyed at once. To end it again changes nothing."""
+        if not await ended(self._cloister.vault, self.owner, self.stable_id):
+            # Over already, or not this owner's: then it is refused and on record, as whatever else is tried with it.
+            await self._cloister.vault.look(self.owner, self.stable_id)
+
+    def scope(self) -> contextlib.AbstractContextManager[scope.Scope]:
+        """Make this the session of everything started inside the block: `cloister.current` gives it there."""
+        return scope.open_scope(scope.Scope(self.owner, self.stable_id))
+
+    def described(self) -> dict[str, Any]:
+        """Give what can be said of the session without its items."""
+        return {
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+            "expires_at": self.expires_at,
+            "items": self.item_count,
+            "tokens": self.token_count,
+            "usage": msgspec.structs.asdict(self.head.usage),
+            "cost": plain(self.cost),
+            "title": self.title,
+            "metadata": self.metadata,
+        }
+
+    @contextlib.asynccontextmanager
+    async def _work(self) -> AsyncGenerator[Opened, None]:
+        """Work on the session without a model; its values follow what was committed."""
+        vault = self._cloister.vault
+        async with vault.work(self) as found:
+            if isinstance(found, Loaded):
+                raise SessionExpired((found.session and found.session.ended) or "expired")
+            try:
+                sessions.check_alive(found.head, vault.now())
+            except SessionExpired:
+                await vault.expire(found)
+                raise
+            try:
+                yield found
+            finally:
+                self._follow(found)
+
+    def _provider(self) -> Provider:
+        if self._cloister.provider is None:
+            raise ConfigurationError(
+                "no model is set up: open(…, provider=…), or use session.turn and call one yourself"
+            )
+        return self._cloister.provider
+
+    def _event(self, kind: str, **detail: Detail) -> Event:
+        return self._cloister.vault.event(kind, self.owner, self.stable_id, **detail)
+
+    def __repr__(self) -> str:
+        return f"Session({self.owner}, {self.item_count} items)"
+
+
+async def ended(vault: Vault, owner: Owner, session_id: str) -> int:
+    """End a session at its owner's wish; give 0 if there was none to end."""
+    return await vault.end(owner, session_id, "ended", [vault.event("session.ended", owner, session_id)])
+
+
+def check_limit(limit: int) -> None:
+    # Not every store takes a whole number for one that is something else.
+    if type(limit) is not int or not 1 <= limit <= MOST_HISTORY:
+        raise ValueError(f"limit must be a whole number from 1 to {MOST_HISTORY}, not {limit}")
