@@ -443,6 +443,7 @@ class Session:
 
 async def ended(vault: Vault, owner: Owner, session_id: str) -> int:
     """End a session at its owner's wish; give 0 if there was none to end."""
+    vault.admit(owner)
     return await vault.end(owner, session_id, "ended", [vault.event("session.ended", owner, session_id)])
 
 

@@ -3,8 +3,8 @@
     load (owner, id), lease taken → check owner, limits → replace personal data → fit the window → provider
     → put the owner's own data back → look for other users' → commit all at once → reply
 
-The steps before the window are ``Session._turn``'s in `cloister.session`; opening and sealing are the `Vault`'s, replacing
-and putting back the `Mask`'s, looking the `Check`'s.
+The steps before the window are ``Session._turn``'s in `cloister.session`; opening and sealing are the `Vault`'s,
+replacing and putting back the `Mask`'s, looking the `Check`'s.
 """
 
 from __future__ import annotations
