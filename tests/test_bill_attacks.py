@@ -379,3 +379,29 @@ async def test_calls_of_tools_are_paid_for_though_nobody_says_what_they_took() -
             reply = await turn.finish(CHAT)
         assert await spent(house) > COST * 6
         assert reply.usage.estimated
+
+
+@pytest.mark.parametrize("how", ["left", "cancelled", "broken off", "withheld"])
+async def test_nobody_thinks_for_nothing(how: str) -> None:
+    """Whoever lets a model think and goes away at its first word pays for what it may have thought."""
+    async with budgeted("memory://", Budget(user_daily="9")) as house:
+        mail = "ben.kovacs@mailbox.example and 4929 1184 0573 2216"
+        house.provider.answer = "Noted."
+        await (await house.ben.start()).send(f"I am {mail}")
+        before = await spent(house)
+        house.provider.answer = f"word {mail} word" if how == "withheld" else "word " * 50
+        session = await house.ana.start()
+
+        async def read() -> None:
+            async with session.stream("Hello", options={"max_completion_tokens": 4_000}) as stream:
+                async for _ in stream:
+                    if how == "left":
+                        break
+                    if how == "cancelled":
+                        raise asyncio.CancelledError
+                    if how == "broken off":
+                        raise ProviderError("gone")
+
+        with contextlib.suppress(asyncio.CancelledError, ProviderError):
+            await read()
+        assert await spent(house) >= before + 4

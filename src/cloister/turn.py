@@ -308,11 +308,18 @@ class Turn(Generic[SessionT]):
             raise
 
     def _break_off(self) -> None:
-        """Count the call of a stream that was left, or broke off: what was sent and heard, and nobody told how much."""
+        """Count the call of a stream that was left, or broke off."""
         if self._heard:
             heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
             self._heard.clear()
-            self._spend(Usage(self.tokens, heard.tokens, estimated=True), None)
+            self._guess(heard)
+
+    def _guess(self, heard: Item) -> Usage:
+        """Count a call that came to no whole answer, for which nobody tells more than what was sent and *heard*."""
+        guessed = Usage(self.tokens, heard.tokens, estimated=True)
+        self._spent += guessed
+        self._bill.break_off(guessed)
+        return guessed
 
     async def _judge(self, answer: wire.Answer | None) -> _Judged:
         """Look for another user's details in an *answer*; None is one in which they were found while it arrived."""
@@ -324,10 +331,11 @@ class Turn(Generic[SessionT]):
         if answer is not None:
             ((heard, kept),) = await beside([wire.answer_item(answer)], self._taken)
         kept = self._counted(kept)
-        usage = None if answer is None else answer.usage
-        if usage is None:
-            usage = Usage(self.tokens, kept.tokens, estimated=True)
-        self._spend(usage, None if answer is None else answer.model)
+        if answer is None:
+            usage = self._guess(kept)
+        else:
+            usage = answer.usage or Usage(self.tokens, kept.tokens, estimated=True)
+            self._spend(usage, answer.model)
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
             model = None if answer is None else answer.model
