@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import decimal
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.fakes import House, Watched, opened
+from tests.fakes import House, Watched, opened, pieces
 from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
 from cloister import Alarms, Budget
@@ -310,3 +310,98 @@ async def test_what_came_elsewhere_is_reserved_for(url: str, budget: Budget) -> 
         events = await house.events()
         assert events.count("budget.exceeded") == events.count("turn.refused") == 1
         assert "turn.failed" not in events
+
+
+EMPTY = {**CHAT, "choices": [{"message": {"role": "assistant", "content": ""}, "finish_reason": "length"}]}
+UNTOLD = {name: value for name, value in EMPTY.items() if name != "usage"}
+
+
+@pytest.mark.parametrize("answer", ["", UNTOLD, {"choices": []}, {"error": {"code": "overloaded"}}])
+async def test_an_answer_that_cannot_be_taken_is_not_free(answer: Any) -> None:
+    """Where it does not say what it took either, it counts as what was reserved for it."""
+    async with budgeted("memory://", Budget(user_daily="9", reply_tokens=50)) as house:
+        house.provider.answer = answer
+        session = await house.ana.start()
+        with pytest.raises(ProviderError):
+            await session.send("Hello")
+        assert await spent(house) >= Decimal("0.05")
+
+
+@pytest.mark.parametrize("refused", [EMPTY, UNTOLD])
+async def test_calls_of_a_turn_that_were_tried_again_are_paid_for(refused: Any) -> None:
+    """An answer that could not be taken, and the one that was taken instead of it, both count."""
+    async with budgeted("memory://", Budget(user_daily="9", reply_tokens=3)) as house:
+        for added in (True, False):
+            before = await spent(house)
+            session = await house.ana.start()
+            async with session.turn("Hello") as turn:
+                turn.chat()
+                with pytest.raises(ProviderError):
+                    _ = turn.add(refused) if added else await turn.finish(refused)
+                turn.chat()
+                await turn.finish(CHAT)
+            assert await spent(house) >= before + COST * 2
+
+
+async def broken() -> AsyncGenerator[str, None]:
+    """Stream something, and break off."""
+    yield "word " * 100
+    raise ProviderError("gone")
+
+
+@pytest.mark.parametrize("again", [True, False])
+async def test_a_stream_that_broke_off_is_paid_for_beside_the_next(again: bool) -> None:
+    """What was heard of the first attempt counts, however the turn comes to its answer in the end."""
+    async with budgeted("memory://", Budget(user_daily="9", reply_tokens=3)) as house:
+        session = await house.ana.start()
+        async with session.turn("Hello") as turn:
+            turn.chat()
+            with pytest.raises(ProviderError):
+                assert [text async for text in turn.stream(broken())]
+            if again:
+                assert [text async for text in turn.stream(pieces("Fine."))]
+            else:
+                await turn.finish(CHAT)
+        assert await spent(house) > Decimal("0.1") + COST
+        assert turn.reply.usage.estimated
+
+
+async def test_calls_of_tools_are_paid_for_though_nobody_says_what_they_took() -> None:
+    """The message of an SDK's answer alone does not say it: then it is estimated, and marked so."""
+    async with budgeted("memory://", Budget(user_daily="9", reply_tokens=3)) as house:
+        session = await house.ana.start()
+        async with session.turn("Hello") as turn:
+            for _ in range(5):
+                turn.chat()
+                turn.add(ASKS)
+                turn.add(RESULT)
+            turn.chat()
+            reply = await turn.finish(CHAT)
+        assert await spent(house) > COST * 6
+        assert reply.usage.estimated
+
+
+@pytest.mark.parametrize("how", ["left", "cancelled", "broken off", "withheld"])
+async def test_nobody_thinks_for_nothing(how: str) -> None:
+    """Whoever lets a model think and goes away at its first word pays for what it may have thought."""
+    async with budgeted("memory://", Budget(user_daily="9")) as house:
+        mail = "ben.kovacs@mailbox.example and 4929 1184 0573 2216"
+        house.provider.answer = "Noted."
+        await (await house.ben.start()).send(f"I am {mail}")
+        before = await spent(house)
+        house.provider.answer = f"word {mail} word" if how == "withheld" else "word " * 50
+        session = await house.ana.start()
+
+        async def read() -> None:
+            async with session.stream("Hello", options={"max_completion_tokens": 4_000}) as stream:
+                async for _ in stream:
+                    if how == "left":
+                        break
+                    if how == "cancelled":
+                        raise asyncio.CancelledError
+                    if how == "broken off":
+                        raise ProviderError("gone")
+
+        with contextlib.suppress(asyncio.CancelledError, ProviderError):
+            await read()
+        assert await spent(house) >= before + 4

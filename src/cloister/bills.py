@@ -122,6 +122,17 @@ class Bill:
         # Not with a plus sign, which rounds as the application has set its decimals to.
         self.cost = EXACT.add(self.cost or ZERO, amount)
 
+    def break_off(self, heard: Usage) -> None:
+        """Count a call that was left or broke off: what was *heard* of it, and at least what was reserved for it.
+
+        Only the provider knows how much more it was: what a model thinks before its first word is never heard, and
+        whoever goes away in time would have it for nothing.
+        """
+        reserved = EXACT.add(self.cost or ZERO, from_nanos(self._reserved)) if self._caps else ZERO
+        self.spend(heard, None)
+        if self.cost is not None:
+            self.cost = max(self.cost, reserved)
+
     def give_up(self, *, refused: bool) -> None:
         """Count a call whose usage nobody will ever tell at what was reserved, unless the provider *refused* it."""
         if self.asked and not refused and self._caps:

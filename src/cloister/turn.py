@@ -99,6 +99,7 @@ class Turn(Generic[SessionT]):
         self._reply: Reply[SessionT] | None = None
         self._closed = False
         self._judged: _Judged | None = None
+        self._reader: wire.Reader | None = None
         self._heard: list[str] = []
         self._spent = Usage()
         self._asked: str | None = None
@@ -178,14 +179,17 @@ class Turn(Generic[SessionT]):
         that carries what was planted in another session.
         """
         self._unfinished()
+        told, model = None, None
         if isinstance(item, Item) or _is_message(item):
             added = checked(item)
         else:
-            answer = wire.read(item)
-            if answer.usage is not None:
-                self._spend(answer.usage, answer.model)
+            answer = self._read(item)
+            told, model = answer.usage, answer.model
             added = wire.answer_item(answer)
         if added.role == "assistant":
+            # Each is a call of a model, whether or not what was added of it says what it took.
+            heard = self._cloister.counted(added, self._model).tokens
+            self._spend(told or Usage(self.tokens, heard, estimated=True), model)
             self._fit()
             added = self._mask.answered(added)
         self._check.takes(added)
@@ -227,6 +231,9 @@ class Turn(Generic[SessionT]):
 
     def read(self, reader: wire.Reader, chunk: object) -> list[str]:
         """Read one *chunk* of a streamed answer; give what of it may be shown: nothing while something is `waiting`."""
+        if reader is not self._reader:  # another attempt, after one that broke off
+            self._break_off()
+            self._reader = reader
         self._fit()
         pieces = reader.feed(chunk)
         self._heard += [text for _, text in pieces]
@@ -281,14 +288,38 @@ class Turn(Generic[SessionT]):
         if self.repeated:
             return self.reply
         self._unfinished()
-        try:
-            read = answer if isinstance(answer, wire.Answer) else wire.read(answer)
-        except ProviderError:
-            with contextlib.suppress(ProviderError):
-                self._spend(wire.spent(answer), None)
-            raise
+        self._break_off()
+        read = answer if isinstance(answer, wire.Answer) else self._read(answer)
         self._closed = True
         return await self._commit(await self._judge(read))
+
+    def _read(self, answer: object) -> wire.Answer:
+        """Read a whole answer; one that cannot be taken is paid for all the same."""
+        try:
+            return wire.read(answer)
+        except ProviderError:
+            told = Usage()
+            with contextlib.suppress(ProviderError):
+                told = wire.spent(answer)
+            if told.total_tokens:
+                self._spend(told, None)
+            else:
+                self._bill.give_up(refused=False)
+            raise
+
+    def _break_off(self) -> None:
+        """Count the call of a stream that was left, or broke off."""
+        if self._heard:
+            heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
+            self._heard.clear()
+            self._guess(heard)
+
+    def _guess(self, heard: Item) -> Usage:
+        """Count a call that came to no whole answer, for which nobody tells more than what was sent and *heard*."""
+        guessed = Usage(self.tokens, heard.tokens, estimated=True)
+        self._spent += guessed
+        self._bill.break_off(guessed)
+        return guessed
 
     async def _judge(self, answer: wire.Answer | None) -> _Judged:
         """Look for another user's details in an *answer*; None is one in which they were found while it arrived."""
@@ -300,10 +331,11 @@ class Turn(Generic[SessionT]):
         if answer is not None:
             ((heard, kept),) = await beside([wire.answer_item(answer)], self._taken)
         kept = self._counted(kept)
-        usage = None if answer is None else answer.usage
-        if usage is None:
-            usage = Usage(self.tokens, kept.tokens, estimated=True)
-        self._spend(usage, None if answer is None else answer.model)
+        if answer is None:
+            usage = self._guess(kept)
+        else:
+            usage = answer.usage or Usage(self.tokens, kept.tokens, estimated=True)
+            self._spend(usage, answer.model)
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
             model = None if answer is None else answer.model
@@ -449,9 +481,7 @@ class Turn(Generic[SessionT]):
             self._heard.clear()
 
     async def _fail(self, error: BaseException | None) -> None:
-        if self._heard:  # a stream that was left: what was sent and heard is spent, and nobody told how much
-            heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
-            self._spend(Usage(self.tokens, heard.tokens, estimated=True), None)
+        self._break_off()
         self._bill.give_up(refused=isinstance(error, ProviderAuth | ProviderRateLimited))
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
