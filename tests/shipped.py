@@ -141,7 +141,7 @@ async def until(condition: Callable[[], bool], steps: int = 5_000) -> None:
 
 def identities(records: Sequence[Record]) -> list[tuple[str, int]]:
     """Which entries these are, or are about."""
-    return [(record.writer, record.number) for record in records if not isinstance(record, SignedHeads)]
+    return [(record.writer, record.number) for record in records if isinstance(record, Entry | Alarm)]
 
 
 def without_doubles(records: Sequence[Record]) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ from tests.fakes import Clock, House, Watched, opened
 from tests.killing import keys, killed
 from tests.shipped import Receiver, Taker, identities, status, until, without_doubles
 
-from cloister import Cloister, ConfigurationError, Keyring, SessionNotFound, shipping
+from cloister import Cloister, ConfigurationError, Keyring, SessionNotFound, exports, shipping
 from cloister.audit import AuditKey, Entry, read_heads, verify
 from cloister.errors import ProviderError
 from cloister.sinks import LineFile, LogSink, Webhook, verify_webhook
@@ -158,6 +158,28 @@ async def test_what_happens_while_nothing_is_delivered_comes_later(tmp_path: Pat
         on_record = await house.entries()
     found = [json.loads(each) for each in _lines(sink.path)]
     assert [(each["writer"], each["number"]) for each in found if "writer" in each] == identities(on_record)
+
+
+async def test_a_file_verifies_from_where_it_begins(tmp_path: Path) -> None:
+    """With a new store it is the whole log; with one that was there before, its first line says since when."""
+    for before, name in ((False, "new"), (True, "old")):
+        url, sink, clock = f"sqlite:///{tmp_path}/{name}.db", LineFile(tmp_path / f"{name}.jsonl"), Clock()
+        key, settings = AuditKey.generate(), {"keyring": Keyring.generate()}
+        if before:
+            async with opened(url, clock=clock, audit_key=key, **settings) as house:
+                await (await house.ana.start()).send("hello")
+        clock.move(seconds=1)
+        for _ in range(2):
+            async with opened(url, clock=clock, audit_key=key, sinks=[sink], leaks=None, **settings) as house:
+                await (await house.ana.start()).send("hello")
+        file = exports.File(sink.path)
+        known = exports.evidence_about(file, [], key.public)
+        report, faults = exports.verify_file(file, known)
+        assert (faults, report.unsigned, bool(file.window.since)) == ([], 0, before)
+        assert report.entries == 2 * 3
+        lines = _lines(sink.path)
+        sink.path.write_bytes(b"\n".join([*lines[:3], *lines[4:], b""]))
+        assert exports.verify_file(exports.File(sink.path), known)[1] != []
 
 
 async def test_signed_heads_show_that_the_log_was_cut(tmp_path: Path) -> None:

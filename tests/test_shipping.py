@@ -18,7 +18,7 @@ from cloister.audit import Chain, Entry, verify
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import to_micros
 from cloister.shipping import Place, Progress, Shipper, unfold
-from cloister.sinks.base import SinkError, delivery_id
+from cloister.sinks.base import Beginning, SinkError, delivery_id
 
 
 def shipper(log: FakeLog, *sinks: Any, folder: Path | None = None, naps: Naps | None = None, **options: Any) -> Shipper:
@@ -383,6 +383,23 @@ async def test_a_new_destination_begins_when_it_is_first_opened(log: FakeLog, tm
     async with shipping_of(log, sink := Taker(), folder=tmp_path, since=to_micros(log.clock.now)):
         pass
     assert [entry.number for entry in sink.entries] == [601]
+
+
+async def test_a_clock_that_goes_back_hides_nothing(log: FakeLog, tmp_path: Path) -> None:
+    """What is written after a destination was there is for it, whatever the clock of whoever wrote it says."""
+    log.put("turn.committed", 2)
+    log.clock.move(seconds=1)
+    async with shipping_of(log, sink := Taker(), folder=tmp_path, since=to_micros(log.clock.now)) as ship:
+        await until(lambda: log.reads >= 2)
+        log.put("turn.committed")
+        ship.kick()
+        await until(lambda: len(sink.entries) == 1)
+        log.clock.move(hours=-1)
+        log.put("turn.committed")
+        ship.kick()
+        await until(lambda: len(sink.entries) == 2)
+    assert [entry.number for entry in sink.entries] == [3, 4]
+    assert [record for record in sink.taken if isinstance(record, Beginning)] == [sink.taken[0]]
 
 
 async def test_one_process_ships_and_another_takes_over(log: FakeLog, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ import pytest
 from tests.certificates import write_certificates
 from tests.shipped import Receiver, status
 
+from cloister import exports
 from cloister.alarms import Alarm
 from cloister.audit import Chain, Entry, Event, verify
+from cloister.auditing import Evidence
 from cloister.errors import ConfigurationError
 from cloister.sinks import LineFile, LogSink, SignedHeads, SinkError, Webhook, connect, lines, verify_webhook, webhook
 from cloister.sinks.base import line
@@ -68,7 +70,9 @@ def files(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> list[Any]:
-    return [json.loads(each) for each in path.read_bytes().decode("ascii").splitlines()]
+    """What stands there, but for the line that says what the file leaves out."""
+    said = [json.loads(each) for each in path.read_bytes().decode("ascii").splitlines()]
+    return said[1:] if "export" in said[0] else said
 
 
 # --- a file -----------------------------------------------------------------------------------------------------------
@@ -104,16 +108,29 @@ async def test_a_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 async def test_a_file_is_rotated_and_the_oldest_goes(tmp_path: Path) -> None:
     """No file grows beyond the size, none is cut, and as many stay as were asked for."""
     entries = some(40)
-    size = len(line(entries[0])) * 4
+    size = len(line(entries[0])) * 5
     sink = LineFile(tmp_path / "x.jsonl", rotate=size, keep=3)
     for entry in entries:
         await sink.deliver([entry])
     there = files(tmp_path)
     assert [path.name for path in there] == ["x.jsonl.3", "x.jsonl.2", "x.jsonl.1", "x.jsonl"]
     assert all(path.stat().st_size <= size for path in there)
+    assert [exports.File(path).window.since is not None for path in there] == [True] * 4
+    assert [exports.verify_file(exports.File(path), Evidence())[1] for path in there] == [[]] * 4
     kept = [each["number"] for path in there for each in read(path)]
     assert kept == list(range(41 - len(kept), 41))
     assert len(kept) > 9
+
+
+async def test_a_file_that_lacks_what_is_less_severe_says_so(tmp_path: Path) -> None:
+    """Nobody takes it for a log that was tampered with: its first line says what is not in it."""
+    sink = LineFile(tmp_path / "x.jsonl", "warning")
+    await sink.deliver(some(1))
+    await sink.deliver(some(1))
+    assert sink.path.read_bytes().splitlines()[0] == b'{"export":{"severity":"warning"}}'
+    assert len(read(sink.path)) == 2
+    with pytest.raises(ConfigurationError, match="severity"):
+        exports.File(sink.path)
 
 
 async def test_more_than_a_file_may_hold_is_written_whole(tmp_path: Path) -> None:

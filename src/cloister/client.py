@@ -194,10 +194,11 @@ class AsyncCloister:
             await self._services.prepare(None)
             self._tenanted = {name: self._services.but(tenant) for name, tenant in self._tenants.items()}
             await self._check_tenancy()
+            began = self.vault.now()
             await self._note_off()
             await self._note_configuration()
             self.sign_heads()
-            await self._ship()
+            await self._ship(began)
         except BaseException:
             await self._close()
             raise
@@ -237,8 +238,8 @@ class AsyncCloister:
         if tenanted:
             self.tenancy = "required"
 
-    async def _ship(self) -> None:
-        """Begin to serve the destinations; nothing that a turn does waits for them."""
+    async def _ship(self, began: datetime) -> None:
+        """Serve the destinations, new ones from when opening *began*; nothing that a turn does waits for them."""
         if not self.sinks:
             return
         store, heads = self.store, self._heads
@@ -250,7 +251,7 @@ class AsyncCloister:
             now=self.vault.now,
             heads=heads.newest if heads is not None else lambda: None,
             dropped=lambda: heads.read().dropped if heads is not None else {},
-            since=0 if store.volatile else to_micros(self.vault.now()),
+            since=0 if store.volatile else to_micros(began),
             folder=sinks_folder(store, self._sinks_state),
         )
         await shipper.open()

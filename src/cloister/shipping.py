@@ -25,7 +25,7 @@ from cloister.audit import SEVERITIES, Entry, Event, Heads, columns, event
 from cloister.audit.chain import ENTRY_TYPES
 from cloister.errors import CloisterError, ConfigurationError, StoreError
 from cloister.model import to_micros
-from cloister.sinks.base import Record, SignedHeads, Sink, SinkError
+from cloister.sinks.base import Beginning, Record, SignedHeads, Sink, SinkError
 from cloister.stores.base import Trail
 
 _log = logging.getLogger("cloister")
@@ -46,7 +46,10 @@ Sleep = Callable[[float], Awaitable[object]]
 
 
 class Progress(msgspec.Struct):
-    """Say how far a destination was served. ``since``: entries that were written before are not for it.
+    """Say how far a destination was served.
+
+    When it was new, what each writer had written before ``since`` was not for it, until the log was read to its end;
+    ``begun`` are those of whom some had come by then, and ``skipped`` says that there was something.
 
     ``numbers`` are the last that came of each writer. Once they are ``whole``, the log was read to its end, so that a
     writer who is not among them has not begun before; unless there are so many that some were dropped: ``crowded``.
@@ -60,6 +63,8 @@ class Progress(msgspec.Struct):
     whole: bool = False
     crowded: bool = False
     missing: int = 0
+    skipped: bool = False
+    begun: set[str] = set()
     numbers: dict[str, int] = {}
     watched: dict[str, Watched] = {}
 
@@ -84,8 +89,14 @@ def unfold(
         if entry.event == "audit.pruned":  # whatever of the log was left before has come by now
             for writer, (number, _) in dropped.items():
                 _pass(progress, writer, number)
-        if entry.at >= progress.since:
-            found += _meant(progress, entry, severity, alarms, now)
+        if not progress.whole and entry.writer not in progress.begun:
+            if entry.at < progress.since:
+                if not progress.skipped and severity != "alert":
+                    found.insert(0, Beginning(progress.since))
+                progress.skipped = True
+                continue
+            progress.begun.add(entry.writer)
+        found += _meant(progress, entry, severity, alarms, now)
     return found
 
 
@@ -343,7 +354,9 @@ class _Route:
         if progress.missing and await self._note("sink.dropped", count=progress.missing):
             progress.missing = 0
         more = len(page.entries) >= _PAGE
-        progress.after, progress.whole = page.after, progress.whole or not more
+        progress.after = page.after
+        if not more:
+            progress.whole, progress.begun = True, set()
         self._progress = progress
         self._unwritten += len(page.entries) + len(records)
         # Where nothing was delivered, to read the same entries again does no harm.

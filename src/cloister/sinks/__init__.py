@@ -7,13 +7,14 @@ from urllib.parse import parse_qsl, unquote
 
 from cloister.audit import SEVERITIES
 from cloister.errors import ConfigurationError
-from cloister.sinks.base import Record, SignedHeads, Sink, SinkError
+from cloister.sinks.base import Beginning, Record, SignedHeads, Sink, SinkError
 from cloister.sinks.heads import HeadFile, HeadList, HeadSink, audit_key
 from cloister.sinks.lines import LineFile
 from cloister.sinks.log import LogSink
 from cloister.sinks.webhook import Secret, Webhook, verify_webhook
 
 __all__ = [
+    "Beginning",
     "HeadFile",
     "HeadList",
     "HeadSink",

@@ -23,7 +23,13 @@ class SignedHeads(NamedTuple):
     line: str
 
 
-Record = Entry | Alarm | SignedHeads
+class Beginning(NamedTuple):
+    """Say that the log has entries from before *since* that a destination is not given: it was not there yet."""
+
+    since: int
+
+
+Record = Entry | Alarm | SignedHeads | Beginning
 
 
 class SinkError(Exception):
@@ -56,7 +62,7 @@ class Sink(Protocol):
         ...
 
     async def deliver(self, records: Sequence[Record]) -> None:
-        """Take *records*, which are entries, or one alarm, or one line of signed heads; raise if that failed.
+        """Take *records*, which are entries, or one of anything else; raise if that failed.
 
         What raised, or did not come to an end in time, is given again, whole.
         """
@@ -76,6 +82,8 @@ def delivery_id(records: Sequence[Record]) -> str:
     if isinstance(last, SignedHeads):
         said = last.line.encode(errors="replace")
         return f"heads-{sha256(said).hexdigest()[:32]}"
+    if isinstance(last, Beginning):
+        return f"beginning-{last.since}"
     return _printable(f"{'alarm' if isinstance(last, Alarm) else 'entries'}-{last.writer}-{last.number}")
 
 
@@ -89,6 +97,8 @@ def check_severity(severity: str) -> str:
 def _said(record: Record) -> dict[str, Any]:
     if isinstance(record, SignedHeads):
         return {"heads": record.line}
+    if isinstance(record, Beginning):
+        return {"export": {"since": from_micros(record.since).isoformat()}}
     if isinstance(record, Alarm):
         alarm = msgspec.to_builtins(record)
         return {"alarm": {**alarm, "at": from_micros(record.at).isoformat()}}

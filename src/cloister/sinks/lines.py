@@ -11,10 +11,16 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from cloister import files
+from cloister.alarms import Alarm
+from cloister.audit import Entry
 from cloister.errors import ConfigurationError
+from cloister.model import from_micros
 from cloister.sinks.base import Record, SinkError, check_severity, line
 
 _TRIES, _PAUSE = 50, 0.02
@@ -24,6 +30,7 @@ _BLOCK = 1 << 16
 class LineFile:
     """Append records to the file at *path*, on the disk before they count as delivered.
 
+    Where a file is not the whole log, its first line says so, as that of an export does, so that it can be verified.
     A file that would grow beyond *rotate* bytes becomes ``path.1``, the one before ``path.2`` and so on; *keep* of
     these stay.
     """
@@ -43,25 +50,36 @@ class LineFile:
         return f"file:{self.path}"
 
     async def deliver(self, records: Sequence[Record]) -> None:
-        await asyncio.to_thread(self._append, b"".join(line(record).encode() + b"\n" for record in records))
+        await asyncio.to_thread(self._append, records)
 
     async def close(self) -> None:
         pass
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, records: Sequence[Record]) -> None:
+        data = b"".join(line(record).encode() + b"\n" for record in records)
+        first = self._first(records, rotated=False)
         try:
-            while not self._appended(data):
-                pass
+            while not self._appended(data, first):
+                first = self._first(records, rotated=True)
         except OSError as error:
             raise SinkError(f"{self.path} cannot be written: {error.strerror}") from None
 
-    def _appended(self, data: bytes) -> bool:
+    def _first(self, records: Sequence[Record], *, rotated: bool) -> bytes:
+        """Give the first line of a file that begins with *records*: what it leaves out, nothing if that is nothing."""
+        said = {} if self.severity == "info" else {"severity": self.severity}
+        if rotated:
+            at = next((record.at for record in records if isinstance(record, Entry | Alarm)), None)
+            said["since"] = (datetime.now(UTC) if at is None else from_micros(at)).isoformat()
+        return msgspec.json.encode({"export": said}) + b"\n" if said else b""
+
+    def _appended(self, data: bytes, first: bytes) -> bool:
         """Write *data*, or move the file out of the way and say that it is still to be written."""
         with _opened_alone(self.path) as file:
             end = _end_of_lines(file)
             if end and end + len(data) > self._rotate:
                 self._move()
                 return False
+            data = data if end else first + data
             file.truncate(end)  # what stands behind the last whole line was never acknowledged
             file.seek(end)
             if file.write(data) != len(data):

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 
 from cloister.alarms import Alarm
-from cloister.sinks.base import Record, SignedHeads, SinkError, check_severity, line
+from cloister.audit import Entry
+from cloister.sinks.base import Record, SinkError, check_severity, line
 
 _alerts = logging.getLogger("cloister.alerts")
 _audit = logging.getLogger("cloister.audit")
@@ -33,7 +34,8 @@ class LogSink:
 def _log(records: Sequence[Record]) -> None:
     for record in records:
         logger = _alerts if isinstance(record, Alarm) else _audit
-        level = logging.INFO if isinstance(record, SignedHeads) else _LEVELS.get(record.severity, logging.ERROR)
+        severity = record.severity if isinstance(record, Entry | Alarm) else "info"
+        level = _LEVELS.get(severity, logging.ERROR)
         if not logger.isEnabledFor(level):
             raise SinkError(f"the logger {logger.name} drops what is below its level: set it to INFO", slow=True)
         logger.log(level, "%s", line(record))

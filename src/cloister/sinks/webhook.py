@@ -15,9 +15,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from cloister.alarms import Alarm
+from cloister.audit import Entry
 from cloister.errors import ConfigurationError
-from cloister.sinks.base import Record, SignedHeads, SinkError, check_severity, delivery_id, line
+from cloister.sinks.base import Record, SinkError, check_severity, delivery_id, line
 
 if TYPE_CHECKING:
     import aiohttp
@@ -164,7 +164,7 @@ def _digest(secret: str, time: str, body: bytes) -> str:
 
 def _body(records: Sequence[Record]) -> bytes:
     last = records[-1]
-    if isinstance(last, Alarm | SignedHeads):
+    if not isinstance(last, Entry):
         return line(last).encode()
     return ('{"entries":[' + ",".join(map(line, records)) + "]}").encode()
 
