@@ -18,7 +18,7 @@ from cloister.audit import Chain, Entry, verify
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import to_micros
 from cloister.shipping import Place, Progress, Shipper, unfold
-from cloister.sinks.base import Beginning, SinkError, delivery_id
+from cloister.sinks.base import Beginning, SignedHeads, SinkError, delivery_id
 
 
 def shipper(log: FakeLog, *sinks: Any, folder: Path | None = None, naps: Naps | None = None, **options: Any) -> Shipper:
@@ -102,6 +102,30 @@ async def test_heads_come_once_each(log: FakeLog, tmp_path: Path) -> None:
         async with shipping_of(log, sink, folder=tmp_path / "x"):
             pass
     assert sink.heads == ["first", "second"]
+
+
+async def test_heads_come_behind_what_they_were_signed_for(log: FakeLog) -> None:
+    """Whatever is written and signed while the log is read, no destination has heads of entries that it lacks."""
+    real = log.trail
+
+    async def trail(*, after: bytes, limit: int) -> Any:
+        page = await real(after=after, limit=limit)
+        if len(log.entries) < 10:
+            log.put("turn.committed")
+            log.heads = str(len(log.entries))
+        return page
+
+    log.trail = trail  # type: ignore[method-assign]
+    async with shipping_of(log, sink := Taker()) as ship:
+        for _ in range(12):
+            reads = log.reads
+            ship.kick()
+            await until(lambda reads=reads: log.reads > reads)  # type: ignore[misc]
+    seen = 0
+    for record in sink.taken:
+        seen += isinstance(record, Entry)
+        assert not isinstance(record, SignedHeads) or int(record.line) <= seen
+    assert sink.heads[-1] == "10"
 
 
 async def test_what_is_severe_comes_at_once(log: FakeLog) -> None:

@@ -336,24 +336,21 @@ class _Route:
         before = self._progress = self._progress or await asyncio.to_thread(self.place.take)
         if before is None:
             return False  # another process serves it, and this one takes over when that ends
+        # Asked for before the log is read, so that whatever they were signed for comes before them.
+        heads = await self._new_heads(before)
         page = await self._read(before.after)
         if page is None:
             return False
-        progress, shipper = copy.deepcopy(before), self._shipper
-        now = to_micros(shipper.now())
-        dropped: Heads = {}
-        if not before.after or any(entry.event == "audit.pruned" for entry in page.entries):
-            dropped = await self._dropped()
-        if not before.after and not before.whole:
-            progress.numbers |= {writer: number for writer, (number, _) in [*dropped.items()][-_MOST_WRITERS:]}
-        records = unfold(progress, page.entries, self.sink.severity, shipper.alarms, now, dropped)
-        if self.sink.severity != "alert" and (heads := await self._new_heads(progress)):
+        progress = copy.deepcopy(before)
+        records = await self._understood(progress, page)
+        more = len(page.entries) >= _PAGE
+        if heads is not None and not more:
             records.append(heads)
+            progress.heads = _name(heads)
         for some in parcels(records):
             await self._hand_over(some)
         if progress.missing and await self._note("sink.dropped", count=progress.missing):
             progress.missing = 0
-        more = len(page.entries) >= _PAGE
         progress.after = page.after
         if not more:
             progress.whole, progress.begun = True, set()
@@ -363,6 +360,17 @@ class _Route:
         if records or progress.missing != before.missing or self._unwritten >= _SELDOM:
             await self._keep()
         return more
+
+    async def _understood(self, progress: Progress, page: Trail) -> list[Record]:
+        """Give what there is to deliver of *page*; *progress* follows it."""
+        shipper, first = self._shipper, not progress.after
+        dropped: Heads = {}
+        if first or any(entry.event == "audit.pruned" for entry in page.entries):
+            dropped = await self._dropped()
+        if first and not progress.whole:  # what was dropped before anybody looked is not missed
+            progress.numbers |= {writer: number for writer, (number, _) in [*dropped.items()][-_MOST_WRITERS:]}
+        now = to_micros(shipper.now())
+        return unfold(progress, page.entries, self.sink.severity, shipper.alarms, now, dropped)
 
     async def _keep(self) -> None:
         if self._progress is None or not self._unwritten:
@@ -395,11 +403,10 @@ class _Route:
 
     async def _new_heads(self, progress: Progress) -> SignedHeads | None:
         """Give the newest line of signed heads, unless it was delivered; it repeats all that earlier ones say."""
-        line = await asyncio.to_thread(self._shipper.heads)
-        if line is None or (name := sha256(line.encode()).hexdigest()) == progress.heads:
+        if self.sink.severity == "alert" or (line := await asyncio.to_thread(self._shipper.heads)) is None:
             return None
-        progress.heads = name
-        return SignedHeads(line)
+        heads = SignedHeads(line)
+        return None if _name(heads) == progress.heads else heads
 
     async def _hand_over(self, records: Sequence[Record]) -> None:
         """Deliver *records*, however often that is tried; once the shipper closes, only once more."""
@@ -447,6 +454,10 @@ class _Route:
         finally:
             for wait in waits:
                 wait.cancel()
+
+
+def _name(heads: SignedHeads) -> str:
+    return sha256(heads.line.encode(errors="replace")).hexdigest()
 
 
 def _wait(tries: int, fault: SinkError) -> float:
