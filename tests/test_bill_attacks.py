@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import House, Watched, opened, pieces
 from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
-from cloister import Alarms, Budget
+from cloister import Alarms, Budget, OpenAICompatible
 from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -405,3 +405,23 @@ async def test_nobody_thinks_for_nothing(how: str) -> None:
         with contextlib.suppress(asyncio.CancelledError, ProviderError):
             await read()
         assert await spent(house) >= before + 4
+
+
+async def test_a_service_that_cannot_be_reached_costs_nothing() -> None:
+    """Nobody's allowance is used up by an outage, nor by an option that the service does not have."""
+
+    async def at_once(_: float) -> None:
+        pass
+
+    own = OpenAICompatible("vllm", base_url="http://127.0.0.1:1/v1", model="own", sleep=at_once)
+    price = dataclasses.replace(PARROT, provider="vllm", model="own")
+    budget = Budget(user_daily="9")
+    async with opened("memory://", provider=own, budget=budget, prices=PRICES.over([price])) as house:
+        session = await house.ana.start()
+        for options in ({}, {"no_such_option": 1}):
+            with pytest.raises((ProviderError, ConfigurationError)):
+                await session.send("Hello", options=options)
+            with pytest.raises((ProviderError, ConfigurationError)):
+                async with session.stream("Hello", options=options) as stream:
+                    assert [text async for text in stream]
+        assert await spent(house) == session.cost == 0

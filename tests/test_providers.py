@@ -575,6 +575,29 @@ async def test_retry_after_too_long(upstream: Upstream, provider: Connect, naps:
 
 
 @both_ways
+@pytest.mark.parametrize(
+    ("replies", "unasked"),
+    [
+        ([refusal("429 X")], True),
+        ([refusal("401 X")], True),
+        ([refusal("500 X")], False),
+        ([refusal("400 X")], False),  # some charge for what their filter refused
+        ([drop, refusal("429 X")], False),
+        ([drop, drop, refusal("401 X")], False),
+    ],
+)
+async def test_it_says_whether_a_model_was_asked(
+    upstream: Upstream, provider: Connect, replies: list[Reply], unasked: bool, streamed: bool
+) -> None:
+    """Only what failed before the model had the question, at each attempt, is known to have cost nothing."""
+    upstream.replies = list(replies)
+    with pytest.raises(ProviderError) as caught:
+        await call(provider(retries=Retries(attempts=max(2, len(replies)))), streamed)
+    assert caught.value.unasked is unasked
+    assert not ProviderError("another").unasked
+
+
+@both_ways
 @pytest.mark.parametrize("status", [401, 403])
 async def test_auth(upstream: Upstream, provider: Connect, status: int, streamed: bool) -> None:
     """A key that is not accepted is its own error, which names the variable and repeats nothing."""

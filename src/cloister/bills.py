@@ -133,9 +133,9 @@ class Bill:
         if self.cost is not None:
             self.cost = max(self.cost, reserved)
 
-    def give_up(self, *, refused: bool) -> None:
-        """Count a call whose usage nobody will ever tell at what was reserved, unless the provider *refused* it."""
-        if self.asked and not refused and self._caps:
+    def give_up(self, *, unasked: bool) -> None:
+        """Count a call whose usage nobody will ever tell at what was reserved, unless the model was never asked."""
+        if self.asked and not unasked and self._caps:
             self._add(from_nanos(self._reserved))
         self.asked = False
 

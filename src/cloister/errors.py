@@ -123,9 +123,10 @@ class BudgetExceeded(CloisterError):
 
 
 class ProviderError(CloisterError):
-    """Say that the model did not give a whole answer."""
+    """Say that the model did not give a whole answer; ``unasked`` if it never got the question, which cost nothing."""
 
     notice = "The assistant is not available right now. Please try again."
+    unasked: bool = False
 
 
 class ProviderTimeout(ProviderError):
@@ -138,12 +139,14 @@ class ProviderAuth(ProviderError):
     """Say that the provider does not accept the key."""
 
     notice = "The assistant is not available right now. The operator has to look at it."
+    unasked = True
 
 
 class ProviderRateLimited(ProviderError):
     """Say that the provider is asked too often; ``retry_after`` is in seconds where it told."""
 
     notice = "The assistant is very busy. Please try again in a minute."
+    unasked = True
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)

@@ -22,14 +22,7 @@ from cloister.asking import close, streamed
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
 from cloister.content import checked
-from cloister.errors import (
-    CloisterError,
-    ProviderAuth,
-    ProviderError,
-    ProviderRateLimited,
-    ReplyBlocked,
-    SessionConflict,
-)
+from cloister.errors import CloisterError, ConfigurationError, ProviderError, ReplyBlocked, SessionConflict
 from cloister.guard import Check
 from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
@@ -304,7 +297,7 @@ class Turn(Generic[SessionT]):
             if told.total_tokens:
                 self._spend(told, None)
             else:
-                self._bill.give_up(refused=False)
+                self._bill.give_up(unasked=False)
             raise
 
     def _break_off(self) -> None:
@@ -482,7 +475,7 @@ class Turn(Generic[SessionT]):
 
     async def _fail(self, error: BaseException | None) -> None:
         self._break_off()
-        self._bill.give_up(refused=isinstance(error, ProviderAuth | ProviderRateLimited))
+        self._bill.give_up(unasked=_unasked(error))
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
         reason = "unfinished" if error is None else type(error).__name__
@@ -605,6 +598,11 @@ class ReplyStream(Generic[SessionT]):
 def _asked(items: Sequence[Item]) -> list[Item]:
     """Give those of *items* that neither a model nor a tool made."""
     return [item for item in items if item.role in ("user", "system")]
+
+
+def _unasked(error: BaseException | None) -> bool:
+    """Say whether the *error* is that the model could not even be asked."""
+    return error.unasked if isinstance(error, ProviderError) else isinstance(error, ConfigurationError)
 
 
 def _is_message(given: object) -> bool:

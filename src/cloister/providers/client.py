@@ -133,13 +133,14 @@ class Client:
         return asyncio.get_running_loop().time() + self._at.timeouts.connect.total_seconds()
 
     async def _repeat(self, attempt: Callable[[], Awaitable[T]], deadline: float) -> T:
-        number = 0
+        number, unasked = 0, True
         while True:
             number += 1
             try:
                 return await attempt()
             except (_Fault, ProviderError) as caught:
                 fault = caught if isinstance(caught, _Fault) else _Fault(caught)
+            fault.error.unasked = unasked = unasked and fault.error.unasked
             wait = self._pause(number, fault, deadline)
             if wait is None:
                 error = _bare(fault)
@@ -205,13 +206,13 @@ class Client:
         except asyncio.CancelledError as error:
             raise error.with_traceback(None) from None
         except aiohttp.ConnectionTimeoutError:
-            fault = _Fault(ProviderTimeout(f"{name} cannot be reached: no connection in time"), again=True)
+            fault = _unreached(ProviderTimeout(f"{name} cannot be reached: no connection in time"), again=True)
         except TimeoutError:
             fault = _Fault(ProviderTimeout(f"{name} did not answer in time"))
         except aiohttp.ClientSSLError:
-            fault = _Fault(ProviderError(f"{name} cannot be reached: its certificate or TLS is not accepted"))
+            fault = _unreached(ProviderError(f"{name} cannot be reached: its certificate or TLS is not accepted"))
         except aiohttp.ClientConnectorError:
-            fault = _Fault(ProviderError(f"{name} cannot be reached; check base_url and the network"), again=True)
+            fault = _unreached(ProviderError(f"{name} cannot be reached; check base_url and the network"), again=True)
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
             fault = _Fault(ProviderError(f"{name} broke off the connection before its answer was whole"), again=True)
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, ValueError):
@@ -316,6 +317,12 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError, RecursionError):
         pass  # raised below, because these hold what could not be encoded
     raise ConfigurationError("the request cannot be sent: messages and options must be JSON values of Unicode text")
+
+
+def _unreached(error: ProviderError, *, again: bool = False) -> _Fault:
+    """Carry the failure of an attempt of which the provider never heard."""
+    error.unasked = True
+    return _Fault(error, again=again)
 
 
 def _bare(caught: _Fault | ProviderError) -> ProviderError:
