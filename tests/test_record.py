@@ -61,7 +61,25 @@ async def test_a_failed_turn_says_what_it_spent(url: str) -> None:
         with pytest.raises(ProviderError):
             await session.send(SECRET)
         _, detail = await last(house, "turn.failed")
-        assert detail == {"reason": "ProviderError", "provider": "parrot", "input_tokens": 0, "output_tokens": 0}
+        asked = {"provider": "parrot", "model": "parrot-1"}
+        assert detail == {"reason": "ProviderError", **asked, "input_tokens": 0, "output_tokens": 0}
+
+
+@pytest.mark.parametrize("odd", [SECRET + " " + SECRET, "x\ny", "x" * 129, "{model}", "\ud800"])
+async def test_the_name_of_a_model_is_no_place_for_words(odd: str) -> None:
+    """What a caller or a service gives for a model's name is on record only if it can be one."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        house.provider.answer = {**_CHAT, "model": odd}
+        await session.send("Hello", model=odd)
+        async with session.turn("Hello", model=odd) as turn:
+            await turn.finish("Fine.")
+        async with session.turn("Hello", model=odd):
+            pass
+        kinds = ("turn.committed", "turn.failed")
+        details = [json.loads(entry.detail) for entry in await house.entries() if entry.event in kinds]
+        assert len(details) == 3
+        assert not any("model" in detail for detail in details)
 
 
 async def test_the_content_digest_is_the_sessions_own(url: str) -> None:

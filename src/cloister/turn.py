@@ -432,7 +432,8 @@ class Turn(Generic[SessionT]):
     def _said(self, model: str | None) -> dict[str, Detail]:
         """Give what the turn has spent, as details of its entry."""
         spent = {name: value for name, value in msgspec.structs.asdict(self._spent).items() if value}
-        named = {"provider": self._asked, "model": model or self._model}
+        wanted = self._model or (self._cloister.model if self._asked else None)
+        named = {"provider": self._asked, "model": wire.model_name(model) or wire.model_name(wanted)}
         return {**{name: value for name, value in named.items() if value}, **_COUNTS, **spent, **self._bill.detail()}
 
     def _alarms(self) -> list[Event]:

@@ -1,13 +1,12 @@
 """The formats that models are asked and answer in: OpenAI chat, OpenAI Responses, Anthropic Messages.
 
 ``read`` takes a whole answer, a `Reader` a streamed one; both give an `Answer`. ``spent`` says what one took that is
-refused. ``chat``, ``responses`` and
-``anthropic`` put items into the keyword arguments of the SDKs; ``item`` and ``answer_item`` make items. Nothing here
-waits.
+refused, ``model_name`` takes only what can be a model's name. ``chat``, ``responses`` and ``anthropic`` put items into
+the keyword arguments of the SDKs; ``item`` and ``answer_item`` make items. Nothing here waits.
 """
 
-from cloister.wire.answers import Answer, read, spent
+from cloister.wire.answers import Answer, model_name, read, spent
 from cloister.wire.requests import answer_item, anthropic, chat, item, responses
 from cloister.wire.streams import Reader
 
-__all__ = ["Answer", "Reader", "answer_item", "anthropic", "chat", "item", "read", "responses", "spent"]
+__all__ = ["Answer", "Reader", "answer_item", "anthropic", "chat", "item", "model_name", "read", "responses", "spent"]

@@ -104,7 +104,7 @@ def completion(message: Mapping[str, Any]) -> Answer:
             mend(_content(said.get("content"))) or refusal,
             tuple(_chat_call(call) for call in objects(said.get("tool_calls") or [])),
             _chat_usage(message.get("usage")),
-            _name(message.get("model")),
+            model_name(message.get("model")),
             _end(choices[0].get("finish_reason"), _CHAT_ENDS),
             {key: value for key, value in extra.items() if value} or None,
         )
@@ -141,7 +141,7 @@ def response(message: Mapping[str, Any]) -> Answer:
             text or refusal,
             tuple(calls),
             _response_usage(message.get("usage")),
-            _name(message.get("model")),
+            model_name(message.get("model")),
             end,
             {key: value for key, value in extra.items() if value} or None,
         )
@@ -174,7 +174,7 @@ def anthropic_message(message: Mapping[str, Any]) -> Answer:
             text,
             tuple(calls),
             _anthropic_usage(message.get("usage")),
-            _name(message.get("model")),
+            model_name(message.get("model")),
             end,
             extra or None,
         )
@@ -340,8 +340,8 @@ def _end(reason: object, ends: Mapping[str, str]) -> str:
     raise ProviderError(f"the model broke off its answer: {word(reason)}")
 
 
-def _name(model: object) -> str | None:
-    # It goes on record, where no text may hide in it.
+def model_name(model: object) -> str | None:
+    """Give *model* back if it can be a model's name: it goes on record, where no text may hide in it."""
     return model if isinstance(model, str) and _MODEL.fullmatch(model) else None
 
 
