@@ -82,6 +82,16 @@ async def test_the_name_of_a_model_is_no_place_for_words(odd: str) -> None:
         assert not any("model" in detail for detail in details)
 
 
+async def test_names_of_models_are_not_gathered() -> None:
+    """Callers may name a new model with every turn: nothing grows with it."""
+    async with opened("memory://") as house:
+        session = await house.ana.start()
+        for number in range(50):
+            await session.send("Hello", model=f"gpt-4.1-{number}")
+            await session.send("Hello", model=f"own-{number}")
+        assert len(house.cloister.services._prepared) == 1
+
+
 async def test_the_content_digest_is_the_sessions_own(url: str) -> None:
     """The same words have the same digest in one session, and another in any other."""
     async with opened(url, scrub=None, leaks=None) as house:

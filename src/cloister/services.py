@@ -63,7 +63,7 @@ class Services:
     keep_failed: bool
     budget: Budget | None
     prices: Prices
-    _prepared: set[str | None] = field(default_factory=set, repr=False)
+    _prepared: set[str] = field(default_factory=set, repr=False)
 
     def but(self, tenant: Tenant) -> Services:
         """Give the services of one tenant's users."""
@@ -92,10 +92,10 @@ class Services:
 
     async def prepare(self, model: str | None) -> None:
         """Load what counts for *model*: an exact vocabulary takes a second, for which no other task should wait."""
-        model = model or self.model
-        if model not in self._prepared:
+        vocabulary = windows.vocabulary(model or self.model)
+        if vocabulary is not None and vocabulary not in self._prepared:
             await asyncio.to_thread(self.counter, model)
-            self._prepared.add(model)
+            self._prepared.add(vocabulary)
 
     def window(self, model: str | None = None) -> int:
         """Give how many tokens a turn may send to *model*, or to the provider's own."""

@@ -285,10 +285,15 @@ def family(model: str) -> str | None:
     return max([prefix for prefix in _CONTEXTS if name.startswith(prefix)], key=len, default=None)
 
 
+def vocabulary(model: str | None) -> str | None:
+    """Name OpenAI's vocabulary for a model; None for a model of anybody else's."""
+    return _lookup(_ENCODINGS, model)
+
+
 @lru_cache(maxsize=64)
 def counter_for(model: str | None) -> Counter:
     """Choose the counter for a model: exact for OpenAI's if ``cloister[tokens]`` is installed, else the estimate."""
-    encoding = _lookup(_ENCODINGS, model)
+    encoding = vocabulary(model)
     if encoding is None:
         return _ESTIMATE
     try:
