@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 from tests.fakes import House, Parrot, opened
+from tests.test_budgets import PRICES
 
 from cloister import Limits, Scrub, Tenant, scope
 from cloister.audit import EVENTS, Entry
-from cloister.errors import BudgetExceeded, ConfigurationError, ProviderError, SessionBusy, SessionExpired
+from cloister.costs.report import Report
+from cloister.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    ProviderError,
+    SessionBusy,
+    SessionExpired,
+    SessionNotFound,
+    TokenInvalid,
+)
 from cloister.model import Item
 
 SECRET = "the-canary-sings-at-noon"
@@ -153,6 +163,52 @@ async def test_where_a_call_came_from(url: str) -> None:
         with scope.source("x" * 999 + "\n"):
             await session.history()
         assert (await last(house, "history.read"))[1]["source"] == "x" * 200
+
+
+async def test_every_entry_says_where_its_call_came_from(url: str) -> None:
+    """All that a call puts on record, at once or in the background, says where it came from."""
+    async with opened(url, context_tokens=100) as house:
+        before = len(await house.entries())
+        with scope.source("a job"):
+            session = await house.ana.start(title="ana@example.org")
+            await session.send("Mail me: ana@example.org")
+            with pytest.raises(BudgetExceeded):
+                await session.send("long " * 200)
+            with pytest.raises((SessionNotFound, TokenInvalid)):
+                await house.ben.resume(session.id)
+            await session.history()
+            written = (await house.entries())[before:]
+        assert {"data.replaced", "turn.refused", "access.refused", "access.foreign"} <= {one.event for one in written}
+        assert all(json.loads(entry.detail)["source"] == "a job" for entry in written)
+
+
+@pytest.mark.plain_ids
+async def test_a_session_id_in_a_path_is_not_on_record(url: str) -> None:
+    """Whoever names the route by its path puts no session id on record with it."""
+    async with opened(url) as house:
+        session = await house.ana.start()
+        for path in (f"GET /chats/{session.id}?x=1", "x" * 180 + session.id, f"/ct_{'a' * 300}"):
+            with scope.source(path):
+                await session.history()
+        details = [json.loads(entry.detail) for entry in await house.entries() if entry.event == "history.read"]
+        assert details[0]["source"] == "GET /chats/cs_…?x=1"
+        assert details[1]["source"] == "x" * 180 + "cs_…"
+        assert details[2]["source"] == "/ct_…"
+
+
+async def test_a_path_that_is_no_text_hides_no_costs() -> None:
+    """Half a surrogate pair in a path makes no entry unreadable to whoever sums up; other than text is refused."""
+    async with opened("memory://", prices=PRICES) as house:
+        house.provider.answer = _CHAT
+        session = await house.ana.start()
+        with scope.source("GET /\udc80"):
+            await session.send("Hello")
+        report = Report("user", {})
+        for entry in await house.entries():
+            report.add(entry)
+        assert (report.total.turns, report.unreadable) == (1, 0)
+        with pytest.raises(TypeError, match="is a text"), scope.source(b"GET /"):  # type: ignore[arg-type]
+            pass
 
 
 async def test_no_entry_carries_words_or_ids(url: str) -> None:

@@ -93,5 +93,6 @@ def noticed(system: Item | None, counter: window.Counter) -> Item:
 
 def replaced(noted: Event, mask: Mask) -> list[Event]:
     """Give the entry that goes with *noted* where personal data was replaced: how often, by type."""
-    counts = +mask.replaced
-    return [msgspec.structs.replace(noted, kind="data.replaced", detail=dict(counts))] if counts else []
+    counts, source = +mask.replaced, noted.detail.get("source")
+    detail = {**counts, "source": source} if source else dict(counts)
+    return [msgspec.structs.replace(noted, kind="data.replaced", detail=detail)] if counts else []

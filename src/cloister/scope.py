@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -63,16 +64,20 @@ def open_scope(scope: Scope) -> Iterator[Scope]:
 
 _source: ContextVar[str] = ContextVar("cloister_source", default="")
 _LONGEST = 200
+_SESSION = re.compile(r"(c[st]_)[A-Za-z0-9_-]{40,}")
 
 
 @contextlib.contextmanager
 def source(name: str) -> Iterator[None]:
     """Put *name* on record as where the calls inside the block come from: an address, a route, a job.
 
-    At most 200 characters of it. Never a session id or a secret.
+    At most 200 characters of it. Never a secret; what looks like a session id, as in a path, is left out.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"where a call comes from is a text, not {type(name).__name__}")
     before = _source.get()
-    _source.set(name[:_LONGEST])
+    # Half a surrogate pair, as in a path that is no UTF-8, could not be read again by everybody.
+    _source.set(_SESSION.sub(r"\1…", name).encode("utf-8", "replace").decode()[:_LONGEST])
     try:
         yield
     finally:
