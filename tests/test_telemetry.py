@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -12,10 +13,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes import opened
+from tests.test_budgets import PRICES
 
-from cloister.errors import IntegrityError, ProviderError, SessionExpired, SessionNotFound
+from cloister import Budget
+from cloister.audit import Event
+from cloister.errors import ConfigurationError, IntegrityError, ProviderError, SessionExpired, SessionNotFound
 from cloister.metrics import Prometheus
-from cloister.telemetry import STEPS
+from cloister.telemetry import STEPS, Outcome, Step, Wait
 from cloister.traces import Traces
 
 SECRET = "the-canary-sings-at-noon"
@@ -195,3 +199,67 @@ class TestTraces:
             await session.send(SECRET)
         text = metrics.text() + "".join(span.to_json() for span in spans.taken())
         assert not [word for word in (SECRET, "ana-the-owner", *ids) if word in text]
+
+
+class Broken:
+    """A watcher that fails at every call, or only once a turn has begun, with an error that quotes what was said."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.late = late
+        self.calls = 0
+
+    def recorded(self, events: Sequence[Event]) -> None:
+        self.fail()
+
+    def waited(self, on: Wait, seconds: float, name: str, failed: str | None) -> None:
+        self.fail()
+
+    def turn(self) -> Broken:
+        return self if self.late else self.fail()
+
+    def at(self, step: Step) -> None:
+        self.fail()
+
+    def end(self, outcome: Outcome) -> None:
+        self.fail()
+
+    def fail(self) -> NoReturn:
+        self.calls += 1
+        raise ZeroDivisionError(SECRET)
+
+
+class TestWatchers:
+    """Watching is off the record: it neither refuses nor breaks anything."""
+
+    @pytest.mark.parametrize("late", [True, False])
+    async def test_a_watcher_that_fails_breaks_no_turn(
+        self, url: str, late: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Turns are taken, refused and booked, others are told as before, and the log says it once, without a text."""
+        metrics, broken = Prometheus(), Broken(late=late)
+        budget = Budget(user_daily="9")
+        async with opened(url, telemetry=[broken, metrics], budget=budget, prices=PRICES) as house:
+            session = await house.ana.start()
+            await session.send("Hello")
+            async with session.stream("Hello") as stream:
+                assert [text async for text in stream]
+            house.provider.answer = ProviderError("down")
+            with pytest.raises(ProviderError):
+                await session.send("Hello")
+            await session.end()
+            with pytest.raises(SessionExpired):
+                await session.send("Hello")
+        seen = read(metrics)
+        assert [seen["cloister_turns_total", result] for result in ("committed", "failed", "refused")] == [2, 1, 1]
+        assert seen["cloister_events_total", "turn.committed", "info"] == 2
+        assert broken.calls > 10
+        said = [one.getMessage() for one in caplog.records if "watches" in one.getMessage()]
+        assert len(said) == 1
+        assert "Broken failed with ZeroDivisionError" in said[0]
+        assert SECRET not in caplog.text
+
+    async def test_what_is_no_watcher_is_refused(self) -> None:
+        """Something else in the list is a mistake that is named."""
+        with pytest.raises(ConfigurationError, match="dict is no telemetry: it lacks recorded, waited, turn"):
+            async with opened("memory://", telemetry=[{}]):
+                pass

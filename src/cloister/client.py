@@ -141,6 +141,9 @@ class AsyncCloister:
             raise ConfigurationError(f"leaks is a LeakGuard, or None for no protection, not {type(leaks).__name__}")
         if not isinstance(scrub, Scrub):
             raise ConfigurationError(f"scrub is a Scrub, or None for no protection, not {type(scrub).__name__}")
+        for watcher in telemetry:
+            if missing := [part for part in ("recorded", "waited", "turn") if not hasattr(watcher, part)]:
+                raise ConfigurationError(f"{type(watcher).__name__} is no telemetry: it lacks {', '.join(missing)}")
         if tenancy not in ("single", "required"):
             raise ConfigurationError(f"tenancy is 'single' or 'required', not {tenancy!r}")
         if tenants and tenancy == "single":
