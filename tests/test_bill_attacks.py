@@ -15,6 +15,7 @@ from tests.fakes import House, Watched, opened, pieces
 from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
 from cloister import Alarms, Budget, OpenAICompatible
+from cloister.costs import from_nanos
 from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -425,3 +426,37 @@ async def test_a_service_that_cannot_be_reached_costs_nothing() -> None:
                 async with session.stream("Hello", options=options) as stream:
                     assert [text async for text in stream]
         assert await spent(house) == session.cost == 0
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        [1],
+        {},
+        {"prompt_tokens": -5, "completion_tokens": 3},
+        {"prompt_tokens": 5, "completion_tokens": -3},
+        {"prompt_tokens": "5", "completion_tokens": 3},
+        {"prompt_tokens": float("nan"), "completion_tokens": float("inf")},
+        {"prompt_tokens": True, "completion_tokens": None},
+        {"completion_tokens": 3},
+        {"input_tokens": 5, "output_tokens": 3},
+        {"prompt_tokens": 5, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": -(10**30)}},
+        {"prompt_tokens": 5, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 10**30}},
+        {"prompt_tokens": 10**30, "completion_tokens": 10**30},
+    ],
+)
+async def test_whatever_a_service_says_that_it_took_is_no_credit(told: Any) -> None:
+    """Nonsense, or half of it, fails no turn, gives nothing back, and counts the question and the reply at least."""
+    async with budgeted("memory://", Budget(user_daily="3000000", session="3000000", reply_tokens=3)) as house:
+        house.provider.answer = {**CHAT, "usage": told}
+        session = await house.ana.start()
+        stands = Decimal(0)
+        for _ in range(2):
+            reply = await session.send("Hello")
+            assert reply.cost is not None
+            assert reply.cost >= COST
+            stands += min(reply.cost, from_nanos(1 << 52))
+            assert await spent(house) == session.cost == stands
+            if stands > 3_000_000:
+                break

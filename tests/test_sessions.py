@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister import sessions
+from cloister import sessions, wire
 from cloister.errors import IntegrityError, SessionExpired, SessionNotFound
 from cloister.model import Head, Item, Limits, Owner, SealedSession, Usage, Used, to_micros
 
@@ -424,3 +424,14 @@ class TestHide:
         with pytest.raises(ValueError, match="1000"):
             sessions.hide(head, sessions.MAX_HIDDEN)
         assert len(sessions.hide(msgspec.structs.replace(head, hidden=head.hidden[1:]), 0).hidden) == 1_000
+
+
+def test_no_service_can_make_a_session_too_dear_to_store() -> None:
+    """However often a service says that a call took more than there is, what was spent can still be sealed."""
+    said = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 10**30}}
+    usage = wire.read(said).usage
+    assert usage is not None
+    head = Head(1, 1, 1, 1, None, None)
+    for _ in range(20_000):
+        head = sessions.spend(head, Used(usage, 1 << 52))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(head), type=Head) == head

@@ -16,6 +16,8 @@ from cloister.model import Head, Item, Limits, Owner, SealedSession, Used, from_
 _ID = re.compile(r"cs_[A-Za-z0-9_-]{43}")
 _MICROSECOND = timedelta(microseconds=1)
 
+_MOST_SPENT = (1 << 63) - 1
+
 MAX_TITLE = 256
 MAX_METADATA = 16
 MAX_METADATA_KEY, MAX_METADATA_VALUE = 64, 512
@@ -90,7 +92,7 @@ def at(head: Head, now: datetime) -> int:
 def grow(head: Head, items: list[Item], last_tag: bytes, moment: int, turn: bytes, used: Used) -> Head:
     """Give the head of the session with *items* appended, the last of which has the tag *last_tag*."""
     return msgspec.structs.replace(
-        head,
+        spend(head, used),
         version=head.version + 1,
         sealed_at=moment,
         active_at=moment,
@@ -98,9 +100,13 @@ def grow(head: Head, items: list[Item], last_tag: bytes, moment: int, turn: byte
         tokens=head.tokens + sum(item.tokens for item in items),
         last_tag=last_tag,
         turn=turn,
-        usage=head.usage + used.usage,
-        spent=head.spent + used.nanos,
     )
+
+
+def spend(head: Head, used: Used) -> Head:
+    """Give the head with what a turn *used* added."""
+    spent = min(head.spent + used.nanos, _MOST_SPENT)  # whatever a service says: a larger number could not be stored
+    return msgspec.structs.replace(head, usage=head.usage + used.usage, spent=spent)
 
 
 def amend(head: Head, moment: int, turn: bytes) -> Head:

@@ -182,7 +182,7 @@ class Turn(Generic[SessionT]):
         if added.role == "assistant":
             # Each is a call of a model, whether or not what was added of it says what it took.
             heard = self._cloister.counted(added, self._model).tokens
-            self._spend(told or Usage(self.tokens, heard, estimated=True), model)
+            self._spend(self._told(told, heard), model)
             self._fit()
             added = self._mask.answered(added)
         self._check.takes(added)
@@ -300,6 +300,14 @@ class Turn(Generic[SessionT]):
                 self._bill.give_up(unasked=False)
             raise
 
+    def _told(self, usage: Usage | None, heard: int) -> Usage:
+        """Give what a call took as a provider told, and cloister's own count where it did not, or in half."""
+        told = usage or Usage()
+        if told.input_tokens and told.output_tokens:
+            return told
+        read, wrote = told.input_tokens or self.tokens, told.output_tokens or heard
+        return msgspec.structs.replace(told, input_tokens=read, output_tokens=wrote, estimated=True)
+
     def _break_off(self) -> None:
         """Count the call of a stream that was left, or broke off."""
         if self._heard:
@@ -327,7 +335,7 @@ class Turn(Generic[SessionT]):
         if answer is None:
             usage = self._guess(kept)
         else:
-            usage = answer.usage or Usage(self.tokens, kept.tokens, estimated=True)
+            usage = self._told(answer.usage, kept.tokens)
             self._spend(usage, answer.model)
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
@@ -496,8 +504,8 @@ class Turn(Generic[SessionT]):
             # What tools and model said on the way was not looked at: that happens with the reply.
             kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._new)]
         if not opened.fresh and (kept or self._spent.total_tokens or self._bill.nanos):
-            before, used = opened.head, self._used
-            head = msgspec.structs.replace(before, usage=before.usage + used.usage, spent=before.spent + used.nanos)
+            used = self._used
+            head = sessions.spend(opened.head, used)
             settlement = self._bill.settlement()
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
                 if kept:

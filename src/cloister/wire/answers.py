@@ -33,6 +33,8 @@ _ANTHROPIC_ENDS = {
 _RESPONSE_TRACES = {"web_search_call", "file_search_call", "code_interpreter_call", "mcp_list_tools", "mcp_call"}
 
 
+_MOST_TOKENS = 1 << 40
+"""What a call is believed to take: beyond any bill, and millions of it still add up to what a session can hold."""
 _MODEL = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
 
 
@@ -349,7 +351,7 @@ def _number(details: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = details.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return min(value, 1 << 53)  # beyond any bill, and within what every store can add up
+            return min(value, _MOST_TOKENS)
     return 0
 
 
