@@ -140,17 +140,26 @@ class Log:
     async def tail(self, limit: int) -> Trail:
         """Give the last *limit* entries, oldest first, and the end of the log."""
         count = limit // 64 + _FEWEST
-        while True:
-            said = await self._ask(scripts.TAIL, range(PLACES), count)
-            rows = [_row(place, *each) for place, lines in enumerate(said) for each in lines]
-            # Of a stream with more entries than were read, what is older is not known.
-            known = max((_id(lines[-1][0])[0] for lines in said if len(lines) == count), default=-1)
-            newest = sorted(row for row in rows if row.moment > known)
-            if len(newest) >= limit or known < 0:
-                woven = [row for _, group in groupby(newest, key=lambda row: row.moment) for row in _woven(list(group))]
-                ends = {place: _id(lines[0][0]) for place, lines in enumerate(said) if lines}
-                return Trail([row.entry for row in woven[-limit:]], _position(ends) if ends else b"")
+        wanted: Sequence[int] = range(PLACES)
+        found: dict[int, list[_Row]] = {}
+        while wanted:
+            said = await self._ask(scripts.TAIL, wanted, count)
+            found |= {
+                place: [_row(place, *each) for each in lines]
+                for place, lines in zip(wanted, said, strict=True)
+                if lines
+            }
+            newest = sorted((row for rows in found.values() for row in rows), reverse=True)[:limit]
+            least = newest[-1].moment if len(newest) == limit else -1
+            # Of the streams that were read just now, some may have more that is as new.
+            wanted = [
+                place for place in wanted if len(found.get(place, ())) == count and found[place][-1].moment >= least
+            ]
             count *= 4
+        groups = groupby(sorted(row for rows in found.values() for row in rows), key=lambda row: row.moment)
+        woven = [row.entry for _, group in groups for row in _woven(list(group))]
+        ends = {place: (rows[0].moment, rows[0].order) for place, rows in found.items()}
+        return Trail(woven[-limit:], _position(ends) if ends else b"")
 
     async def prune(self, upto: Heads) -> int:
         """Drop the entries up to the numbers of *upto*, in their order, and say how many went."""
