@@ -7,11 +7,11 @@ import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.databases import Database
 
@@ -19,10 +19,11 @@ from cloister import stores
 from cloister.audit import Chain, Entry, event, verify
 from cloister.errors import StoreError, StoreUnavailable
 from cloister.model import Owner
+from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Store, Trail, every_entry
 from cloister.stores.postgres import PostgresStore
 from cloister.stores.redis import RedisStore
-from cloister.stores.redis_log import _in_order, _Row
+from cloister.stores.redis_log import Log, _Row, _woven
 from cloister.testing import START, nonce
 
 ANA = Owner("acme", "ana")
@@ -311,27 +312,81 @@ def _in_writers_order(rows: Sequence[_Row]) -> bool:
 
 @given(WRITTEN, st.data())
 def test_streams_are_woven_in_the_order_of_writing(rows: list[_Row], data: st.DataObject) -> None:
-    """Streams in which several writers wrote are put together so that each stream and each writer is in order."""
-    mixed = data.draw(st.permutations(rows))
-    found = list(_in_order(mixed, {}, []))
-    assert len(found) == len(rows)
+    """What was written in one moment is put together so that each stream and each writer is in order."""
+    rows = [row._replace(moment=0, order=number) for number, row in enumerate(rows)]
+    mixed = sorted(rows, key=lambda row: (row.place, row.order))
+    found = list(_woven(mixed))
+    assert sorted(found) == sorted(rows)
     assert _in_writers_order(found)
     for place in range(3):
-        orders = [row[:3] for row in found if row.place == place]
+        orders = [row.order for row in found if row.place == place]
         assert orders == sorted(orders)
 
 
-@given(WRITTEN, st.lists(st.integers(0, 25), min_size=3, max_size=3))
-def test_streams_that_were_read_one_by_one_give_no_gaps(rows: list[_Row], ends: list[int]) -> None:
-    """Where streams were looked at at different moments, an entry waits for what its writer wrote before it."""
-    early = [row for number, row in enumerate(rows) if number < ends[row.place]]
-    late: dict[str, int] = {}
-    for row in rows:
-        if row not in early:
-            late.setdefault(row.entry.writer, row.entry.number)
-    given = list(_in_order(early, late, []))
-    assert _in_writers_order(given)
-    assert all(row in given for row in rows[: min(ends)]), "what was there before the first look is given in any case"
+class Streams:
+    """The streams of *rows*, of which more can be seen with every request; on one node, with every round."""
+
+    def __init__(self, rows: Sequence[_Row], steps: Sequence[int], clustered: bool) -> None:
+        self.rows = rows
+        self.clustered = clustered
+        self.seen = 0
+        self._steps = list(steps)
+
+    async def run_all(self, requests: Sequence[Any]) -> list[Any]:
+        return [[[self._read(script, key, args, n) for n, key in enumerate(keys)]] for script, keys, args in requests]
+
+    def _read(self, script: str, key: bytes, args: Sequence[Any], n: int) -> list[Any]:
+        place = int(key.partition(b"{")[2][:2], 16)
+        if (self.clustered and place < 3) or (not n and not place):
+            self.seen = min(self.seen + self._steps.pop(), len(self.rows)) if self._steps else len(self.rows)
+        lines = [
+            (f"{row.moment}-{row.order}".encode(), (b"e", msgspec.msgpack.encode(row.entry)))
+            for row in self.rows[: self.seen]
+            if row.place == place
+        ]
+        if script == scripts.TAIL:
+            return lines[::-1][: args[0]]
+        begin, end = args[1 + 2 * n : 3 + 2 * n]
+        first = (-1, 0) if begin == "-" else tuple(map(int, begin[1:].split("-")))
+        last = tuple(map(int, end.split("-")))
+        return [one for one in lines if first < tuple(map(int, one[0].decode().split("-"))) <= last][: args[0]]
+
+
+@settings(max_examples=200)
+@given(WRITTEN, st.lists(st.integers(0, 3), max_size=40), st.sampled_from([True, True, False]), st.integers(1, 9))
+async def test_streams_that_are_read_one_by_one_give_no_gaps(
+    rows: list[_Row], steps: list[int], clustered: bool, limit: int
+) -> None:
+    """However entries come in while streams are looked at one after the other, each writer's come in order, and all."""
+    streams = Streams(rows, steps, clustered)
+    log = Log("x:", cast(Any, streams))
+    found: list[Entry] = []
+    after = b""
+    for _ in range(200):
+        before = streams.seen
+        page = await log.trail(after, limit)
+        found += page.entries
+        after = page.after
+        if len(page.entries) < limit:
+            assert len(found) >= before, "what was there before is given in any case"
+            if before == len(rows):
+                break
+    assert len(found) == len(rows)
+    assert _in_writers_order([_Row(0, 0, 0, entry) for entry in found])
+
+
+@given(WRITTEN, st.integers(1, 99))
+async def test_the_tail_of_streams_is_their_end(rows: list[_Row], limit: int) -> None:
+    """The newest entries come in the order of writing, and the position behind them is the end."""
+    streams = Streams(rows, [len(rows)], False)
+    log = Log("x:", cast(Any, streams))
+    tail = await log.tail(limit)
+    assert len(tail.entries) == min(limit, len(rows))
+    last: dict[str, int] = {}
+    for entry in tail.entries:
+        assert entry.number == last.get(entry.writer, entry.number - 1) + 1
+        last[entry.writer] = entry.number
+    assert (await log.trail(tail.after, 9)).entries == []
 
 
 async def test_a_standby_is_not_followed(database: Database) -> None:

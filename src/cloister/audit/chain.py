@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import msgspec
 
 from cloister.audit.events import EVENTS, Event
 
-_json = msgspec.json.Encoder(order="deterministic").encode
+_json = msgspec.json.Encoder().encode
 _ascii = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 Heads = dict[str, tuple[int, str]]
@@ -38,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
 ENTRY_TYPES = (str, int, int, str, str, str, str, str, str, bytes, bytes)
 
 
-def columns(entry: Entry) -> tuple[object, ...]:
+def columns(entry: Entry) -> tuple[Any, ...]:
     """Give the values of an entry in the order of its fields."""
     return msgspec.structs.astuple(entry)
 

@@ -84,20 +84,21 @@ class Verification:
         for entry in entries:
             count += 1
             values = columns(entry)
+            name, number, _, *texts, previous, last = values
             writer = writers.get(entry.writer)
             try:
                 follows = (
                     writer is not None
-                    and entry.number == writer.number + 1
-                    and entry.previous == writer.last
-                    and tuple(map(type, values)) == ENTRY_TYPES
-                    and entry.hash == digest_of(values)
+                    and number == writer.number + 1
+                    and previous == writer.last
+                    and last == digest_of(values)
+                    and "".join((name, *texts)) is not None  # bytes would have been hashed as text
                 )
-            except UnicodeEncodeError:
+            except (UnicodeEncodeError, TypeError):
                 follows = False
             if writer is not None and follows:
                 writer.number, writer.last = entry.number, entry.hash
-                if entry.number in writer.marks:
+                if number in writer.marks:
                     self._check_mark(entry, writer)
             else:
                 self._examine(entry)

@@ -484,7 +484,7 @@ class Store(Protocol):
         ...
 
 
-_PAGE = 1_000
+_PAGE = 5_000
 
 
 async def pages(store: Store) -> AsyncIterator[Sequence[Entry]]:

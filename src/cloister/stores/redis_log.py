@@ -6,7 +6,9 @@ moments, and within one by numbers, they are in the order of its writing. A posi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -17,9 +19,14 @@ from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Trail, position
 from cloister.stores.redis_nodes import Nodes
 from cloister.stores.redis_rows import PLACES, entry_of, place_prefix
+from cloister.stores.redis_wire import Request
 
-_FEWEST = 16
+_FEWEST = 8
+_AT_ONCE = 500
+"""How many entries are dropped between two looks at the log."""
 _Position = tuple[int, list[int | None], list[int]]
+_Id = tuple[int, int]
+"""The moment of an entry, and the how many-th of that moment it is."""
 
 
 class _Row(NamedTuple):
@@ -29,126 +36,168 @@ class _Row(NamedTuple):
     entry: Entry
 
 
+class _Stream:
+    """Be what was read of a stream between two ids, and not yet given."""
+
+    __slots__ = ("end", "left", "rows")
+
+    def __init__(self, left: _Id | None, end: _Id) -> None:
+        self.left = left
+        self.end = end
+        self.rows: deque[_Row] = deque()
+
+    @property
+    def whole(self) -> bool:
+        """Say whether it was read to its end."""
+        return self.left is not None and self.left >= self.end
+
+    def lacks(self, moment: int) -> bool:
+        """Say whether it may have more entries of a *moment* than were read."""
+        return not self.whole and (not self.rows or self.rows[-1].moment <= moment)
+
+    def take(self, moment: int) -> Iterator[_Row]:
+        """Give the entries of a *moment*, which are the next, and have them no more."""
+        while self.rows and self.rows[0].moment == moment:
+            yield self.rows.popleft()
+
+
 class Log:
     """Read what is on record under *prefix*."""
 
     def __init__(self, prefix: str, nodes: Nodes) -> None:
-        self._streams = [place_prefix(prefix, place) + b"log" for place in range(PLACES)]
+        self._logs = [place_prefix(prefix, place) + b"log" for place in range(PLACES)]
         self._nodes = nodes
 
     async def trail(self, after: bytes, limit: int) -> Trail:
         """Give up to *limit* entries behind *after*; see `Store.trail`."""
         left = _left(after)
         found: list[Entry] = []
-        count = max(limit // 64, _FEWEST)
-        while len(found) < limit:
-            rows, late, full = await self._read(left, count)
-            news = list(_in_order(rows, late, full))[: limit - len(found)]
-            found += [row.entry for row in news]
-            left.update({row.place: (row.moment, row.order) for row in news})
-            if not news or not full:
-                break
-            count *= 4
+        async with aclosing(self._rows(left, limit)) as rows:
+            async for row in rows:
+                left[row.place] = row.moment, row.order
+                found.append(row.entry)
+                if len(found) == limit:
+                    break
         return Trail(found, _position(left) if found else after)
 
-    async def _read(self, left: dict[int, tuple[int, int]], count: int) -> tuple[list[_Row], dict[str, int], list[int]]:
-        """Give entries of all streams, the first of each writer that came too late, and beyond what there are more.
+    async def _rows(self, left: dict[int, _Id], expected: int) -> AsyncGenerator[_Row, None]:
+        """Give what lies behind *left*, about as many rows as are *expected*, in the order of writing.
 
-        One server reads all streams at one moment. Nodes of a cluster do not: an entry may come just after its stream
-        was read, and its successor just before another one is. So first it is looked where each stream ends: what lies
-        behind is too late, and its successors wait for it.
+        One server says of all streams at one moment where they end. Nodes of a cluster do not: an entry may come just
+        after its stream was looked at, and its successor just before another one is. What came too late is therefore
+        looked for once more, and its successors wait for it, with all that lies behind them.
         """
-        places: Sequence[int] = range(PLACES)
-        ends: dict[int, tuple[int, int]] = {}
-        if self._nodes.clustered:
-            newest = await self._ask(scripts.TAIL, places, 1)
-            ends = {place: _moment(rows[0][0]) for place, rows in zip(places, newest, strict=True) if rows}
-            places = [place for place, end in ends.items() if end > left.get(place, (-1, 0))]
-        starts = ["({}-{}".format(*left[place]) if place in left else "-" for place in places]
-        said = await self._ask(scripts.TRAIL, places, count, starts)
-        rows: list[_Row] = []
-        late: dict[str, int] = {}
-        full: list[int] = []
-        for place, (more, lines) in zip(places, said, strict=True):
-            for key, values in lines:
-                row = _Row(*_placed(key, place), entry_of(values))
-                if self._nodes.clustered and (row.moment, row.order) > ends[place]:
-                    late[row.entry.writer] = min(late.get(row.entry.writer, row.entry.number), row.entry.number)
+        ends = await self._ends()
+        late = await self._late(ends) if self._nodes.clustered else {}
+        streams = {place: _Stream(left.get(place), end) for place, end in ends.items()}
+        streams = {place: stream for place, stream in streams.items() if not stream.whole}
+        count = expected * 5 // 4 // max(len(streams), 1) + _FEWEST
+        waiting: set[int] = set()
+        while True:
+            await self._read({place: stream for place, stream in streams.items() if stream.lacks(-1)}, count)
+            streams = {place: stream for place, stream in streams.items() if stream.rows}
+            if not streams:
+                return
+            moment = min(stream.rows[0].moment for stream in streams.values())
+            while lacking := {place: stream for place, stream in streams.items() if stream.lacks(moment)}:
+                await self._read(lacking, 2 * count)
+            for row in _woven([row for stream in streams.values() for row in stream.take(moment)]):
+                writer, number = row.entry.writer, row.entry.number
+                if row.place in waiting or number > late.get(writer, number):
+                    waiting.add(row.place)
+                    late[writer] = min(late.get(writer, number), number)
                 else:
-                    rows.append(row)
-            if more:
-                full.append(_moment(lines[-1][0])[0])
-        return rows, late, full
+                    yield row
+
+    async def _ends(self) -> dict[int, _Id]:
+        said = await self._ask(scripts.TAIL, range(PLACES), 1)
+        return {place: _id(rows[0][0]) for place, rows in enumerate(said) if rows}
+
+    async def _late(self, ends: Mapping[int, _Id]) -> dict[str, int]:
+        """Give, for each writer, the first of its entries that have come behind *ends* meanwhile."""
+        streams = {place: _Stream(ends.get(place), end) for place, end in (await self._ends()).items()}
+        streams = {place: stream for place, stream in streams.items() if not stream.whole}
+        late: dict[str, int] = {}
+        while streams:
+            await self._read(streams, _AT_ONCE)
+            for row in (row for stream in streams.values() for row in stream.rows):
+                late[row.entry.writer] = min(late.get(row.entry.writer, row.entry.number), row.entry.number)
+            streams = {place: stream for place, stream in streams.items() if not stream.whole}
+        return late
+
+    async def _read(self, streams: Mapping[int, _Stream], count: int) -> None:
+        """Read *count* more entries of each of some streams."""
+        bounds = [
+            ("-" if stream.left is None else "({}-{}".format(*stream.left), "{}-{}".format(*stream.end))
+            for stream in streams.values()
+        ]
+        said = await self._ask(scripts.TRAIL, list(streams), count, bounds)
+        for (place, stream), lines in zip(streams.items(), said, strict=True):
+            stream.rows += [_row(place, *each) for each in lines]
+            # To its end, even if that was dropped meanwhile.
+            stream.left = stream.end if len(lines) < count else _id(lines[-1][0])
 
     async def tail(self, limit: int) -> Trail:
         """Give the last *limit* entries, oldest first, and the end of the log."""
-        count = max(limit // 64, _FEWEST)
-        while True:
-            said = await self._ask(scripts.TAIL, range(PLACES), count)
-            rows = [
-                _Row(*_placed(key, place), entry_of(values))
-                for place, lines in enumerate(said)
-                for key, values in lines
+        count = limit // 64 + _FEWEST
+        wanted: Sequence[int] = range(PLACES)
+        found: dict[int, list[_Row]] = {}
+        while wanted:
+            said = await self._ask(scripts.TAIL, wanted, count)
+            found |= {
+                place: [_row(place, *each) for each in lines]
+                for place, lines in zip(wanted, said, strict=True)
+                if lines
+            }
+            newest = sorted((row for rows in found.values() for row in rows), reverse=True)[:limit]
+            least = newest[-1].moment if len(newest) == limit else -1
+            # Of the streams that were read just now, some may have more that is as new.
+            wanted = [
+                place for place in wanted if len(found.get(place, ())) == count and found[place][-1].moment >= least
             ]
-            # Of a stream with more entries than were read, what is older is not known.
-            known = max((_moment(lines[-1][0])[0] for lines in said if len(lines) == count), default=-1)
-            newest = list(_in_order([row for row in rows if row.moment > known], {}, ()))
-            if len(newest) >= limit or known < 0:
-                ends = {place: _moment(lines[0][0]) for place, lines in enumerate(said) if lines}
-                return Trail([row.entry for row in newest[-limit:]], _position(ends) if ends else b"")
             count *= 4
+        groups = groupby(sorted(row for rows in found.values() for row in rows), key=lambda row: row.moment)
+        woven = [row.entry for _, group in groups for row in _woven(list(group))]
+        ends = {place: (rows[0].moment, rows[0].order) for place, rows in found.items()}
+        return Trail(woven[-limit:], _position(ends) if ends else b"")
 
     async def prune(self, upto: Heads) -> int:
         """Drop the entries up to the numbers of *upto*, in their order, and say how many went."""
-        left: dict[int, tuple[int, int]] = {}
+        left: dict[int, _Id] = {}
         count = 0
         while True:
-            rows, late, full = await self._read(left, _FEWEST)
-            news = list(_in_order(rows, late, full))
-            left.update({row.place: (row.moment, row.order) for row in news})
-            old = [row for row in news if row.entry.number <= upto.get(row.entry.writer, (0, ""))[0]]
+            rows: list[_Row] = []
+            async with aclosing(self._rows(left, _AT_ONCE)) as some:
+                async for row in some:
+                    rows.append(row)
+                    if len(rows) == _AT_ONCE:
+                        break
+            left.update({row.place: (row.moment, row.order) for row in rows})
+            old = [row for row in rows if row.entry.number <= upto.get(row.entry.writer, (0, ""))[0]]
             drops = [
-                (scripts.DROP, [self._streams[place]], [f"{row.moment}-{row.order}" for row in some])
+                (scripts.DROP, [self._logs[place]], [f"{row.moment}-{row.order}" for row in some])
                 for place, some in groupby(old, key=lambda row: row.place)
             ]
             for (gone,) in await self._nodes.run_all(drops):
                 count += gone
-            if not news or not full:
+            if len(rows) < _AT_ONCE:
                 return count
 
-    async def _ask(self, script: str, places: Sequence[int], count: int, each: Sequence[str] = ()) -> list[Any]:
+    async def _ask(
+        self, script: str, places: Sequence[int], count: int, bounds: Sequence[tuple[str, str]] = ()
+    ) -> list[Any]:
         """Ask for entries of the streams of *places*: one server all at once, nodes of a cluster stream by stream."""
-        keys = [self._streams[place] for place in places]
+        keys = [self._logs[place] for place in places]
         if not keys:
             return []
         if not self._nodes.clustered:
-            ((found,),) = await self._nodes.run_all([(script, keys, [count, *each])])
+            every = [bound for both in bounds for bound in both]
+            ((found,),) = await self._nodes.run_all([(script, keys, [count, *every])])
             return list(found)
-        rest = [[start] for start in each] or [[]] * len(keys)
-        said = await self._nodes.run_all(
-            [(script, [key], [count, *some]) for key, some in zip(keys, rest, strict=True)]
-        )
+        rest: Sequence[tuple[str, ...]] = bounds or [()] * len(keys)
+        requests: list[Request] = [(script, [key], [count, *some]) for key, some in zip(keys, rest, strict=True)]
+        said = await self._nodes.run_all(requests)
         return [found[0] for (found,) in said]
-
-
-def _in_order(rows: list[_Row], late: dict[str, int], full: Sequence[int]) -> Iterator[_Row]:
-    """Give *rows* by moment, those of each writer in the order of its writing, as far as all are known.
-
-    What follows a *late* entry waits, and with it what lies behind in the same stream.
-    """
-    known = min(full, default=None)
-    waiting: set[int] = set()
-    late = dict(late)
-    for moment, group in groupby(sorted(rows, key=lambda row: row[:3]), key=lambda row: row.moment):
-        if known is not None and moment > known:
-            return
-        for row in _woven(list(group)):
-            writer, number = row.entry.writer, row.entry.number
-            if row.place in waiting or number > late.get(writer, number):
-                waiting.add(row.place)
-                late[writer] = min(late.get(writer, number), number)
-            else:
-                yield row
 
 
 def _woven(rows: list[_Row]) -> Iterator[_Row]:
@@ -172,7 +221,7 @@ def _woven(rows: list[_Row]) -> Iterator[_Row]:
         yield row
 
 
-def _left(after: bytes) -> dict[int, tuple[int, int]]:
+def _left(after: bytes) -> dict[int, _Id]:
     newest, lags, orders = position(after, _Position, (0, [], []))
     return {
         place: (newest - lag, order)
@@ -181,17 +230,17 @@ def _left(after: bytes) -> dict[int, tuple[int, int]]:
     }
 
 
-def _position(left: dict[int, tuple[int, int]]) -> bytes:
+def _position(left: Mapping[int, _Id]) -> bytes:
     newest = max(moment for moment, _ in left.values())
     lags = [newest - left[place][0] if place in left else None for place in range(PLACES)]
     return msgspec.msgpack.encode((newest, lags, [left.get(place, (0, 0))[1] for place in range(PLACES)]))
 
 
-def _moment(key: bytes) -> tuple[int, int]:
+def _id(key: bytes) -> _Id:
     at, _, order = key.partition(b"-")
     return int(at), int(order)
 
 
-def _placed(key: bytes, place: int) -> tuple[int, int, int]:
-    moment, order = _moment(key)
-    return moment, place, order
+def _row(place: int, key: bytes, values: Sequence[bytes]) -> _Row:
+    moment, order = _id(key)
+    return _Row(moment, place, order, entry_of(values))

@@ -318,20 +318,11 @@ redis.call('ZREM', KEYS[1], ARGV[2])
 return {ARGV[1], 'done'}
 """
 
-# KEYS: logs; ARGV: nonce, how many entries of each, where to begin in each. Whole milliseconds: whoever reads puts what
-# lies in one in order.
+# KEYS: logs; ARGV: nonce, how many entries of each, where to begin and to end in each
 TRAIL = """
-local found, count = {}, tonumber(ARGV[2])
+local found = {}
 for n, log in ipairs(KEYS) do
-    local rows = redis.call('XRANGE', log, ARGV[n + 2], '+', 'COUNT', count)
-    local full = #rows == count
-    if full then
-        local last = rows[count][1]
-        for _, row in ipairs(redis.call('XRANGE', log, '(' .. last, string.match(last, '^%d+'))) do
-            rows[#rows + 1] = row
-        end
-    end
-    found[n] = {full and 1 or 0, rows}
+    found[n] = redis.call('XRANGE', log, ARGV[2 * n + 1], ARGV[2 * n + 2], 'COUNT', ARGV[2])
 end
 return {ARGV[1], found}
 """

@@ -84,6 +84,18 @@ def _whose(tenant: object, user: object) -> Owner:
     return Owner(None, "?")
 
 
+def _rows_of_log(db: sqlite3.Connection, sql: str, *args: int) -> list[tuple[Any, ...]]:
+    """Read rows of the log; text that was damaged arrives with marks in it, for verification to find."""
+    try:
+        return db.execute(sql, args).fetchall()
+    except sqlite3.OperationalError:  # by the driver: it is not UTF-8
+        db.text_factory = lenient
+        try:
+            return db.execute(sql, args).fetchall()
+        finally:
+            db.text_factory = str
+
+
 def _trail(rows: Sequence[tuple[Any, ...]], after: bytes) -> Trail:
     found = [Entry(*columns) for _, *columns in rows]
     return Trail(found, msgspec.msgpack.encode((rows[-1][0], found[-1].hash)) if found else after)
@@ -315,29 +327,17 @@ class SqliteStore:
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         row, known = position(after, tuple[int, Any], (_BEFORE_ALL, None))
-        with self._snapshot_of_log() as db:
+        with self._snapshot() as db:
             if after and db.execute("SELECT hash FROM audit WHERE rowid = ?", (row,)).fetchone() != (known,):
                 # Rows have other numbers after VACUUM. An entry that is gone was dropped, with all that came before.
                 (row,) = db.execute("SELECT rowid FROM audit WHERE hash IS ?", (known,)).fetchone() or (_BEFORE_ALL,)
-            rows = db.execute(
-                f"SELECT rowid, {ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?", (row, limit)
-            ).fetchall()
-        return _trail(rows, after)
+            sql = f"SELECT rowid, {ENTRY} FROM audit WHERE rowid > ? ORDER BY rowid LIMIT ?"
+            return _trail(_rows_of_log(db, sql, row, limit), after)
 
     async def audit_tail(self, limit: int) -> Trail:
-        with self._snapshot_of_log() as db:
-            rows = db.execute(f"SELECT rowid, {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", (limit,)).fetchall()
-        return _trail(rows[::-1], b"")
-
-    @contextmanager
-    def _snapshot_of_log(self) -> Iterator[sqlite3.Connection]:
-        """Read one state of the log; text that was damaged arrives with marks in it, for verification to find."""
         with self._snapshot() as db:
-            db.text_factory = lenient
-            try:
-                yield db
-            finally:
-                db.text_factory = str
+            rows = _rows_of_log(db, f"SELECT rowid, {ENTRY} FROM audit ORDER BY rowid DESC LIMIT ?", limit)
+        return _trail(rows[::-1], b"")
 
     async def audit_owners(self) -> dict[str, Owner]:
         with self._snapshot() as db:
