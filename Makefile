@@ -19,7 +19,7 @@ soak: ## the long tests, and many more examples for the others
 
 bench: ## the tables of docs/performance.md that need no server
 	@scripts/setup dev
-	@set -e; for name in turns masking lengths memory tokens http_client imports; do echo "--- $$name"; .venv/bin/python -m bench.$$name; done
+	@set -e; for name in turns masking lengths memory tokens http_client imports sinks; do echo "--- $$name"; .venv/bin/python -m bench.$$name; done
 
 lock: ## write the lock files anew; ARGS=--upgrade for the newest versions
 	@scripts/setup dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,32 @@ async def test_one_process_ships_and_another_takes_over(log: FakeLog, tmp_path: 
         second.kick()
         await until(lambda: len(two.entries) >= 3)
     assert without_doubles(one.entries + two.entries) == identities(log.entries)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+def test_a_forked_child_holds_nothing(tmp_path: Path) -> None:
+    """A child that lives longer than the process that delivered keeps nobody from taking over."""
+    first, next_one = Place(tmp_path, "taker", 0), Place(tmp_path, "taker", 0)
+    first.make()
+    assert first.take() is not None
+    waits, goes_on = os.pipe()
+    told, tells = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(tells, b".")
+        os.close(goes_on)
+        os.read(waits, 1)
+        os._exit(0)
+    try:
+        os.read(told, 1)
+        assert next_one.take() is None
+        first.leave()
+        assert next_one.take() is not None
+    finally:
+        next_one.leave()
+        for descriptor in (waits, goes_on, told, tells):
+            os.close(descriptor)
+        os.waitpid(child, 0)
 
 
 async def test_each_destination_has_progress_of_its_own(log: FakeLog, tmp_path: Path) -> None:

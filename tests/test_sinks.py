@@ -201,6 +201,23 @@ async def test_a_file_that_another_holds_is_a_failure(tmp_path: Path, monkeypatc
     await sink.deliver(some(1))
 
 
+async def test_a_file_that_was_moved_meanwhile_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may rotate the file after it was opened and before it is locked: then the new one is written."""
+    sink = LineFile(tmp_path / "x.jsonl")
+    await sink.deliver(some(1))
+    real, moved = lines._locked, list[int]()
+
+    def locked(file: io.FileIO) -> bool:
+        if not moved:
+            moved.append(1)
+            os.replace(sink.path, f"{sink.path}.1")
+        return real(file)
+
+    monkeypatch.setattr(lines, "_locked", locked)
+    await sink.deliver(some(2))
+    assert [len(read(path)) for path in files(tmp_path)] == [1, 2]
+
+
 _WRITER = """
 import asyncio, sys
 from tests.test_sinks import some

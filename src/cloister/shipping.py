@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
@@ -188,6 +189,7 @@ class Place:
             return self._fresh
         if self._lock is None:
             self._lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            _left_by_children(self)
         if sys.platform != "win32":
             import fcntl
 
@@ -225,6 +227,18 @@ async def attempt(sink: Sink, records: Sequence[Record]) -> SinkError | None:
     except Exception as error:  # noqa: BLE001 (it may be anybody's, and its text may hold anything)
         return SinkError(f"it raised {type(error).__name__}")
     return None
+
+
+def _left_by_children(place: Place) -> None:
+    """See to it that a forked child, which may live longer, does not hold a lock that it has no use for."""
+    known = weakref.ref(place)
+
+    def leave() -> None:
+        if (found := known()) is not None:
+            found.leave()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=leave)
 
 
 class _Left(Exception):
