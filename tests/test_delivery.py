@@ -230,6 +230,16 @@ async def test_every_store_is_followed(url: str, tmp_path: Path) -> None:
     assert verify(sink.entries, {}).faults == []
 
 
+async def test_a_log_in_a_file_is_followed(tmp_path: Path) -> None:
+    """So is the log of tokens without a ledger, where it lies in a file."""
+    url, sink = f"token://?allow_replay=1&audit={tmp_path}/audit.jsonl", Taker()
+    async with opened(url, keyring=Keyring.generate(), sinks=[sink], sinks_state=tmp_path / "state") as house:
+        await (await house.ana.start()).send("hello")
+        on_record = await house.entries()
+    assert identities(sink.entries) == identities(on_record)
+    assert len(on_record) >= 3
+
+
 async def test_a_log_in_standard_logging_cannot_be_delivered() -> None:
     """Where cloister cannot read its own log, whoever names a destination is told."""
     with pytest.raises(ConfigurationError, match="audit="):
