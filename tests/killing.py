@@ -18,17 +18,24 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tests.fakes import House, opened
+from tests.fakes import House, Parrot, opened
+from tests.test_budgets import PRICES
 
-from cloister import Keyring, SessionNotFound
+from cloister import Budget, Keyring, SessionNotFound
+from cloister.providers.base import Request
 from cloister.sinks import LineFile
 from cloister.user import User
 
 ROOT = Path(__file__).parent.parent
 MOST_STEPS = 80
+BUDGET = Budget(user_daily="9", tenant_daily="900", reply_tokens=50)
+"""Of those who ``spend``."""
+RESERVED = Decimal("0.05")
+"""What a turn of theirs reserves for its reply alone."""
 
 _left: int | None = None  # steps, once they count
 
@@ -91,17 +98,35 @@ def _connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
     return connection
 
 
+class _Asked(Parrot):
+    """Say in a file which questions a model was asked; that is a step too."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+
+    async def complete(self, request: Request) -> Any:
+        with self._file.open("a") as file:
+            file.write(f"{request.messages[-1]['content']}\n")
+        _step()
+        return await super().complete(request)
+
+
 async def _act(url: str, folder: Path, action: str, number: int) -> None:
     global _left
-    sinks = [LineFile(folder / f"{number}.jsonl")] if action == "ship" else []
-    async with opened(url.replace("{number}", str(number)), keyring=keys(folder), sinks=sinks) as house:
+    options: dict[str, Any] = {}
+    if action == "ship":
+        options = {"sinks": [LineFile(folder / f"{number}.jsonl")]}
+    elif action == "spend":
+        options = {"provider": _Asked(folder / f"{number}.asked"), "budget": BUDGET, "prices": PRICES}
+    async with opened(url.replace("{number}", str(number)), keyring=keys(folder), **options) as house:
         user = user_of(house, number)
         session = await user.start(system="Be kind.")
         await session.send("before")
         (folder / f"{number}.id").write_text(session.id)
         _left = number
         match action:
-            case "send":
+            case "send" | "spend":
                 await session.send("question", idempotency_key="k")
             case "renew":
                 house.clock.move(hours=1)

@@ -118,7 +118,7 @@ async def test_turns_at_once_never_go_beyond(url: str) -> None:
     async with budgeted(url, Budget(user_daily="0.1", reply_tokens=4), scrub=None, leaks=None) as house:
         house.provider.answer = _CHAT
         house.provider.gate = asyncio.Event()
-        sessions = [await house.ana.start() for _ in range(20)]
+        sessions = [await house.ana.start() for _ in range(200)]
         turns = [asyncio.create_task(session.send("Hello")) for session in sessions]
         refused = 0
         while len(house.provider.requests) + refused < len(turns):

@@ -8,11 +8,13 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from tests.fakes import House, opened, told
-from tests.killing import keys, killed, user_of
+from tests.killing import BUDGET, RESERVED, keys, killed, user_of
+from tests.test_budgets import PRICES, spent
 
 from cloister.audit import verify
 from cloister.errors import SessionBusy, SessionExpired, SessionNotFound
@@ -129,3 +131,31 @@ def test_destruction_killed_anywhere_is_whole_or_absent(tmp_path: Path, action: 
     outcomes = [asyncio.run(check(*one)) for one in crashed(tmp_path, action).items()]
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {False, True}
+
+
+def test_what_was_asked_is_paid_for_wherever_a_turn_is_killed(tmp_path: Path) -> None:
+    """An account loses nothing that was settled, and keeps what was reserved once a model was asked (row 78)."""
+
+    async def check(file: Path, known: str) -> tuple[bool, Decimal]:
+        async with opened(f"sqlite:///{file}", keyring=keys(file.parent), budget=BUDGET, prices=PRICES) as house:
+            ana = user_of(house, int(file.stem))
+            session = await ana.resume(known)
+            first = Decimal("0.001") * session.usage.total_tokens
+            asked = (file.parent / f"{file.stem}.asked").read_text().splitlines()
+            assert asked in (["before"], ["before", "question"])
+            stands = await spent(house, None)
+            assert stands == await spent(house, ana.owner.user)
+            if len(await told(session)) == 5:
+                assert stands >= first == session.cost
+            elif len(asked) == 2:
+                assert stands >= first + RESERVED
+            assert first <= stands <= first + RESERVED * 2
+            let_time_pass(file)
+            await session.send("question", idempotency_key="k")
+            assert await spent(house, ana.owner.user) >= session.cost
+            return len(asked) == 2, stands - first
+
+    done = [asyncio.run(check(*one)) for one in crashed(tmp_path, "spend").items()]
+    assert {asked for asked, _ in done} == {True, False}
+    assert done[-1] == (True, Decimal(0)), "the one that lived"
+    assert max(more for _, more in done) >= RESERVED

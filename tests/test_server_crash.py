@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from tests.databases import forget_leases, made_database
 from tests.fakes import House, opened, told
 from tests.histories import Event, ask, problems
-from tests.killing import keys, killed, user_of
+from tests.killing import BUDGET, RESERVED, keys, killed, user_of
 from tests.servers import Server, running_postgres, running_redis, talk
+from tests.test_budgets import PRICES, spent
 
 from cloister import Keyring
 from cloister.errors import (
@@ -92,6 +94,34 @@ def test_a_turn_killed_anywhere_is_whole_or_absent(url: str, tmp_path: Path) -> 
     outcomes = asyncio.run(check())
     assert in_order(url, outcomes), "stored first and then not"
     assert set(outcomes) == {False, True}
+
+
+@_SERVERS
+def test_what_was_asked_is_paid_for_wherever_a_turn_is_killed(url: str, tmp_path: Path) -> None:
+    """An account loses nothing that was settled, and keeps what was reserved once a model was asked (row 78)."""
+
+    async def check() -> list[tuple[bool, Decimal]]:
+        done = []
+        async with opened(url, keyring=keys(tmp_path), budget=BUDGET, prices=PRICES) as house:
+            for number, known in killed_sessions.items():
+                ana = user_of(house, number)
+                session = await ana.resume(known)
+                first = Decimal("0.001") * session.usage.total_tokens
+                asked = (tmp_path / f"{number}.asked").read_text().splitlines()
+                stands = await spent(house, ana.owner.user)
+                if len(await told(session)) == 5:
+                    assert stands >= first == session.cost
+                elif len(asked) == 2:
+                    assert stands >= first + RESERVED, f"free at request {number}"
+                assert first <= stands <= first + RESERVED * 2
+                done.append((len(asked) == 2, stands - first))
+        return done
+
+    killed_sessions = killed(url, tmp_path, "spend")
+    done = asyncio.run(check())
+    assert {asked for asked, _ in done} == {True, False}
+    assert done[-1] == (True, Decimal(0)), "the one that lived"
+    assert max(more for _, more in done) >= RESERVED
 
 
 @_SERVERS
