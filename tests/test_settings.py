@@ -481,6 +481,15 @@ class TestChanges:
         assert "ssss" not in "".join(entry.detail for entry in changed)
         assert len(await told()) == 2  # looked after only
 
+    async def test_are_said_each_time_where_the_log_cannot_be_read(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A store whose log goes to standard logging opens as any other."""
+        caplog.set_level("INFO", "cloister.audit")
+        for _ in range(2):
+            keys = Keyring.generate()
+            async with settings.open(environ={}, store="token://?allow_replay=1", provider="offline", keys=keys) as one:
+                await one.user("ana").start()
+        assert caplog.text.count("configuration.changed") == 2
+
     def test_no_secret_is_among_them(self) -> None:
         """Passwords in addresses, and what comes after whose address it is, are left out; tenants' too."""
         for store in (

@@ -267,9 +267,11 @@ class AsyncCloister:
             return
         said = json.dumps(self.configuration, sort_keys=True).encode()
         digest = hashlib.sha256(said).hexdigest()[:24]
-        newest = (await self.store.audit_tail(_NEWEST)).entries
-        known = [entry.detail for entry in newest if entry.event == "configuration.changed"]
-        if not known or json.loads(known[-1]).get("settings") != digest:
+        known: list[str] = []
+        with contextlib.suppress(ConfigurationError):  # of a log that cannot be read here: then it is said each time
+            newest = (await self.store.audit_tail(_NEWEST)).entries
+            known = [entry.detail for entry in newest if entry.event == "configuration.changed"]
+        if not known or digest not in known[-1]:
             noted = self.vault.event("configuration.changed", settings=digest)
             noted = msgspec.structs.replace(noted, detail={**self.configuration, **noted.detail})
             await self.vault.ask(self.store.record, [noted])
