@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tests.fakes import House, Parrot, opened
 from tests.test_budgets import PRICES
 
-from cloister import Limits, Scrub, Tenant, scope
+from cloister import Limits, Scrub, Tenant, client, scope, upkeep
 from cloister.audit import EVENTS, Entry
 from cloister.costs.report import Report
 from cloister.errors import (
@@ -180,6 +181,24 @@ async def test_every_entry_says_where_its_call_came_from(url: str) -> None:
             written = (await house.entries())[before:]
         assert {"data.replaced", "turn.refused", "access.refused", "access.foreign"} <= {one.event for one in written}
         assert all(json.loads(entry.detail)["source"] == "a job" for entry in written)
+
+
+async def test_housekeeping_comes_from_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloister that is opened in somebody's request, as after a fork, does not sweep in their name for ever."""
+    from datetime import timedelta
+
+    swept: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+
+    async def sweep(_: object) -> int:
+        swept.put_nowait(scope.source_of())
+        return 0
+
+    monkeypatch.setattr(client, "_HOUSEKEEPING", timedelta(0))
+    monkeypatch.setattr(upkeep, "sweep", sweep)
+    with scope.source("a request of ana's"):
+        async with opened("memory://"):
+            assert await swept.get() == {}
+            assert scope.source_of()
 
 
 @pytest.mark.plain_ids

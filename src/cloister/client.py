@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import hashlib
 import json
@@ -205,7 +206,8 @@ class AsyncCloister:
         except BaseException:
             await self._close()
             raise
-        self._housekeeping = asyncio.create_task(self._keep_house())
+        # On behalf of nobody: else what is swept would be on record as coming from whoever happened to open this.
+        self._housekeeping = asyncio.create_task(self._keep_house(), context=contextvars.Context())
         return self
 
     def _everybodys(self, vault: Vault) -> Services:
