@@ -588,6 +588,14 @@ def test_refusal_of_a_user() -> None:
     assert str(exceeded(month, 1, 1)).endswith("it begins anew at 2026-12-01 00:00 UTC")
 
 
+def test_refusal_of_what_can_never_be_paid() -> None:
+    """Who asks for more than the whole budget is not told to wait for tomorrow."""
+    for cap in Budget(user_daily=1, session=1, tenant_daily=1).caps(NOW):
+        said = str(exceeded(cap, 0, 1_000_000_001))
+        assert "is too small for this turn" in said
+        assert said.endswith("bound its reply with max_tokens, or send less")
+
+
 def test_refusal_of_a_session() -> None:
     """A session's budget never begins anew; another session does."""
     (cap,) = Budget(session="0.5").caps(NOW)

@@ -156,11 +156,14 @@ def exceeded(cap: Cap, used: int, needed: int) -> BudgetExceeded:
         if cap.period is None
         else f"it begins anew at {from_micros(cap.period.ends):%Y-%m-%d %H:%M} UTC"
     )
+    state = "used up"
+    if needed > cap.limit:
+        state, begins = "too small for this turn", "bound its reply with max_tokens, or send less"
     when = "" if cap.period is None else f" for {cap.period.name}"
     if cap.scope == "tenant":
-        return BudgetExceeded(f"the tenant's budget{when} is used up; {begins}")
+        return BudgetExceeded(f"the tenant's budget{when} is {state}; {begins}")
     spent, limit, need = (shown(from_nanos(nanos)) for nanos in (used, cap.limit, needed))
     return BudgetExceeded(
-        f"the {cap.scope}'s budget{when} is used up: {spent} of {limit} {cap.currency} are spent or reserved, and this "
+        f"the {cap.scope}'s budget{when} is {state}: {spent} of {limit} {cap.currency} are spent or reserved, and this "
         f"turn may come to {need}; {begins}"
     )
