@@ -79,6 +79,20 @@ async def test_everything_arrives(tmp_path: Path, target: str) -> None:
     await _holds(target, keys, held)
 
 
+async def test_the_log_knows_whose_it_is(tmp_path: Path, target: str) -> None:
+    """What was copied is on record for each session, and whoever reads it there is named at once."""
+    source, keys = f"sqlite:///{tmp_path}/source.db", Keyring.generate()
+    held = await _filled(source, keys)
+    await _copied(source, target, keys)
+    async with opened(target, keyring=keys) as house:
+        await (await house.ana.resume(next(iter(held)))).history()
+        entries = await house.entries()
+        owners = await house.cloister.store.audit_owners()
+    assert [entry.event for entry in entries].count("operator.access") == 4
+    assert owners[entries[-1].owner] == house.ana.owner
+    assert entries[-1].event == "history.read"
+
+
 async def test_and_back(tmp_path: Path, target: str) -> None:
     """What was copied can be copied on, into a store that was empty."""
     source, keys = f"sqlite:///{tmp_path}/source.db", Keyring.generate()

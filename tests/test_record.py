@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from tests.fakes import House, Parrot, opened
+from tests.fakes import House, Parrot, Watched, opened
 from tests.test_budgets import PRICES
 
-from cloister import Limits, Scrub, Tenant, client, scope, upkeep
+from cloister import Budget, Limits, Scrub, Tenant, client, scope, upkeep
 from cloister.audit import EVENTS, Entry
 from cloister.costs.report import Report
 from cloister.errors import (
@@ -23,6 +23,7 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.model import Item
+from cloister.stores.memory import MemoryStore
 
 SECRET = "the-canary-sings-at-noon"
 _CHAT = {
@@ -255,6 +256,29 @@ async def test_no_entry_carries_words_or_ids(url: str) -> None:
             assert not any(name in text for name in ids)
             known = EVENTS[entry.event]
             assert known.counts or json.loads(entry.detail).keys() <= {*known.detail, "source"}
+
+
+@pytest.mark.parametrize("late", ["history.read", "turn.refused", "budget.exceeded"])
+async def test_no_late_entry_brings_an_erased_name_back(late: str) -> None:
+    """Whatever was under way while a user was erased goes on record without the name, and not under a new one."""
+    watched = Watched(MemoryStore())
+    budget = Budget(user_daily="0.001") if late == "budget.exceeded" else None
+    async with opened(watched.store, context_tokens=60, budget=budget, prices=PRICES) as house:
+        session = await house.ana.start()
+
+        async def erased(real: Any, args: Any, options: Any) -> Any:
+            answer = await real(*args, **options)
+            await house.ana.erase()
+            return answer
+
+        watched.answers["items" if late == "history.read" else "load"] = erased
+        if late == "history.read":
+            await session.history()
+        else:
+            with pytest.raises(BudgetExceeded):
+                await session.send("long " * 200 if late == "turn.refused" else "Hello")
+        assert (await last(house, late))[0].owner == ""
+        assert house.ana.owner not in (await house.cloister.store.audit_owners()).values()
 
 
 class TestTenants:

@@ -85,7 +85,9 @@ async def _copy_one(source: Vault, target: Vault, row: SealedSession, done: Copi
     items = await _items(source, row)
     async with source.guarded(row.owner, row.id):
         _check(opened, items)
-    receipt = await target.ask(target.store.create, row, items)
+    # It gives the owner a name in the target's log, too: later entries, such as of a read, do not.
+    noted = target.event("operator.access", row.owner, row.id, action="copy", reason=f"copied from {source.store.url}")
+    receipt = await target.ask(target.store.create, row, items, entries=[noted])
     there = await target.ask(target.store.load, row.owner, row.id, budget=0)
     found = there.session
     if receipt.repeated and found is not None:  # its keys may have been rotated since

@@ -219,6 +219,12 @@ def is_alert(event: Event) -> bool:
     return EVENTS[event.kind].severity == "alert"
 
 
+_LATE = frozenset({"turn.failed", "turn.refused", "budget.exceeded", "history.read"})
+
+
 def introduces(event: Event) -> bool:
-    """Say whether an event may give its owner a name in the log: not a late one, whose owner may just be erased."""
-    return event.kind != "turn.failed"
+    """Say whether an event may give its owner a name in the log: not a late one, whose owner may just be erased.
+
+    Late ones are about a session, whose start has given its owner a name.
+    """
+    return event.kind not in _LATE

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 import msgspec
 
 from cloister import files
-from cloister.audit import Chain, Entry, Event, Heads, audit_id, introduces
+from cloister.audit import Chain, Entry, Event, Heads, audit_id
 from cloister.errors import ConfigurationError, StoreUnavailable
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.stores.base import (
@@ -231,7 +231,7 @@ class Alone:
                 names = []
                 for owner in (noted.owner, noted.other):
                     name = "" if owner is None else self._names.get(owner, "")
-                    if owner is not None and not name and (owner is noted.other or introduces(noted)):
+                    if owner is not None and not name:  # nobody is erased here, where nothing is kept
                         name = introduced.get(owner, (audit_id(owner, salt := secrets.token_bytes(16)), salt))[0]
                         introduced.setdefault(owner, (name, salt))
                     names.append(name)
