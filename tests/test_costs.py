@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_DOWN, Context, Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -537,6 +538,16 @@ def test_periods(now: datetime) -> None:
 def test_periods_are_those_of_utc() -> None:
     """It is UTC's day, wherever the clock stands."""
     assert periods(datetime.fromisoformat("2026-12-01T01:30:00+05:30"))[0].name == "2026-11-30"
+
+
+@pytest.mark.parametrize("odd", [Decimal(-1), Decimal("NaN"), Decimal("Infinity"), 1, 0.1, "1"])
+def test_no_price_pays_whoever_asks(odd: Any) -> None:
+    """A price that is negative, none at all, or no Decimal is refused when made, and not once a model answered."""
+    for name in ("input", "output", "cached_input", "cache_write", "reasoning"):
+        with pytest.raises(ValueError, match="is a Decimal from 0 on"):
+            replace(price(), **{name: odd})
+    with pytest.raises(ValueError, match="is a Decimal from 0 on"):
+        Tier(above=1, input=odd, output=Decimal(1))
 
 
 BUDGET = Budget(user_daily="2.00")

@@ -278,6 +278,12 @@ def test_doctor_shows_what_tenants_give_up(folder: Path) -> None:
     (folder / "cloister.toml").write_text("[tenants.acme]\nprovider = 'openai'\n")
     (found,) = [one for one in doctor.examine(read()) if one.what == "tenants"]
     assert found.state == "missing"
+    acme = "[tenants.acme]\nprovider = 'vllm'\nmodel = 'own'\nbase_url = 'http://127.0.0.1:1/v1'\n"
+    budgets = "budget_currency = 'EUR'\nbudget_user_daily = 2\n"
+    (folder / "cloister.toml").write_text("provider = 'offline'\n" + budgets + acme)
+    said = [one.said for one in doctor.examine(read()) if one.what == "prices" and one.state == "missing"]
+    assert len(said) == 2
+    assert said[1] == "for tenant acme: vllm, model own is paid in USD, and the budget is in EUR"
 
 
 def test_doctor_shows_budgets() -> None:

@@ -6,6 +6,8 @@ open it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -15,13 +17,14 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from cloister import auditing, client, files
+from cloister import auditing, client, files, providers
 from cloister.audit import AuditKey
 from cloister.costs import Budget, Prices
 from cloister.costs.money import shown
 from cloister.errors import CloisterError, ConfigurationError, StoreUnavailable
 from cloister.keyring import Keyring
 from cloister.leaks.settings import LeakGuard
+from cloister.providers.base import Provider
 from cloister.scrub.placeholders import LABELS
 from cloister.scrub.settings import Scrub
 from cloister.settings import BUDGETS, Settings
@@ -310,15 +313,12 @@ def _costs(settings: Settings) -> Iterator[Finding]:
     limits = {name.replace("_", " "): getattr(budget, name) for name in BUDGETS}
     said = ", ".join(f"{name} {shown(limit)}" for name, limit in limits.items() if limit is not None)
     yield Finding("ok", "budget", f"{said} {budget.currency}; days and months are those of UTC")
-    yield from _priced(settings, table, budget, today)
+    with contextlib.suppress(ConfigurationError):  # which `_provider` reports
+        yield from _priced(settings.answerer(), table, budget, today)
 
 
-def _priced(settings: Settings, table: Prices, budget: Budget, today: datetime) -> Iterator[Finding]:
-    """Say whether the model that is set up has a price to hold against the *budget*."""
-    try:
-        provider = settings.answerer()
-    except ConfigurationError:  # which `_provider` reports
-        return
+def _priced(provider: Provider | None, table: Prices, budget: Budget, today: datetime) -> Iterator[Finding]:
+    """Say whether the model of *provider* has a price to hold against the *budget*."""
     if provider is None:
         return
     price = table.find(provider.name, provider.model, today)
@@ -341,15 +341,21 @@ def _protections(settings: Settings) -> Iterator[Finding]:
 
 
 def _tenants(settings: Settings) -> Iterator[Finding]:
-    """Say what single tenants give up; what else is different for them stands in the file."""
+    """Say what single tenants give up, and lack; what else is different for them stands in the file."""
     try:
         apart = settings.tenants_apart()
+        asked, bound, table = settings.answerer(), settings.budget(), settings.price_table()
     except ConfigurationError as error:
-        yield Finding("missing", "tenants", str(error))
+        if settings.tenants:
+            yield Finding("missing", "tenants", str(error))
         return
     for name, tenant in apart.items():
         for what, option in client.switched_off(tenant.limits, tenant.scrub):
             yield Finding("off", what, f"for tenant {name}: {option}", f"take it out of [tenants.{name}]")
+        provider = asked if tenant.provider is None else providers.connect(tenant.provider)
+        if (budget := tenant.budget or bound) is not None and (tenant.provider or tenant.budget):
+            for found in _priced(provider, table, budget, datetime.now(UTC)):
+                yield dataclasses.replace(found, said=f"for tenant {name}: {found.said}")
 
 
 def _scrub(scrub: Scrub) -> Finding:

@@ -25,6 +25,13 @@ class Rates:
     reasoning: Decimal | None = None
     """Output that the model only thought."""
 
+    def __post_init__(self) -> None:
+        rates: tuple[object, ...] = (self.input, self.output, self.cached_input, self.cache_write, self.reasoning)
+        for rate in rates:
+            # A negative one would pay whoever asks, and what is no Decimal would fail once the model was asked.
+            if rate is not None and not (isinstance(rate, Decimal) and rate.is_finite() and rate >= 0):
+                raise ValueError(f"a price for a million tokens is a Decimal from 0 on, not {rate!r}")
+
     @property
     def dearest_input(self) -> Decimal:
         """Give the most that a million tokens of input can cost."""
