@@ -22,6 +22,7 @@ from cloister.stores.redis_rows import PLACES, entry_of, place_prefix
 from cloister.stores.redis_wire import Request
 
 _FEWEST = 8
+_NEVER = 1 << 62
 _AT_ONCE = 500
 """How many entries are dropped between two looks at the log."""
 _Position = tuple[int, list[int | None], list[int]]
@@ -39,11 +40,13 @@ class _Row(NamedTuple):
 class _Stream:
     """Be what was read of a stream between two ids, and not yet given."""
 
-    __slots__ = ("end", "left", "rows")
+    __slots__ = ("count", "end", "left", "rows")
 
-    def __init__(self, left: _Id | None, end: _Id) -> None:
+    def __init__(self, left: _Id | None, end: _Id, count: int = 0) -> None:
         self.left = left
         self.end = end
+        self.count = count
+        """How many entries to read next: twice as many each time."""
         self.rows: deque[_Row] = deque()
 
     @property
@@ -51,13 +54,19 @@ class _Stream:
         """Say whether it was read to its end."""
         return self.left is not None and self.left >= self.end
 
+    @property
+    def bounds(self) -> tuple[str, str]:
+        """Name what is still to be read, as Redis does."""
+        begin = "-" if self.left is None else "({}-{}".format(*self.left)
+        return begin, "{}-{}".format(*self.end)
+
     def lacks(self, moment: int) -> bool:
         """Say whether it may have more entries of a *moment* than were read."""
         return not self.whole and (not self.rows or self.rows[-1].moment <= moment)
 
-    def take(self, moment: int) -> Iterator[_Row]:
-        """Give the entries of a *moment*, which are the next, and have them no more."""
-        while self.rows and self.rows[0].moment == moment:
+    def take(self, until: int) -> Iterator[_Row]:
+        """Give the entries before a moment, and have them no more."""
+        while self.rows and self.rows[0].moment < until:
             yield self.rows.popleft()
 
 
@@ -92,22 +101,27 @@ class Log:
         streams = {place: _Stream(left.get(place), end) for place, end in ends.items()}
         streams = {place: stream for place, stream in streams.items() if not stream.whole}
         count = expected * 5 // 4 // max(len(streams), 1) + _FEWEST
+        for stream in streams.values():
+            stream.count = count
         waiting: set[int] = set()
         while True:
-            await self._read({place: stream for place, stream in streams.items() if stream.lacks(-1)}, count)
+            await self._read([place for place, stream in streams.items() if stream.lacks(-1)], streams)
             streams = {place: stream for place, stream in streams.items() if stream.rows}
             if not streams:
                 return
-            moment = min(stream.rows[0].moment for stream in streams.values())
-            while lacking := {place: stream for place, stream in streams.items() if stream.lacks(moment)}:
-                await self._read(lacking, 2 * count)
-            for row in _woven([row for stream in streams.values() for row in stream.take(moment)]):
-                writer, number = row.entry.writer, row.entry.number
-                if row.place in waiting or number > late.get(writer, number):
-                    waiting.add(row.place)
-                    late[writer] = min(late.get(writer, number), number)
-                else:
-                    yield row
+            # Beyond that, what a stream has is not known yet.
+            known = min((stream.rows[-1].moment for stream in streams.values() if not stream.whole), default=_NEVER)
+            ready = sorted(row for stream in streams.values() for row in stream.take(known))
+            if not ready:
+                await self._read([place for place, stream in streams.items() if stream.lacks(known)], streams)
+            for _, group in groupby(ready, key=lambda row: row.moment):
+                for row in _woven(list(group)):
+                    writer, number = row.entry.writer, row.entry.number
+                    if row.place in waiting or number > late.get(writer, number):
+                        waiting.add(row.place)
+                        late[writer] = min(late.get(writer, number), number)
+                    else:
+                        yield row
 
     async def _ends(self) -> dict[int, _Id]:
         said = await self._ask(scripts.TAIL, range(PLACES), 1)
@@ -115,27 +129,26 @@ class Log:
 
     async def _late(self, ends: Mapping[int, _Id]) -> dict[str, int]:
         """Give, for each writer, the first of its entries that have come behind *ends* meanwhile."""
-        streams = {place: _Stream(ends.get(place), end) for place, end in (await self._ends()).items()}
+        streams = {place: _Stream(ends.get(place), end, _AT_ONCE) for place, end in (await self._ends()).items()}
         streams = {place: stream for place, stream in streams.items() if not stream.whole}
         late: dict[str, int] = {}
         while streams:
-            await self._read(streams, _AT_ONCE)
+            await self._read(list(streams), streams)
             for row in (row for stream in streams.values() for row in stream.rows):
                 late[row.entry.writer] = min(late.get(row.entry.writer, row.entry.number), row.entry.number)
             streams = {place: stream for place, stream in streams.items() if not stream.whole}
         return late
 
-    async def _read(self, streams: Mapping[int, _Stream], count: int) -> None:
-        """Read *count* more entries of each of some streams."""
-        bounds = [
-            ("-" if stream.left is None else "({}-{}".format(*stream.left), "{}-{}".format(*stream.end))
-            for stream in streams.values()
-        ]
-        said = await self._ask(scripts.TRAIL, list(streams), count, bounds)
-        for (place, stream), lines in zip(streams.items(), said, strict=True):
+    async def _read(self, places: Sequence[int], streams: Mapping[int, _Stream]) -> None:
+        """Read on in the streams of *places*."""
+        count = max((streams[place].count for place in places), default=0)
+        bounds = [streams[place].bounds for place in places]
+        for place, lines in zip(places, await self._ask(scripts.TRAIL, places, count, bounds), strict=True):
+            stream = streams[place]
             stream.rows += [_row(place, *each) for each in lines]
             # To its end, even if that was dropped meanwhile.
             stream.left = stream.end if len(lines) < count else _id(lines[-1][0])
+            stream.count = 2 * count
 
     async def tail(self, limit: int) -> Trail:
         """Give the last *limit* entries, oldest first, and the end of the log."""
