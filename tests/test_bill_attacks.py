@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import dataclasses
 import decimal
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -14,13 +15,16 @@ import pytest
 from tests.fakes import House, Watched, opened, pieces
 from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
-from cloister import Alarms, Budget, OpenAICompatible
+from cloister import Alarms, Budget, Limits, OpenAICompatible
 from cloister.costs import from_nanos
 from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
     ProviderError,
     RateLimited,
+    ReplyBlocked,
+    SessionBusy,
+    SessionConflict,
     SessionNotFound,
     StoreUnavailable,
 )
@@ -460,3 +464,70 @@ async def test_whatever_a_service_says_that_it_took_is_no_credit(told: Any) -> N
             assert await spent(house) == session.cost == stands
             if stands > 3_000_000:
                 break
+
+
+MEANWHILE: dict[str, Callable[[House, Session], Awaitable[object]]] = {
+    "ended": lambda _, session: session.end(),
+    "erased": lambda house, _: house.ana.erase(),
+    "timed out": lambda house, _: _pass(house, hours=1),
+    "the next day": lambda house, _: _pass(house, hours=13),
+    "the day before": lambda house, _: _pass(house, hours=-13),
+}
+
+
+async def _pass(house: House, hours: float) -> None:
+    house.clock.move(hours=hours)
+    await house.cloister.sweep()
+
+
+@pytest.mark.parametrize("what", MEANWHILE)
+async def test_whatever_happens_meanwhile_the_day_on_which_it_began_pays(url: str, what: str) -> None:
+    """A turn counts in the accounts in which it was reserved; an erased user's goes, and the tenant's stays right."""
+    async with budgeted(url, Budget(user_daily="9", tenant_daily="9", reply_tokens=3)) as house:
+        house.provider.answer = CHAT
+        session = await house.ana.start()
+        house.provider.gate = asyncio.Event()
+        turn = asyncio.create_task(session.send("Hello"))
+        await house.provider.asked.wait()
+        await MEANWHILE[what](house, session)
+        house.provider.gate.set()
+        with contextlib.suppress(SessionConflict):
+            await turn
+        for day, stands in (("2025-12-31", 0), ("2026-01-01", COST), ("2026-01-02", 0)):
+            assert await spent(house, None, period=day) == stands
+            assert await spent(house, period=day) == (0 if what == "erased" else stands)
+
+
+NOT_ASKED: dict[str, Callable[[House, Session], Awaitable[object]]] = {
+    "another text under a key": lambda _, session: session.send("Hello", idempotency_key="k"),
+    "busy": lambda _, session: _inside(session),
+    "a document of another's": lambda house, session: _planted(house, session),
+    "too long": lambda _, session: session.send("long " * 10_000),
+    "no text": lambda _, session: session.send("\ud800"),
+    "no tools": lambda _, session: session.send("Hello", options={"tools": [object()]}),
+}
+
+
+async def _inside(session: Session) -> None:
+    async with session.turn("Hello"):
+        await session.send("Hello")
+
+
+async def _planted(house: House, session: Session) -> None:
+    async with (await house.ben.start()).turn("Hello") as turn:
+        canary = turn.canary
+    await session.send("Hello", documents=[canary])
+
+
+@pytest.mark.parametrize("what", NOT_ASKED)
+async def test_where_nobody_was_asked_nothing_is_lost(url: str, what: str) -> None:
+    """Whatever refuses a turn after its money was reserved, the money is there again."""
+    limits = Limits(turn_wait=timedelta(0))
+    async with budgeted(url, Budget(user_daily="90"), limits=limits) as house:
+        house.provider.answer = CHAT
+        session = await house.ana.start()
+        await session.send("first", idempotency_key="k")
+        with pytest.raises((ValueError, TypeError, BudgetExceeded, SessionBusy, ReplyBlocked)):
+            await NOT_ASKED[what](house, session)
+        assert len(house.provider.requests) == 1
+        assert await spent(house) == COST

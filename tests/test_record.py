@@ -320,6 +320,28 @@ class TestTenants:
         assert acme.closed
         assert house.provider.closed
 
+    async def test_nothing_reaches_another_tenants_model(self) -> None:
+        """Whatever way a session is come by, held, listed, repeated or renewed: its tenant's model is asked, alone."""
+        models = {name: Parrot() for name in ("acme", "other")}
+        tenants = {name: Tenant(provider=model) for name, model in models.items()}
+        async with opened("memory://", tenancy="required", tenants=tenants) as house:
+            for tenant in (*models, "third"):
+                user, text = house.cloister.user("ana", tenant=tenant), f"of {tenant}"
+                session = await user.start()
+                for _ in range(2):
+                    await session.send(text, idempotency_key="k")
+                async with session.stream(text) as stream:
+                    assert [piece async for piece in stream]
+                house.clock.move(hours=13)
+                reply = await session.send(text)
+                assert reply.renewed
+                await reply.session.send(text)
+                for listed in await user.sessions():
+                    await listed.send(text)
+            for tenant, model in (*models.items(), ("third", house.provider)):
+                asked = [request.messages[-1]["content"] for request in model.requests]
+                assert asked == [f"of {tenant}"] * 5
+
     async def test_renewals_keep_the_tenants_limits(self) -> None:
         """A session that takes the place of one that timed out has its tenant's limits too."""
         from datetime import timedelta

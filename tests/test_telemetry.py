@@ -7,18 +7,21 @@ from itertools import pairwise
 from typing import Any, NoReturn
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes import opened
+from tests.test_bill_attacks import CHAT, FLOWS, MOST_WAITS, Interrupted, Slow
 from tests.test_budgets import PRICES
 
 from cloister import Budget
 from cloister.audit import Event
 from cloister.errors import ConfigurationError, IntegrityError, ProviderError, SessionExpired, SessionNotFound
 from cloister.metrics import Prometheus
+from cloister.stores.memory import MemoryStore
 from cloister.telemetry import STEPS, Outcome, Step, Wait
 from cloister.traces import Traces
 
@@ -199,6 +202,36 @@ class TestTraces:
             await session.send(SECRET)
         text = metrics.text() + "".join(span.to_json() for span in spans.taken())
         assert not [word for word in (SECRET, "ana-the-owner", *ids) if word in text]
+
+
+class Unended(SpanProcessor):
+    """Hold the spans that were begun and not ended."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self.held.append(span.name)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.held.pop()  # fails for one that is ended twice
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+async def test_wherever_a_turn_is_cancelled_its_spans_are_ended(flow: str) -> None:
+    """No span of a turn that is cancelled stays open, and the turn is counted once."""
+    unended, provider, metrics = Unended(), TracerProvider(), Prometheus()
+    provider.add_span_processor(unended)
+    async with opened(Slow(MemoryStore()).store, telemetry=[Traces(provider), metrics]) as house:
+        house.provider.answer = "one two" if flow == "stream" else CHAT
+        for at in range(1, MOST_WAITS):
+            reached = await Interrupted(FLOWS[flow](house, await house.ana.start()), at, 2).over()
+            await house.cloister.vault.settle()
+            assert unended.held == [], f"after wait {at}"
+            if not reached:
+                break
+        seen = read(metrics)
+        assert sum(value for key, value in seen.items() if key[0] == "cloister_turns_total") == at
 
 
 class Broken:

@@ -29,6 +29,7 @@ from cloister.window import (
     counter_for,
     fit,
     item_tokens,
+    options_tokens,
     tools_tokens,
 )
 
@@ -226,6 +227,9 @@ def test_tools_are_counted() -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
     assert tools_tokens([], ESTIMATE) == 0
     assert tools_tokens([tool], ESTIMATE) > ESTIMATE.count(msgspec.json.encode(tool).decode())
+    assert options_tokens({"tools": [tool]}, ESTIMATE) == tools_tokens([tool], ESTIMATE)
+    assert options_tokens({"response_format": tool}, ESTIMATE) == ESTIMATE.count(msgspec.json.encode(tool).decode())
+    assert options_tokens({"tools": None, "response_format": Item, "temperature": 1}, ESTIMATE) == 0
 
 
 # --- the window ---

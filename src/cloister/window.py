@@ -356,7 +356,8 @@ def tools_tokens(tools: Sequence[dict[str, Any]], counter: Counter) -> int:
 def options_tokens(options: Mapping[str, Any], counter: Counter) -> int:
     """Count what goes along with the messages of a call: tools, and the form that the reply is to have."""
     form = options.get("response_format")
-    return tools_tokens(options.get("tools") or (), counter) + (counter.count(_json(form)) if form else 0)
+    tools = tools_tokens(options.get("tools") or (), counter)
+    return tools + (counter.count(_json(form)) if isinstance(form, Mapping) else 0)
 
 
 # --- the window ---
