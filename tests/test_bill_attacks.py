@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import decimal
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from datetime import timedelta
 from decimal import Decimal
@@ -30,6 +31,7 @@ from cloister.errors import (
 )
 from cloister.session import Session
 from cloister.stores.memory import MemoryStore
+from cloister.window import Estimate
 
 MOST_WAITS = 150
 _USAGE = {"prompt_tokens": 5, "completion_tokens": 3}
@@ -292,6 +294,24 @@ async def test_all_that_is_sent_is_reserved_for(more: dict[str, Any]) -> None:
     async with budgeted("memory://", Budget(user_daily="90", reply_tokens=1)) as house:
         session = await house.ana.start()
         assert await held(house, session.send("Hello", **more)) > 1
+
+
+async def test_a_long_question_is_counted_once_and_reserved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To count a long text takes long, and holds up every other task: a budget does not do it a second time."""
+    long = secrets.token_hex(20_000)  # of which nearly every letter is a token
+    counted = 0
+
+    def count(self: Estimate, text: str) -> int:
+        nonlocal counted
+        counted += text.count(long)
+        return len(text)
+
+    monkeypatch.setattr(Estimate, "count", count)
+    async with budgeted("memory://", Budget(user_daily="90"), leaks=None, scrub=None, context_tokens=90_000) as house:
+        session = await house.ana.start()
+        house.provider.answer = CHAT
+        assert await held(house, session.send(long)) > 40
+        assert counted == 1
 
 
 @pytest.mark.parametrize("budget", [Budget(user_daily="2", session="2"), Budget(user_daily=1), Budget(session=1)])

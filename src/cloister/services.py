@@ -23,6 +23,7 @@ from cloister.vault import Vault
 
 _COUNTED = 1 << 18
 """The longest text, in characters, whose tokens are counted: a longer one costs its bytes."""
+_LONG = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,10 @@ class Services:
         """
         tokens = 0
         if self.budget is not None:
-            new = sum([self.counted(item, model).tokens for item in said])
+            # The turn counts long texts anyway, which takes a while; where they come to more, `Bill.cover` sees to it.
+            new = sum(
+                [self.counted(one, model).tokens if len(one.text) < _LONG else len(one.text) // 4 for one in said]
+            )
             beside = windows.options_tokens(options, self.counter(model))
             tokens = min(before + new + beside, self.window(model))
         named = self.provider.name if self.provider else None
