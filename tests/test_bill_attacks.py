@@ -18,6 +18,7 @@ from tests.test_budgets import PARROT, PRICES, budgeted, spent
 
 from cloister import Alarms, Budget, Limits, OpenAICompatible
 from cloister.costs import from_nanos
+from cloister.costs.report import Report
 from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -225,6 +226,28 @@ async def test_another_currency_is_no_way_out() -> None:
         house.provider.answer = {**CHAT, "model": "parrot-2"}
         reply = await (await house.ana.start()).send("Hello")
         assert reply.cost == await spent(house) == COST
+
+
+async def test_what_is_paid_in_another_currency_is_on_record_in_it() -> None:
+    """Without a budget nothing is held against it: the entry has it as it is, and sums in dollars are left alone."""
+    euros = dataclasses.replace(PARROT, currency="EUR")
+    dollars = dataclasses.replace(PARROT, model="parrot-2")
+    async with opened("memory://", prices=PRICES.over([euros, dollars])) as house:
+        house.provider.answer = CHAT
+        session = await house.ana.start()
+        reply = await session.send("Hello")
+        assert reply.cost is None
+        assert session.cost == 0
+        async with session.turn("Hello", model="parrot-1") as turn:
+            turn.add(CALLS)
+            turn.add(RESULT)
+            await turn.finish({**CHAT, "model": "parrot-2"})
+        assert session.cost == COST
+        report = Report("user", {})
+        for entry in await house.entries():
+            report.add(entry)
+        assert report.total.money == {"EUR": COST}
+        assert report.total.unpriced_turns == 1, "in two currencies at once"
 
 
 @pytest.mark.parametrize(

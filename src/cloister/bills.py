@@ -45,8 +45,9 @@ class Bill:
         self.asked = False
         """A model was asked, or its request handed out, and what that call costs is not known yet."""
         self.cost: Decimal | None = None
-        """What is known to have been spent; None where no price is known."""
+        """What is known to have been spent, in ``currency``; None where no price in it is known."""
         self.currency = budget.currency if budget else "USD"
+        self._abroad: dict[str, Decimal] = {}
         self._vault, self._owner, self._prices, self._provider = vault, owner, prices, provider
         self._model = model
         self._reserved = 0
@@ -112,11 +113,15 @@ class Bill:
         """Add what a call used, by the price of the *model* that answered, or else of the one that was asked."""
         self.asked = False
         now = self._vault.now()
-        known = (self._prices.find(self._provider, named, now) for named in (model, self._model))
-        # A price in another currency could not be added, and the call would be free.
-        price = next((price for price in known if price is not None and price.currency == self.currency), None)
+        found = [self._prices.find(self._provider, named, now) for named in (model, self._model)]
+        known = [price for price in found if price is not None]
+        # With a budget the one that was asked has a price in its currency, so that no other makes a call free.
+        price = next((price for price in known if price.currency == self.currency), None)
         if price is not None:
             self._add(cost(usage, price))
+        elif known:
+            abroad = self._abroad.setdefault(known[0].currency, ZERO)
+            self._abroad[known[0].currency] = EXACT.add(abroad, cost(usage, known[0]))
 
     def _add(self, amount: Decimal) -> None:
         # Not with a plus sign, which rounds as the application has set its decimals to.
@@ -173,7 +178,11 @@ class Bill:
 
     def detail(self) -> dict[str, str]:
         """Give what was spent, as details of an entry."""
-        return {} if self.cost is None else {"cost": plain(self.cost), "currency": self.currency}
+        spent = self._abroad if self.cost is None else {self.currency: self.cost, **self._abroad}
+        if len(spent) != 1:  # what is in several currencies is no amount
+            return {}
+        ((currency, amount),) = spent.items()
+        return {"cost": plain(amount), "currency": currency}
 
 
 def _account(owner: Owner, cap: Cap) -> Account:

@@ -181,7 +181,7 @@ class Reply(Generic[SessionT]):
     session: SessionT
     usage: Usage = Usage()
     cost: Decimal | None = None
-    """What the turn cost, in the currency of the budget or US dollars; None where no price is known."""
+    """What the turn cost, in the currency of the budget or US dollars; None where no price in it is known."""
     model: str | None = None
     tool_calls: tuple[dict[str, Any], ...] = field(default=(), repr=False)
     finish_reason: str | None = None
