@@ -113,15 +113,17 @@ class Bill:
         """Add what a call used, by the price of the *model* that answered, or else of the one that was asked."""
         self.asked = False
         now = self._vault.now()
-        found = [self._prices.find(self._provider, named, now) for named in (model, self._model)]
-        known = [price for price in found if price is not None]
+        elsewhere = None
         # With a budget the one that was asked has a price in its currency, so that no other makes a call free.
-        price = next((price for price in known if price.currency == self.currency), None)
-        if price is not None:
-            self._add(cost(usage, price))
-        elif known:
-            abroad = self._abroad.setdefault(known[0].currency, ZERO)
-            self._abroad[known[0].currency] = EXACT.add(abroad, cost(usage, known[0]))
+        for named in (model, self._model):
+            price = self._prices.find(self._provider, named, now)
+            if price is not None and price.currency == self.currency:
+                self._add(cost(usage, price))
+                return
+            elsewhere = elsewhere or price
+        if elsewhere is not None:
+            before = self._abroad.get(elsewhere.currency, ZERO)
+            self._abroad[elsewhere.currency] = EXACT.add(before, cost(usage, elsewhere))
 
     def _add(self, amount: Decimal) -> None:
         # Not with a plus sign, which rounds as the application has set its decimals to.
