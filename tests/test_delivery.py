@@ -179,7 +179,8 @@ async def test_a_file_verifies_from_where_it_begins(tmp_path: Path) -> None:
         assert (faults, report.unsigned, bool(file.window.since)) == ([], 0, before)
         assert report.entries == 2 * 3
         lines = _lines(sink.path)
-        sink.path.write_bytes(b"\n".join([*lines[:3], *lines[4:], b""]))
+        second = [line for line in lines if b'"number":' in line][1]  # signed heads come when they are there
+        sink.path.write_bytes(b"\n".join([*[line for line in lines if line != second], b""]))
         assert exports.verify_file(exports.File(sink.path), known)[1] != []
 
 
