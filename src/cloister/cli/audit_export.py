@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from cloister import terminal
-from cloister.cli.base import MOMENT, SEVERITY, Failure, reading, store_option
+from cloister.cli.base import MOMENT, SEVERITY, new_file, reading, store_option
 
 if TYPE_CHECKING:
     from cloister.exports import Window
@@ -96,11 +95,5 @@ def _opened(output: str | None) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise Failure(
-            f"{terminal.line(output)} exists already and was left as it is; name another file with -o, or move it away"
-        ) from None
-    with open(descriptor, "w", encoding="utf-8") as file:
+    with new_file(output) as file:
         yield file

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -56,6 +57,17 @@ def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(read, **options)
 
     return run
+
+
+def new_file(path: str) -> TextIO:
+    """Make a file for its owner alone; `Failure` if there is one already, which stays as it is."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise Failure(
+            f"{terminal.line(path)} exists already and was left as it is; name another file with -o, or move it away"
+        ) from None
+    return open(descriptor, "w", encoding="utf-8")
 
 
 @contextlib.asynccontextmanager

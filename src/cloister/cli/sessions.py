@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloister import terminal
-from cloister.cli.base import Failure, counted, opened, store_option
+from cloister.cli.base import Failure, counted, new_file, opened, store_option
 
 if TYPE_CHECKING:
     from cloister.client import AsyncCloister
@@ -114,7 +114,6 @@ async def end(cloister: AsyncCloister, user: User, reason: str, session_id: str 
 async def export(cloister: AsyncCloister, user: User, reason: str, output: str | None) -> None:
     """Write all that is a user's as JSON lines: each session, followed by its items."""
     import json
-    import os
 
     await cloister.note_operator(user.owner, "export", reason)
     if output is None:
@@ -122,14 +121,8 @@ async def export(cloister: AsyncCloister, user: User, reason: str, output: str |
             # On a terminal in ASCII, which cannot steer it.
             click.echo(json.dumps(json.loads(text)) if sys.stdout.isatty() else text)
         return
-    try:
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise Failure(
-            f"{terminal.line(output)} exists already and was left as it is; name another file with -o, or move it away"
-        ) from None
     lines = 0
-    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: ASYNC230 - nobody else is waiting here
+    with new_file(output) as file:
         async for text in user.export():
             file.write(text + "\n")
             lines += 1
