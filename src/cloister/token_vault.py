@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import NoReturn
 
 import msgspec
 
 from cloister import sessions, tokens
-from cloister.attempts import Attempts
 from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -27,9 +25,9 @@ from cloister.errors import (
     SessionNotFound,
     TokenInvalid,
 )
-from cloister.model import Head, Item, Limits, Owner, SealedItem, SealedSession
-from cloister.sealing import MasterKeys, key_of
-from cloister.stores.base import Charge, Due, Loaded, Store
+from cloister.model import Head, Item, Owner, SealedItem, SealedSession
+from cloister.sealing import key_of
+from cloister.stores.base import Charge, Due, Loaded
 from cloister.tokens import Tokens
 from cloister.vault import Handle, Opened, Vault
 
@@ -58,17 +56,17 @@ class _Stable:
 class TokenVault(Vault):
     """Keep sealed sessions in tokens, over a store that is their ledger or only keeps the audit log."""
 
-    def __init__(
-        self,
-        store: Store,
-        keys: MasterKeys,
-        clock: Callable[[], datetime],
-        limits: Limits,
-        attempts: Attempts | None = None,
-    ) -> None:
-        super().__init__(store, keys, clock, limits, attempts)
-        self.tokens: Tokens = store.tokens  # type: ignore[attr-defined] # of these two stores alone
-        self.ledger: bool = store.ledger  # type: ignore[attr-defined] # likewise, and of what stands before them
+    @property
+    def tokens(self) -> Tokens:
+        """Say for whom tokens are made, and how long they may be."""
+        tokens: Tokens = self.store.tokens  # type: ignore[attr-defined] # of these two stores alone
+        return tokens
+
+    @property
+    def ledger(self) -> bool:
+        """Say whether a store remembers which tokens were used."""
+        ledger: bool = self.store.ledger  # type: ignore[attr-defined] # likewise, and of what stands before them
+        return ledger
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
