@@ -1,0 +1,117 @@
+"""The application: the table of its routes, and the cloister that it opens and closes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any
+
+from starlette.routing import Route as Path
+from starlette.routing import Router
+
+from cloister.client import AsyncCloister
+from cloister.errors import ConfigurationError
+from cloister.server import conversations, openapi
+from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
+from cloister.server.identity import Identities
+from cloister.server.refusals import Refused
+from cloister.server.routes import ANYBODY, Route
+from cloister.server.settings import ServerSettings
+from cloister.settings import Settings
+
+ROUTES: tuple[Route, ...] = (*conversations.ROUTES,)
+"""Every call of the API. Whoever adds one has it in the OpenAPI document, and so in the tests made from that."""
+
+
+class Application:
+    """Be the server as an ASGI application: one per process, with a cloister of its own."""
+
+    def __init__(self, settings: Settings, options: ServerSettings, *, routes: Iterable[Route] = ROUTES) -> None:
+        self._settings = dataclasses.replace(settings, tenancy="required")
+        self._options = options
+        self.routes = (
+            *routes,
+            Route("GET", "/openapi.json", self._described, "This document", scopes=ANYBODY, owned=False),
+        )
+        self._behind: Behind | None = None
+        paths: dict[str, dict[str, Door]] = {}
+        for route in self.routes:
+            paths.setdefault(route.path, {})[route.method] = Door(route, self.behind)
+        self._router = Router(
+            [Path(path, _Methods(doors), include_in_schema=False) for path, doors in paths.items()],
+            default=_no_route,
+            redirect_slashes=False,
+            lifespan=lambda _: self._open(),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._router(scope, receive, send)
+
+    def behind(self) -> Behind:
+        """Give what the doors share; there only between start and end."""
+        if self._behind is None:
+            raise ConfigurationError("the application is not open: run it under a server that speaks lifespan")
+        return self._behind
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[None]:
+        async with self._settings.open() as cloister:
+            _check(cloister)
+            self._behind = Behind(cloister, self._options, Identities(self._options, cloister), None)
+            try:
+                yield
+            finally:
+                self._behind = None
+
+    async def _described(self, _: object) -> Mapping[str, Any]:
+        return openapi.document(self.routes)
+
+
+def create(settings: Settings, options: ServerSettings) -> Application:
+    """Give the application that serves what *settings* name, as *options* say."""
+    return Application(settings, options)
+
+
+def _check(cloister: AsyncCloister) -> None:
+    """Raise `ConfigurationError` for what is not to be served."""
+    if cloister.carried and getattr(cloister.store, "ledger", None) is None:
+        raise ConfigurationError(
+            "tokens without a ledger can be used again by whoever kept a copy: name one, token://?ledger=…"
+        )
+
+
+class _Methods:
+    """Be one path: what of it each method asks for."""
+
+    def __init__(self, doors: Mapping[str, Door]) -> None:
+        self._doors = doors
+        self._allowed = ", ".join(sorted(doors))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        door = self._doors.get(scope["method"])
+        if door is not None:
+            await door(scope, receive, send)
+            return
+        refused = Refused(
+            405,
+            "invalid_request_error",
+            "method_not_allowed",
+            f"this path takes {self._allowed}",
+            headers={"allow": self._allowed},
+        )
+        await refuse(_reply(scope, send), refused, None)
+
+
+async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    refused = Refused(404, "invalid_request_error", "unknown_path", "this server has no such path; see /openapi.json")
+    await refuse(_reply(scope, send), refused, None)
+
+
+def _reply(scope: Scope, send: Send) -> Reply:
+    return Reply(send, "req_" + secrets.token_hex(12), secure=scope.get("scheme") == "https")

@@ -1,0 +1,338 @@
+"""Where every request passes: its size, who asks and for whom, how often, what it says; and how it is answered.
+
+A handler behind the door is given a `Call` with the one user that it is about, and cannot reach anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from cloister import scope as scopes
+from cloister.client import AsyncCloister
+from cloister.errors import CloisterError
+from cloister.model import Owner
+from cloister.server import errors
+from cloister.server.identity import Caller
+from cloister.server.refusals import Refused, invalid
+from cloister.server.routes import Answer, Call, Route, Stream
+from cloister.server.settings import ServerSettings
+
+_log = logging.getLogger("cloister.server")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+_SAFE = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_JSON = b"application/json"
+_AT = re.compile(r"^(.*) - at `\$?\.?([^`]*)`$", re.DOTALL)
+_MOST_QUERY = 4_096
+_ENCODER = msgspec.json.Encoder()
+
+
+class Identities(Protocol):
+    """Says who is asking, and for whom."""
+
+    async def caller(self, headers: RawHeaders, source: str) -> Caller: ...
+
+    async def owner(self, caller: Caller, headers: RawHeaders, named: str | None) -> Owner: ...
+
+
+class Admission(Protocol):
+    """Says whether somebody has asked too often."""
+
+    async def admit(self, owner: Owner) -> None: ...
+
+
+class Behind:
+    """Be what all doors of a server share, once it is open."""
+
+    def __init__(
+        self, cloister: AsyncCloister, options: ServerSettings, identities: Identities, admission: Admission | None
+    ) -> None:
+        self.cloister = cloister
+        self.options = options
+        self.identities = identities
+        self.admission = admission
+
+
+class Door:
+    """Be the ASGI application of one route."""
+
+    def __init__(self, route: Route, behind: Callable[[], Behind]) -> None:
+        self._route = route
+        self._behind = behind
+        self._body: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(route.body) if route.body else None
+        self._lists = _lists(route.query)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = "req_" + secrets.token_hex(12)
+        reply = Reply(send, request_id, secure=scope.get("scheme") == "https")
+        route, source = self._route, _source(scope)
+        try:
+            with scopes.source(f"{route.method} {route.path} {source} {request_id}"):
+                await self._pass(scope, receive, reply, source)
+        except Exception as error:  # noqa: BLE001 (the last resort: it says nothing and is in the log)
+            await refuse(reply, error, route)
+        finally:
+            _log.info("%s %s %s %s", route.method, route.path, reply.status, request_id)
+
+    async def _pass(self, scope: Scope, receive: Receive, reply: Reply, source: str) -> None:
+        route, behind = self._route, self._behind()
+        raw: RawHeaders = scope["headers"]
+        caller = await self._caller(behind, raw, source)
+        query = self._query(scope["query_string"])
+        body, value = b"", None
+        if self._body is not None:
+            body = await _read(scope, receive, behind.options.max_body)
+            value = self._decoded(body)
+        owner = door = None
+        if route.owned:
+            owner = await behind.identities.owner(caller, raw, _named(value))
+            door = behind.cloister.user(owner.user, tenant=owner.tenant)
+            if behind.admission is not None:
+                await behind.admission.admit(owner)
+        call = Call(
+            caller=caller,
+            policy=behind.options.policy(caller.tenant),
+            request_id=reply.request_id,
+            path=scope.get("path_params", {}),
+            query=query,
+            headers=_headers(raw),
+            raw=body,
+            owner=owner,
+            door=door,
+        )
+        work = route.handler(call, value) if self._body is not None else route.handler(call)
+        if not route.waits:
+            await reply.give(await work, route.status)
+            return
+        await _unless_gone(receive, self._answered(work, reply))
+
+    async def _answered(self, work: Awaitable[Any], reply: Reply) -> None:
+        await reply.give(await work, self._route.status)
+
+    async def _caller(self, behind: Behind, raw: RawHeaders, source: str) -> Caller:
+        route = self._route
+        if not route.scopes:
+            return NOBODY
+        caller = await behind.identities.caller(raw, source)
+        if caller.scope not in route.scopes:
+            raise Refused(403, "permission_error", "wrong_scope", "this key or token is not for this call")
+        return caller
+
+    def _query(self, raw: bytes) -> Any:
+        if self._route.query is None:
+            if raw:
+                raise invalid("this call takes nothing behind the ?", code="unknown_parameter")
+            return None
+        if len(raw) > _MOST_QUERY:
+            raise invalid("what stands behind the ? is too long")
+        try:
+            given = parse_qsl(raw.decode("ascii"), keep_blank_values=True, strict_parsing=bool(raw), errors="strict")
+        except ValueError:
+            raise invalid("what stands behind the ? is no query") from None
+        values: dict[str, Any] = {}
+        for name, value in given:
+            name = name.removesuffix("[]")
+            if name in self._lists:
+                values.setdefault(name, []).append(value)
+            elif name in values:
+                raise invalid("this is given twice", _shown(name))
+            else:
+                values[name] = value
+        return _checked(lambda: msgspec.convert(values, self._route.query, strict=False))
+
+    def _decoded(self, body: bytes) -> Any:
+        assert self._body is not None
+        decoder = self._body
+        return _checked(lambda: decoder.decode(body))
+
+
+NOBODY = Caller("operator", None, None, "")
+"""Who calls what anybody may call."""
+
+
+class Reply:
+    """Be the way back of one request."""
+
+    def __init__(self, send: Send, request_id: str, *, secure: bool) -> None:
+        self._send = send
+        self.request_id = request_id
+        self._secure = secure
+        self.status = 0
+
+    async def give(self, given: Any, status: int) -> None:
+        """Write out what a handler gave."""
+        if isinstance(given, Stream):
+            await self._stream(given)
+            return
+        answer = given if isinstance(given, Answer) else Answer(given, status)
+        await self.write(_ENCODER.encode(answer.body), answer.status, answer.headers)
+        if answer.written is not None:
+            await answer.written()
+
+    async def write(self, body: bytes, status: int, headers: Mapping[str, str], kind: bytes = _JSON) -> None:
+        await self._start(status, headers, kind, len(body))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def _stream(self, stream: Stream) -> None:
+        pieces = stream.pieces
+        async with contextlib.aclosing(pieces):
+            first = await anext(pieces, b"")
+            await self._start(200, {**stream.headers(), "x-accel-buffering": "no"}, b"text/event-stream", None)
+            await self._send({"type": "http.response.body", "body": first, "more_body": True})
+            async for piece in pieces:
+                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._send({"type": "http.response.body", "body": b""})
+        if stream.written is not None:
+            await stream.written()
+
+    async def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> None:
+        self.status = status
+        sent = [*_SAFE, (b"content-type", kind), (b"x-request-id", self.request_id.encode())]
+        if length is not None:
+            sent.append((b"content-length", str(length).encode()))
+        if self._secure:
+            sent.append((b"strict-transport-security", b"max-age=31536000"))
+        sent += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+
+
+async def refuse(reply: Reply, error: Exception, route: Route | None) -> None:
+    """Answer with what became of a request that failed; after the first byte there is nothing left to say."""
+    refused = errors.refusal(error)
+    if refused.status >= 500:
+        expected = isinstance(error, CloisterError)
+        _log.error("%s failed: %s", reply.request_id, type(error).__name__, exc_info=None if expected else error)
+    if reply.status:
+        raise error
+    style = route.style if route else "openai"
+    await reply.write(errors.encode(refused, style, reply.request_id), refused.status, refused.headers)
+
+
+async def _unless_gone(receive: Receive, work: Awaitable[None]) -> None:
+    """Do *work*, and cancel it if whoever asked for it goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            return
+        await task
+    finally:
+        # In this order: a server that stops cancels us here, and the turn must be left before its store closes.
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(scope: Scope, receive: Receive, most: int) -> bytes:
+    """Read the body, of at most so many bytes, of a request that says it is JSON."""
+    headers = _headers(scope["headers"])
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(
+            415, "invalid_request_error", "unsupported_media_type", "send JSON, and content-type: application/json"
+        )
+    if headers.get("content-encoding", "identity") != "identity":
+        raise Refused(415, "invalid_request_error", "unsupported_media_type", "send the body without any encoding")
+    told = headers.get("content-length", "")
+    if told.isdecimal() and int(told[:20]) > most:
+        raise _too_large(most)
+    parts, size = list[bytes](), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "invalid_request_error", "incomplete", "the body broke off")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise _too_large(most)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "invalid_request_error", "body_too_large", f"a body has at most {most} bytes here")
+
+
+def _checked(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except msgspec.ValidationError as error:
+        text = str(error)
+        found = _AT.match(text)
+        message, where = (found[1], found[2]) if found else (text, None)
+        unknown = message.startswith("Object contains unknown field")
+        raise invalid(
+            _shown(message), where and _shown(where), "unknown_parameter" if unknown else "invalid_value"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise invalid("the body is no JSON", code="invalid_json") from None
+
+
+def _shown(text: str) -> str:
+    """Give words that came with a request so that they can be sent back: short, and on one line."""
+    return "".join(character if character.isprintable() else "?" for character in text[:200])
+
+
+def _lists(query: type | None) -> frozenset[str]:
+    if query is None:
+        return frozenset()
+    return frozenset(
+        field.encode_name
+        for field in msgspec.structs.fields(query)
+        if "list" in str(field.type) or "tuple" in str(field.type)
+    )
+
+
+def _named(value: Any) -> str | None:
+    """Give whom the body says that it is about, in the fields that the API has for it."""
+    named = getattr(value, "safety_identifier", None) or getattr(value, "user", None)
+    return named if isinstance(named, str) else None
+
+
+def _headers(raw: RawHeaders) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+
+
+def _source(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def sse(event: Any, name: str | None = None) -> bytes:
+    """Encode a server-sent event."""
+    said = b"data: " + _ENCODER.encode(event) + b"\n\n"
+    return said if name is None else b"event: " + name.encode() + b"\n" + said
+
+
+async def nothing() -> AsyncGenerator[bytes, None]:
+    """Give no pieces."""
+    return
+    yield b""

@@ -1,0 +1,34 @@
+"""Ids as the API shows them, and back. One shape each: whatever else comes is no id, and looks like an absent one."""
+
+from __future__ import annotations
+
+import re
+
+_RANDOM = "[A-Za-z0-9_-]{43}"
+_CONVERSATION = re.compile(f"conv_({_RANDOM})")
+_RESPONSE = re.compile(f"resp_({_RANDOM})_(0|[1-9][0-9]{{0,14}})_([0-9a-f]{{12}})")
+
+NONE = ""
+"""What stands for a malformed id: it is looked up as any other, and refused as any other that is not there."""
+
+
+def conversation(session_id: str) -> str:
+    """Give the API's id of a session."""
+    return "conv_" + session_id.removeprefix("cs_")
+
+
+def session(conversation_id: str) -> str:
+    """Give the session id behind the API's id; for a malformed one, what is no id of any session."""
+    match = _CONVERSATION.fullmatch(conversation_id)
+    return "cs_" + match[1] if match else NONE
+
+
+def response(session_id: str, item_id: str) -> str:
+    """Give the id of a response, which is the turn of a session that ended with the item."""
+    return f"resp_{session_id.removeprefix('cs_')}_{item_id.removeprefix('item_')}"
+
+
+def turn(response_id: str) -> tuple[str, str]:
+    """Give session and item behind the id of a response; for a malformed one, what is no id of any session."""
+    match = _RESPONSE.fullmatch(response_id)
+    return ("cs_" + match[1], f"item_{match[2]}_{match[3]}") if match else (NONE, NONE)

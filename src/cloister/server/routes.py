@@ -1,0 +1,89 @@
+"""What a route is, what its handler is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cloister.errors import ConfigurationError
+from cloister.model import Owner
+from cloister.server.errors import Style
+from cloister.server.identity import Caller
+from cloister.server.settings import Policy
+from cloister.user import User
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Be one request, after the door has looked at it: who asks for whom, and what was sent beside the body."""
+
+    caller: Caller
+    policy: Policy
+    request_id: str
+    path: Mapping[str, str]
+    query: Any
+    headers: Mapping[str, str] = field(repr=False)
+    raw: bytes = field(default=b"", repr=False)
+    """The body as it came, for digests."""
+    owner: Owner | None = None
+    door: User | None = field(default=None, repr=False)
+
+    @property
+    def user(self) -> User:
+        """The only door to what the caller may see: everything of this user's, and nothing else."""
+        if self.door is None:
+            raise ConfigurationError("this route is about no user")
+        return self.door
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Be an answer that needs more than its body: another status, headers, or something to do once it was written."""
+
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    written: Callable[[], Awaitable[None]] | None = None
+    """Done once the answer was written out in full, and only then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Be an answer that is written while it comes to be.
+
+    ``pieces`` are server-sent events, encoded. The first is waited for before the status goes out, so that what fails
+    before it has a status of its own. Whoever goes away closes the generator.
+    """
+
+    pieces: AsyncGenerator[bytes, None]
+    headers: Callable[[], Mapping[str, str]] = lambda: {}
+    """Asked once the first piece is there."""
+    written: Callable[[], Awaitable[None]] | None = None
+
+
+Handler = Callable[..., Awaitable[Any]]
+Scope = Literal["user", "service", "operator"]
+ANYBODY: frozenset[Scope] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Be one call of the API: the door checks what it says, and the OpenAPI document is made from it."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type | None = None
+    query: type | None = None
+    answer: type | None = None
+    scopes: frozenset[Scope] = frozenset({"user", "service"})
+    """Who may call it; nobody in particular where it is empty."""
+    owned: bool = True
+    """It is about one user, who has to be named."""
+    waits: bool = False
+    """It asks a model: whoever goes away meanwhile ends it."""
+    streams: bool = False
+    style: Style = "openai"
+    status: int = 200
