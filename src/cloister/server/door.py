@@ -70,6 +70,15 @@ class Behind:
         self.identities = identities
         self.admission = admission
 
+    def models(self, tenant: str | None) -> tuple[str, ...]:
+        """Say which models a tenant's users may name: those that are listed for it, or the provider's own."""
+        listed = self.options.policy(tenant).models
+        if listed is not None:
+            return listed
+        provider = self.cloister.services_of(Owner(tenant, "anybody")).provider
+        # The offline one answers under any name, and forwards none.
+        return () if provider is None or provider.name == "offline" else (provider.model,)
+
 
 class Door:
     """Be the ASGI application of one route."""
@@ -115,6 +124,7 @@ class Door:
             query=query,
             headers=_headers(raw),
             raw=body,
+            models=behind.models(caller.tenant),
             owner=owner,
             door=door,
         )

@@ -26,6 +26,8 @@ class Call:
     headers: Mapping[str, str] = field(repr=False)
     raw: bytes = field(default=b"", repr=False)
     """The body as it came, for digests."""
+    models: tuple[str, ...] = ()
+    """Which models may be named; any, where none is listed."""
     owner: Owner | None = None
     door: User | None = field(default=None, repr=False)
 

@@ -1,0 +1,96 @@
+"""One turn, asked over HTTP: of which model, in which session, and what of the request goes along.
+
+The routes of the three formats put what they are sent into a `Question`; asking it is the library's `Session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloister.content import Content
+from cloister.model import Reply
+from cloister.server import ids
+from cloister.server.refusals import Refused, invalid
+from cloister.server.routes import Call
+from cloister.session import OnExpired, Session
+from cloister.user import User
+
+SESSION = "cloister-session"
+RENEWED = "cloister-renewed"
+
+
+@dataclass(slots=True)
+class Question:
+    """Be what one request asks of a model, in the words of the chat format."""
+
+    content: Content
+    model: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    remember: MutableMapping[str, Any] | None = None
+    """What the API wants to know of the answer later; stored with it, and never sent to a model."""
+
+    def arguments(self, call: Call, *, on_expired: OnExpired) -> dict[str, Any]:
+        """Give the arguments of ``session.send`` and ``session.stream`` besides the content."""
+        return {
+            "model": named(call, self.model),
+            "options": self.options,
+            "system": self.system,
+            "remember": self.remember,
+            "on_expired": on_expired,
+        }
+
+
+def named(call: Call, model: str | None) -> str | None:
+    """Give the model that a request names, None for the provider's own; `Refused` unless it is on the list."""
+    if model is None or not call.models:
+        return model
+    if model not in call.models:
+        raise Refused(
+            404,
+            "invalid_request_error",
+            "model_not_found",
+            "this server does not offer this model; see /v1/models",
+            "model",
+        )
+    return model
+
+
+def instructed(call: Call, text: str | None, param: str) -> str | None:
+    """Give the instructions that a request carries; `Refused` where an end user may not give any."""
+    if text is not None and call.caller.scope == "user" and "instructions" not in call.policy.end_users_may:
+        raise Refused(403, "permission_error", "role_not_allowed", "end users give no instructions here", param)
+    return text
+
+
+async def session_of(call: Call) -> Session | None:
+    """Give the session that the header names, if one does."""
+    name = call.headers.get(SESSION)
+    if name is None:
+        return None
+    return await resumed(call.user, name)
+
+
+async def resumed(user: User, name: str) -> Session:
+    """Give the session of that name: a conversation's id, or a token where the store gives those out."""
+    return await user.resume(name if name.startswith("ct_") else ids.session(name))
+
+
+def headers(reply: Reply[Session]) -> dict[str, str]:
+    """Give the headers that say in which session the answer lies, and whether it is a new one."""
+    return said(reply.session, renewed=reply.renewed)
+
+
+def said(session: Session, *, renewed: bool) -> dict[str, str]:
+    """Give the same while the answer is still being written."""
+    name = session.id if session.id.startswith("ct_") else ids.conversation(session.id)
+    return {SESSION: name, **({RENEWED: "true"} if renewed else {})}
+
+
+def one_of(*given: tuple[str, object]) -> None:
+    """Raise `Refused` where more than one of these parameters is there."""
+    there = [name for name, value in given if value is not None]
+    if len(there) > 1:
+        raise invalid(f"give one of {' and '.join(there)}, not both", there[1], "mutually_exclusive")
