@@ -19,6 +19,8 @@ class ServerSettings:
     port: int = 8787
     workers: int = 1
     max_body: int = 1 << 20
+    requests_per_minute_user: int | None = None
+    requests_per_minute_tenant: int | None = None
     policies: Mapping[str, Policy] = field(default_factory=dict)
     default: Policy = Policy()
 
