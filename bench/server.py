@@ -269,7 +269,7 @@ def prepared(side: str, port: int, folder: str, users: int) -> list[bytes]:
     for number in range(users):
         mine = {**headers, "cloister-user": f"user{number}"}
         if side == "turn":
-            asked = urllib.request.Request(  # noqa: S310
+            asked = urllib.request.Request(
                 f"http://127.0.0.1:{port}/v1/conversations", b"{}", {**mine, "content-type": "application/json"}
             )
             with urllib.request.urlopen(asked) as answer:

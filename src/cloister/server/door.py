@@ -79,8 +79,8 @@ class Behind:
 
     def _listed(self, tenant: str | None) -> tuple[str, ...]:
         listed = self.options.policy(tenant).models
-        if listed is not None:
-            return listed
+        if listed is not None or self.options.models:
+            return listed if listed is not None else self.options.models
         provider = self.cloister.services_of(Owner(tenant, "anybody")).provider
         # The offline one answers under any name, and forwards none.
         return () if provider is None or provider.name == "offline" else (provider.model,)
