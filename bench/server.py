@@ -300,10 +300,9 @@ def _key(folder: str) -> None:
     store = f"sqlite:///{folder}/chats.db"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")}
     for words in (["tenants", "add", "acme"], ["tenants", "keys", "new", "acme"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "cloister", *words, "--store", store], check=True, capture_output=True, env=environ
-        )
-    Path(folder, KEY_FILE).write_bytes(done.stdout)
+        command = [sys.executable, "-m", "cloister", *words, "--store", store]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environ)
+        Path(folder, KEY_FILE).write_bytes(done.stdout)  # that of the last
 
 
 async def measure(sides: Sequence[str]) -> None:
