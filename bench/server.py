@@ -180,25 +180,22 @@ def serve_starlette(port: int) -> None:
 
 def serve_cloister(port: int, folder: str, upstream: int) -> None:
     """Serve with everything on, and a route that only echoes beside; leave a key for the client."""
+    from cloister import AsyncCloister
+    from cloister.providers.openai import OpenAICompatible
     from cloister.server.app import ROUTES, Application
     from cloister.server.routes import Call, Route
     from cloister.server.settings import ServerSettings
-    from cloister.settings import Settings
 
     async def echo(call: Call, body: Echo) -> Echo:
         return body
 
-    os.chdir(folder)
-    settings = Settings.read(
-        environ={},
-        store=f"sqlite:///{folder}/chats.db",
-        provider="ollama",
-        model="mock",
-        base_url=f"http://127.0.0.1:{upstream}/v1",
-    )
+    def opening() -> AsyncCloister:
+        provider = OpenAICompatible(base_url=f"http://127.0.0.1:{upstream}/v1", model="mock")
+        return AsyncCloister.open(f"sqlite:///{folder}/chats.db", provider=provider, tenancy="required")
+
     options = ServerSettings(requests_per_minute_user=None, requests_per_minute_tenant=None)
     route = Route("POST", "/v1/echo", echo, "Echo", body=Echo, answer=Echo)
-    _uvicorn(Application(settings, options, routes=(*ROUTES, route)), port)
+    _uvicorn(Application(opening, options, routes=(*ROUTES, route)), port)
 
 
 def serve_upstream(port: int) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from cloister import errors
+from cloister.client import AsyncCloister
 from cloister.model import Owner
 from cloister.server.app import Application
 from cloister.server.identity import Caller
@@ -21,7 +22,6 @@ from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Answer, Call, Route, Stream
 from cloister.server.settings import ServerSettings
 from cloister.server.shapes import Body, Query
-from cloister.settings import Settings
 from cloister.stores.base import every_entry
 
 SECRET = "SELECT secret FROM sessions; cs_" + "x" * 43
@@ -130,8 +130,12 @@ async def app(raised: Raised) -> AsyncIterator[Application]:
         Route("GET", "/metrics", healthz, "For operators", scopes=frozenset({"operator"}), owned=False),
         Route("GET", "/healthz", healthz, "For anybody", scopes=ANYBODY, owned=False),
     )
-    settings = Settings.read(environ={}, store="memory://", provider="offline")
-    app = Application(settings, ServerSettings(max_body=2_000), routes=routes, identities=lambda _: Known())
+    app = Application(
+        lambda: AsyncCloister.open("memory://", provider="offline", tenancy="required"),
+        ServerSettings(max_body=2_000),
+        routes=routes,
+        identities=lambda _: Known(),
+    )
     async with app.opened():
         yield app
 

@@ -31,14 +31,14 @@ class Application:
 
     def __init__(
         self,
-        settings: Settings,
+        opening: Callable[[], AsyncCloister],
         options: ServerSettings,
         *,
         routes: Iterable[Route] = ROUTES,
         identities: Callable[[AsyncCloister], Asks] | None = None,
     ) -> None:
         self._identities = identities or (lambda cloister: _identities(options, cloister))
-        self._settings = dataclasses.replace(settings, tenancy="required")
+        self._opening = opening
         self._options = options
         self.routes = (
             *routes,
@@ -67,7 +67,7 @@ class Application:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         options = self._options
-        async with self._settings.open() as cloister:
+        async with self._opening() as cloister:
             _check(cloister)
             per_user, per_tenant = options.requests_per_minute_user, options.requests_per_minute_tenant
             rates = Rates(cloister.vault, per_user, per_tenant) if per_user or per_tenant else None
@@ -83,7 +83,8 @@ class Application:
 
 def create(settings: Settings, options: ServerSettings) -> Application:
     """Give the application that serves what *settings* name, as *options* say."""
-    return Application(settings, options)
+    tenanted = dataclasses.replace(settings, tenancy="required")
+    return Application(tenanted.open, options)
 
 
 def _identities(options: ServerSettings, cloister: AsyncCloister) -> Asks:
