@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -41,6 +41,7 @@ import uvloop
 ROUNDS = 7
 SECONDS = 1.5
 KEY_FILE = "key"
+LITELLM_KEY = "sk-" + "0123456789abcdef" * 4
 ANSWER = "Your order is on its way, and will be with you tomorrow before noon. " * 6
 QUESTION = "Where is my order, and when will it be here? I would like to know. " * 3
 COMPLETION = {
@@ -210,6 +211,8 @@ def serve_litellm(port: int, folder: str, upstream: int) -> None:
     config = Path(folder, "litellm.yaml")
     model = {"model": "openai/mock", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}
     config.write_text(json.dumps({"model_list": [{"model_name": "mock", "litellm_params": model}]}))
+    # Where it is installed: beside cloister, or in an environment of its own whose bin is on PATH.
+    os.environ["LITELLM_MASTER_KEY"] = LITELLM_KEY
     os.execvp("litellm", ["litellm", "--config", str(config), "--port", str(port), "--num_workers", "1"])
 
 
@@ -228,7 +231,10 @@ def _uvicorn(application: Any, port: int) -> None:
 def process(*words: str) -> Iterator[int]:
     """Run a side; give its port once it answers."""
     port = _free()
-    child = subprocess.Popen([sys.executable, "-m", "bench.server", "serve", words[0], str(port), *words[1:]])
+    command = [sys.executable, "-m", "bench.server", "serve", words[0], str(port), *words[1:]]
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL if words[0] == "litellm" else None
+    )
     try:
         _wait(port, child)
         yield port
@@ -260,7 +266,7 @@ def prepared(side: str, port: int, folder: str, users: int) -> list[bytes]:
     if side == "starlette":
         return [request("/v1/echo", ECHO, {})] * users
     if side in ("upstream", "litellm"):
-        return [request("/v1/chat/completions", CHAT, {"authorization": "Bearer none"})] * users
+        return [request("/v1/chat/completions", CHAT, {"authorization": f"Bearer {LITELLM_KEY}"})] * users
     headers = {"authorization": f"Bearer {Path(folder, KEY_FILE).read_text().strip()}"}
     made = []
     for number in range(users):
@@ -339,7 +345,7 @@ def main() -> None:
         else:
             {"starlette": serve_starlette, "upstream": serve_upstream}[side](port)
         return
-    sides = words or [side for side in SIDES if side != "litellm" or importlib.util.find_spec("litellm")]
+    sides = words or [side for side in SIDES if side != "litellm" or shutil.which("litellm")]
     if unknown := set(sides) - set(SIDES):
         raise SystemExit(f"unknown: {', '.join(unknown)}; the sides are {', '.join(SIDES)}")
     uvloop.run(measure(sides))

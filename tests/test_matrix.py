@@ -35,6 +35,7 @@ OPTIONS = ServerSettings(issuers=(ISSUER,), requests_per_minute_user=None, reque
 
 Whose = Literal["own", "foreign", "tenant", "missing", "malformed"]
 CALLERS = ("service", "token", "jwt")
+_SCOPE = {"service": "service", "token": "user", "jwt": "user"}
 NOBODY = ("none", "expired", "audience", "garbage", "revoked")
 
 _DOCUMENT = openapi.document(ROUTES)

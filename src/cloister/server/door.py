@@ -134,6 +134,7 @@ class Door:
             models=behind.models(caller.tenant),
             owner=owner,
             door=door,
+            house=None if route.owned else behind.cloister,
         )
         work = route.handler(call, value) if self._body is not None else route.handler(call)
         if not route.waits:
