@@ -10,11 +10,11 @@ import msgspec
 from cloister.credentials import MOST_TTL, TTL
 from cloister.model import Owner
 from cloister.server.refusals import Refused, invalid
-from cloister.server.routes import Call, Route
+from cloister.server.routes import Call, Route, Scope
 from cloister.server.shapes import Body
 
 _MOST = MOST_TTL // timedelta(seconds=1)
-_SERVICE = frozenset({"service"})
+_SERVICE: frozenset[Scope] = frozenset({"service"})
 
 
 class NewToken(Body):
