@@ -132,6 +132,7 @@ class Door:
             headers=headers,
             raw=body,
             models=behind.models(caller.tenant),
+            carried=behind.cloister.carried,
             owner=owner,
             door=door,
             house=None if route.owned else behind.cloister,
