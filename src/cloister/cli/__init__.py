@@ -26,6 +26,7 @@ from cloister.cli.migrate import migrate
 from cloister.cli.prove import prove
 from cloister.cli.scrub import scrub
 from cloister.cli.sessions import sessions
+from cloister.cli.tenants import tenants
 
 if TYPE_CHECKING:
     from cloister.settings import Settings
@@ -62,7 +63,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs):
+for command in (sessions, tenants, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs):
     main.add_command(command)
 
 
