@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BudgetExceeded,
         CloisterError,
         ConfigurationError,
+        CredentialInvalid,
         IntegrityError,
         NoScope,
         ProviderAuth,
@@ -61,9 +62,9 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
-        " ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy SessionConflict"
-        " SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope ProviderAuth"
+        " ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
+        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
@@ -96,6 +97,7 @@ __all__ = [
     "Cloister",
     "CloisterError",
     "ConfigurationError",
+    "CredentialInvalid",
     "Erasure",
     "IntegrityError",
     "Item",

@@ -27,6 +27,7 @@ from cloister.cli.prove import prove
 from cloister.cli.scrub import scrub
 from cloister.cli.serve import serve
 from cloister.cli.sessions import sessions
+from cloister.cli.tenants import tenants
 
 if TYPE_CHECKING:
     from cloister.settings import Settings
@@ -63,7 +64,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs, serve):
+for command in (sessions, tenants, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs, serve):
     main.add_command(command)
 
 
