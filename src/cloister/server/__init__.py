@@ -1,0 +1,1 @@
+"""The server: OpenAI's and Anthropic's APIs, with every user's conversations apart."""
