@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,7 @@ class _Count:
     """Remember of one kind and source: how many entries in this window, what is not written yet, and since when."""
 
     since: float
+    where: str | None = None
     entries: int = 0
     waiting: int = 0
     written: float = 0.0
@@ -55,15 +57,21 @@ class Record:
         self._counts: dict[tuple[str, str], _Count] = {}
         self._minute, self._spent = 0.0, 0
 
-    async def add(self, kind: str, source: str, owner: Owner | None = None, **detail: Detail) -> None:
-        """Note that *kind* happened to a request that came from the address *source*."""
-        now, where = self._ticks(), group(source)
-        key = (kind, where)
+    async def add(
+        self, kind: str, source: str | None = None, *, by: str = "", owner: Owner | None = None, **detail: Detail
+    ) -> None:
+        """Note that *kind* happened to a request from the address *source*; *by* counts together what has no address.
+
+        Without *source*, an entry says where it came from as `cloister.scope.source` was told.
+        """
+        now, where = self._ticks(), None if source is None else group(source)
+        key = (kind, by or where or "")
         if key not in self._counts and len(self._counts) >= _MOST:
             self._forget(now)
         if key not in self._counts and len(self._counts) >= _MOST:
             key = (kind, "")
         count = self._counts.setdefault(key, _Count(now))
+        count.where = where
         if now - count.since >= WINDOW:
             count.since, count.entries = now, 0
         count.waiting += 1
@@ -71,23 +79,20 @@ class Record:
             return
         if not self._afford(now):
             return
-        await self._write(key, count, now, owner, **detail)
+        await self._write(kind, count, now, owner, **detail)
 
     async def close(self) -> None:
         """Put on record what was only counted so far."""
         now = self._ticks()
-        for key, count in list(self._counts.items()):
+        for (kind, _), count in self._counts.items():
             if count.waiting:
-                await self._write(key, count, now, None)
+                await self._write(kind, count, now, None)
         self._counts.clear()
 
-    async def _write(
-        self, key: tuple[str, str], count: _Count, now: float, owner: Owner | None, **detail: Detail
-    ) -> None:
-        kind, where = key
+    async def _write(self, kind: str, count: _Count, now: float, owner: Owner | None, **detail: Detail) -> None:
         many = {"count": count.waiting} if count.waiting > 1 else {}
         count.entries, count.written, count.waiting = count.entries + 1, now, 0
-        with scope.source(where):
+        with contextlib.nullcontext() if count.where is None else scope.source(count.where):
             await self._put(kind, owner, **detail, **many)
 
     def _afford(self, now: float) -> bool:
