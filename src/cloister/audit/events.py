@@ -122,7 +122,7 @@ EVENTS: Mapping[str, Kind] = {
         "alert",
         "A request named a user whom its credential does not speak for, or two at once; it was refused.",
         {
-            "reason": "`user`: another than the token's; `body`: another than the header's; `twice`; `underscore`",
+            "reason": "`user`: another than the token's; `body`: header and body disagree; `twice`; `underscore`",
             "credential": "the public name of a server key",
             "count": _SINCE,
         },

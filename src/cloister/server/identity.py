@@ -125,8 +125,8 @@ class Identities:
                 headers={"retry-after": "30"},
             ) from None
 
-    async def owner(self, caller: Caller, headers: Headers, named: str | None = None) -> Owner:
-        """Give the user that is asked for; *named* is who the body names. Raises `Refused`.
+    async def owner(self, caller: Caller, headers: Headers, *named: str | None) -> Owner:
+        """Give the user that is asked for; *named* are those whom the fields of the body name. Raises `Refused`.
 
         An end user is whom the token names, and a request that names anybody else is refused. A service must name its
         user, once: in the header, or in the body where the tenant's policy allows.
@@ -138,15 +138,16 @@ class Identities:
             await self._contradiction(caller, "twice", "Cloister-User and Cloister-Session may stand there once")
         if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in headers):
             await self._contradiction(caller, "underscore", "the names of these headers have no underscores")
-        header = _name(said[0]) if said else None
+        names = [_name(value) for value in said]
         if caller.scope == "user":
-            if any(name is not None and name != caller.user for name in (header, named)):
+            if any(name is not None and name != caller.user for name in (*names, *named)):
                 await self._contradiction(caller, "user", "this token speaks for its own user, and names nobody else")
             return _owner(caller.tenant, caller.user)
-        body = named if self._settings.policy(caller.tenant).body_user else None
-        if header is not None and body is not None and header != body:
+        if self._settings.policy(caller.tenant).body_user:
+            names += [name for name in named if name is not None]
+        if len(set(names)) > 1:
             await self._contradiction(caller, "body", "header and body name two users")
-        return _owner(caller.tenant, body if header is None else header)
+        return _owner(caller.tenant, names[0] if names else None)
 
     async def close(self) -> None:
         """Put on record what was only counted so far, and give up whatever is being fetched."""

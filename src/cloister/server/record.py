@@ -55,7 +55,8 @@ class Record:
         self._put = put
         self._ticks = ticks
         self._counts: dict[tuple[str, str], _Count] = {}
-        self._minute, self._spent = 0.0, 0
+        self._minute = self._forgot = -MINUTE
+        self._spent = 0
 
     async def add(
         self, kind: str, source: str | None = None, *, by: str = "", owner: Owner | None = None, **detail: Detail
@@ -68,8 +69,8 @@ class Record:
         key = (kind, by or where or "")
         if key not in self._counts and len(self._counts) >= _MOST:
             self._forget(now)
-        if key not in self._counts and len(self._counts) >= _MOST:
-            key = (kind, "")
+            if len(self._counts) >= _MOST:
+                key, where = (kind, ""), ""
         count = self._counts.setdefault(key, _Count(now))
         count.where = where
         if now - count.since >= WINDOW:
@@ -102,9 +103,14 @@ class Record:
         return self._spent <= AT_ONCE
 
     def _forget(self, now: float) -> None:
-        """Let go of sources that have been quiet, and of which nothing waits to be written."""
-        for key in [key for key, count in self._counts.items() if now - count.since >= WINDOW and not count.waiting]:
-            del self._counts[key]
+        """Let go of sources that have been quiet; what was not written of them counts as from anywhere."""
+        if now - self._forgot < MINUTE:  # else a flood would have us look through all of them each time
+            return
+        self._forgot = now
+        for key in [key for key, count in self._counts.items() if now - count.since >= WINDOW and key[1]]:
+            quiet = self._counts.pop(key)
+            if quiet.waiting:
+                self._counts.setdefault((key[0], ""), _Count(now, "")).waiting += quiet.waiting
 
 
 def group(source: str) -> str:
