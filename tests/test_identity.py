@@ -314,7 +314,7 @@ def _attacks() -> Iterator[tuple[str, str, Callable[[Gate], str]]]:
             said = {name: value for name, value in (HEADER | each).items() if value is not ...}
             yield (
                 why,
-                f"{why} {each}"[:60],
+                f"{why} {'jwk' if 'jwk' in each else each}"[:60],
                 lambda gate, said=said: token(
                     said, gate.claims(), private_key("RS256") if key is None else key, algorithm
                 ),
