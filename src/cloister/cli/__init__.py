@@ -147,9 +147,14 @@ def examine(read: Callable[..., Settings], listed: bool) -> None:
     Makes and changes nothing. Exits with 1 if something is unsafe.
     """
     from cloister import doctor, settings
+    from cloister.server import settings as server
 
     if listed:
         rows = [(name, f"CLOISTER_{name.upper()}", meaning) for name, meaning in settings.describe()]
+        rows += [
+            (f"server.{name}", "" if name in server.TABLES else f"CLOISTER_SERVER_{name.upper()}", f"server: {meaning}")
+            for name, meaning in server.describe()
+        ]
         terminal.table(["in cloister.toml", "in the environment", "meaning"], rows)
         return
     styles = {"ok": "green", "note": None, "missing": "yellow", "off": "yellow", "unsafe": "bold red"}
