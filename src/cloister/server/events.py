@@ -48,24 +48,28 @@ class Events:
         yield self._event("response.created", response=self._begun)
         yield self._event("response.in_progress", response=self._begun)
 
-    def piece(self, text: str, index: int, kind: str = "output_text") -> Iterator[Event]:
-        """Say a piece of the message, which is the *index*th item; *kind* and *index* count when it begins."""
+    def piece(self, text: str, index: int, kind: str = "output_text", more: int = 0) -> Iterator[Event]:
+        """Say a piece of the message, which is the *index*th item; *kind* and *index* count when it begins.
+
+        It may stand for so many *more*, whose numbers it takes along.
+        """
         if self._index is None:
             self._index, self._kind = index, kind
             item = {"id": self._message_id, "type": "message", "status": "in_progress", "role": "assistant"}
             yield self._item("added", index, {**item, "content": []})
             yield self._part("added", self._message_id, index, 0, {"type": kind, **_FIELDS[kind]})
+        self._number += more
         yield self._delta(self._kind, self._message_id, self._index, 0, text)
 
     def end(self, response: Response) -> Iterator[Event]:
         """Say the rest of a *response* that is whole and stored."""
-        begun = self._index
-        if begun is not None:
-            yield from self._message(response.output[min(begun, len(response.output) - 1)], begun, begun=True)
+        told = self._index
+        for item in response.output:
+            if told is not None and item["id"] == self._message_id:
+                yield from self._message(item, told, begun=True)
         for index, item in enumerate(response.output):
-            if item["id"] == self._message_id and begun is not None:
-                continue
-            yield from self._whole(item, index)
+            if told is None or item["id"] != self._message_id:
+                yield from self._whole(item, index)
         yield self._event(_ENDS[response.status], response=response)
 
     def fail(self, code: str, message: str) -> Iterator[Event]:
@@ -147,18 +151,22 @@ class Events:
         return event
 
 
-def replayed(begun: Response, response: Response, message_id: str, lengths: Sequence[int]) -> Iterator[Event]:
+def replayed(
+    begun: Response, response: Response, message_id: str, lengths: Sequence[int], more: int = 0
+) -> Iterator[Event]:
     """Give the events of a stored response once more, its text in pieces of the same *lengths*.
 
-    Pieces of a text that was withheld meanwhile are empty: what stands in its place is the last one.
+    The last piece stands for itself and so many *more*, so that what follows has the numbers that it had.
     """
     events = Events(begun, message_id)
     yield from events.begin()
     index = next((index for index, item in enumerate(response.output) if item["id"] == message_id), None)
     if index is not None and lengths:
         part = response.output[index]["content"][0]
-        for piece in cut(part[_PARTS[part["type"]][0]], lengths):
+        pieces = list(cut(part[_PARTS[part["type"]][0]], lengths))
+        for piece in pieces[:-1]:
             yield from events.piece(piece, index, part["type"])
+        yield from events.piece(pieces[-1], index, part["type"], more)
     yield from events.end(response)
 
 
