@@ -25,7 +25,7 @@ _PARTS = {
     "refusal": ("refusal", "response.refusal"),
     "reasoning_text": ("text", "response.reasoning_text"),
 }
-_FIELDS = {"output_text": {"text": "", "annotations": [], "logprobs": []}, "refusal": {"refusal": ""}}
+_FIELDS: dict[str, dict[str, Any]] = {"output_text": {"text": "", "annotations": [], "logprobs": []}, "refusal": {"refusal": ""}}
 _ENDS = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",
@@ -108,7 +108,7 @@ class Events:
             yield self._part("added", item_id, index, number, {**part, field: ""})
             yield self._delta(kind, item_id, index, number, part[field])
         place = {"item_id": item_id, "output_index": index, "content_index": number}
-        beside = {"logprobs": []} if kind == "output_text" else {}
+        beside: Event = {"logprobs": []} if kind == "output_text" else {}
         yield self._event(f"{name}.done", **place, **beside, **{field: part[field]})
         yield self._part("done", item_id, index, number, part)
 
@@ -142,7 +142,7 @@ class Events:
 
     def _delta(self, kind: str, item_id: str, index: int, number: int, text: str) -> Event:
         place = {"item_id": item_id, "output_index": index, "content_index": number}
-        beside = {"logprobs": []} if kind == "output_text" else {}
+        beside: Event = {"logprobs": []} if kind == "output_text" else {}
         return self._event(f"{_PARTS[kind][1]}.delta", **place, **beside, delta=text)
 
     def _event(self, kind: str, **said: Any) -> Event:

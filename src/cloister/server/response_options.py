@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from cloister.server.refusals import Refused, invalid, unsupported
-from cloister.server.response_shapes import Asked, CountTokens, Echo, NewResponse, ReasoningSaid, TextSaid
+from cloister.server.refusals import invalid, unsupported
+from cloister.server.response_shapes import Asked, Echo, NewResponse, ReasoningSaid, TextSaid
 
 _UNSUPPORTED = {
     "background_options": "background responses",
@@ -111,9 +109,7 @@ def options(body: Asked) -> dict[str, Any]:
 
 def echo(body: Asked) -> Echo:
     """Give what the response repeats of its request."""
-    said: dict[str, Any] = {
-        name: getattr(body, name) for name in _ECHOED if getattr(body, name, None) is not None
-    }
+    said: dict[str, Any] = {name: getattr(body, name) for name in _ECHOED if getattr(body, name, None) is not None}
     if body.tools:
         said["tools"] = [_shown(tool) for tool in body.tools]
     if body.tool_choice is not None:
@@ -167,10 +163,10 @@ def _tools(body: Asked) -> tuple[list[dict[str, Any]], str | dict[str, Any] | No
 
 
 def _chosen(choice: Any, tools: Mapping[tuple[str, str], Any]) -> tuple[str, str]:
-    key = (choice.get("type"), choice.get("name")) if isinstance(choice, dict) else None
-    if key is None or not all(isinstance(part, str) for part in key) or key not in tools:
+    kind, name = (choice.get("type"), choice.get("name")) if isinstance(choice, dict) else (None, None)
+    if not isinstance(kind, str) or not isinstance(name, str) or (kind, name) not in tools:
         raise invalid("this names none of the tools", "tool_choice")
-    return key
+    return kind, name
 
 
 def _named(tool: Mapping[str, Any]) -> tuple[str, str]:
@@ -203,4 +199,4 @@ def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Give a tool as it is repeated: with all that a function has, as clients read it."""
     if tool.get("type") != "function":
         return dict(tool)
-    return {**{name: None for name in _FUNCTION}, "strict": None, **tool}
+    return {**dict.fromkeys(_FUNCTION), "strict": None, **tool}
