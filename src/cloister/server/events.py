@@ -25,7 +25,10 @@ _PARTS = {
     "refusal": ("refusal", "response.refusal"),
     "reasoning_text": ("text", "response.reasoning_text"),
 }
-_FIELDS: dict[str, dict[str, Any]] = {"output_text": {"text": "", "annotations": [], "logprobs": []}, "refusal": {"refusal": ""}}
+_FIELDS: dict[str, dict[str, Any]] = {
+    "output_text": {"text": "", "annotations": [], "logprobs": []},
+    "refusal": {"refusal": ""},
+}
 _ENDS = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",

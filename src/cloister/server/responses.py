@@ -174,7 +174,7 @@ class _Streaming:
             asking.memory.spoken = 1 if turn.thought else 0
         asking.pieces.append(len(text))
         kind = "refusal" if isinstance(text, wire.Refusal) else "output_text"
-        yield from self._made(turn).piece(text, asking.memory.spoken, kind)
+        yield from self._made(turn).piece(str(text), asking.memory.spoken, kind)
 
     def _begin(self, turn: Turn[Session]) -> Iterable[Event]:
         if self._events is None:
@@ -310,14 +310,16 @@ def _said(events: Iterable[Event]) -> bytes:
 ALL = "/v1/responses"
 ONE = "/v1/responses/{response}"
 ROUTES = (
-    Route(
-        "POST", ALL, create, "Ask for a response", body=NewResponse, answer=Response, waits=True, streams=True
-    ),
+    Route("POST", ALL, create, "Ask for a response", body=NewResponse, answer=Response, waits=True, streams=True),
     # Before those of one response, whose path they would match too.
     Route("POST", f"{ALL}/input_tokens", count, "Count the tokens of a request", body=CountTokens, answer=InputTokens),
     Route("POST", f"{ALL}/compact", compact, "Not offered", body=Compaction, answer=Response),
     Route("GET", ONE, get, "Read a response", query=Reading, answer=Response, streams=True),
     Route("DELETE", ONE, delete, "Leave a response out of its conversation", answer=ResponseDeleted),
-    Route("POST", f"{ONE}/cancel", cancel, "Not offered: only background responses could be cancelled", answer=Response),
-    Route("GET", f"{ONE}/input_items", input_items, "List the input of a response", query=InputPaging, answer=Page[Item]),
+    Route(
+        "POST", f"{ONE}/cancel", cancel, "Not offered: only background responses could be cancelled", answer=Response
+    ),
+    Route(
+        "GET", f"{ONE}/input_items", input_items, "List the input of a response", query=InputPaging, answer=Page[Item]
+    ),
 )
