@@ -118,8 +118,8 @@ class Session:
         """Say something to the model and give its reply, once both are stored.
 
         *remember* are JSON values that are stored, sealed, with the answer, in its item's ``extra["response"]``, and
-        that no model is sent; or what gives them, from the answer, when the turn is stored. If the session has timed out, the reply
-        comes from a new one and says so, unless *on_expired* is ``"raise"``.
+        that no model is sent; or what gives them, from the answer, when the turn is stored. If the session has timed
+        out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
         """
         provider = self._provider()
         async with self._turn(
