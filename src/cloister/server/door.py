@@ -125,6 +125,7 @@ class Door:
             headers=_headers(raw),
             raw=body,
             models=behind.models(caller.tenant),
+            carried=behind.cloister.carried,
             owner=owner,
             door=door,
         )

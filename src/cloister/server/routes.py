@@ -28,6 +28,8 @@ class Call:
     """The body as it came, for digests."""
     models: tuple[str, ...] = ()
     """Which models may be named; any, where none is listed."""
+    carried: bool = False
+    """The store gives out tokens, which hold the sessions themselves and change with every turn."""
     owner: Owner | None = None
     door: User | None = field(default=None, repr=False)
 
