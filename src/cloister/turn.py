@@ -23,7 +23,14 @@ from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
 from cloister.content import Remember, checked, memory_of
-from cloister.errors import CloisterError, ConfigurationError, ProviderError, ReplyBlocked, SessionConflict
+from cloister.errors import (
+    BudgetExceeded,
+    CloisterError,
+    ConfigurationError,
+    ProviderError,
+    ReplyBlocked,
+    SessionConflict,
+)
 from cloister.guard import Check
 from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
@@ -176,6 +183,18 @@ class Turn(Generic[SessionT]):
     def tokens(self) -> int:
         """Give how many tokens are sent, by cloister's own count."""
         return sum([item.tokens for item in self._fit()]) + self._beside
+
+    def check_whole(self) -> None:
+        """Raise `BudgetExceeded` if the window leaves out anything of what was said."""
+        opened, heads = self._opened, [self._system] if self._system else []
+        tokens = sum(item.tokens for item in [*heads, *said_before(opened), *self._new]) + self._beside
+        missing = 0 if opened.fresh else opened.head.count - len(opened.items)
+        if missing or tokens + window.PRIMING_TOKENS > self._budget:
+            raise BudgetExceeded(
+                f"the conversation does not fit the model's window of {self._budget} tokens as a whole; "
+                "let its oldest turns be left out, or begin another",
+                too_long=True,
+            )
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -466,7 +466,8 @@ def fit(
     if room < 0:
         raise BudgetExceeded(
             f"the system text and the newest turn are {-room} tokens too long for a window of {budget}; "
-            "shorten them, or set context_tokens if the model takes more"
+            "shorten them, or set context_tokens if the model takes more",
+            too_long=True,
         )
     items = [*history[start:], *new]
     if [item for item in items if item.tool_calls or item.role == "tool"]:

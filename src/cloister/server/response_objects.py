@@ -102,7 +102,7 @@ def described(memory: Remembered, session_id: str, answer: Stored) -> Response:
 
 def message_id(answer_id: str) -> str:
     """Give the id that the message of an answer has."""
-    return items.entry_id(answer_id, "message")
+    return items.message_id(answer_id)
 
 
 def _made(memory: Remembered, session_id: str, answer_id: str, **known: Any) -> Response:

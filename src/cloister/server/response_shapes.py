@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -12,7 +12,7 @@ Name = Annotated[str, msgspec.Meta(max_length=256)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Tools = Annotated[list[dict[str, Any]], msgspec.Meta(max_length=128)]
-ToolChoice: TypeAlias = "Literal['none', 'auto', 'required'] | dict[str, Any]"
+ToolChoice = Literal["none", "auto", "required"] | dict[str, Any]
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 

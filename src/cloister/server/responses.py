@@ -29,6 +29,7 @@ from cloister.server.response_shapes import (
 from cloister.server.routes import Answer, Call, Route, Stream
 from cloister.server.shapes import Item, Page
 from cloister.session import OnExpired, Session
+from cloister.sessions import new_item_id, position_of
 from cloister.turn import Turn
 
 _log = logging.getLogger("cloister.server")
@@ -42,11 +43,13 @@ class _Asking:
     question: turns.Question
     on_expired: OnExpired
     memory: Remembered
-    whole: bool
+    truncate: bool
+    after: str | None
     pieces: list[int] = field(default_factory=list)
 
     def arguments(self, call: Call) -> dict[str, Any]:
-        return {**self.question.arguments(call, on_expired=self.on_expired), "whole": self.whole}
+        given = self.question.arguments(call, on_expired=self.on_expired)
+        return {**given, "truncate": self.truncate, "after": self.after}
 
     def remember(self, answer: wire.Answer) -> Mapping[str, Any]:
         self.memory.pieces = self.pieces
@@ -65,7 +68,7 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
 
 async def _asking(call: Call, body: NewResponse) -> _Asking:
     response_options.check(body)
-    session, on_expired = await _session(call, body)
+    session, on_expired, after = await _session(call, body)
     taken = await _input(call, session, body)
     memory = Remembered(
         created_at=int(time.time()),
@@ -81,38 +84,37 @@ async def _asking(call: Call, body: NewResponse) -> _Asking:
         options=response_options.options(body),
         system=turns.instructed(call, body.instructions, "instructions"),
     )
-    asking = _Asking(session, question, on_expired, memory, whole=body.truncation == "disabled")
+    asking = _Asking(session, question, on_expired, memory, body.truncation != "disabled", after)
     question.remember = asking.remember
     return asking
 
 
-async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired]:
-    """Give the session in which the request goes on, or a new one; and what is to be done if its time is up."""
+async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | None]:
+    """Give the session in which the request goes on, or a new one; what is to be done if its time is up; and its end.
+
+    The end is the item behind which the request stands, where that matters.
+    """
     conversation, previous = body.conversation, body.previous_response_id
     header = call.headers.get(turns.SESSION)
     turns.one_of(("conversation", conversation), ("previous_response_id", previous), (turns.SESSION, header))
     if isinstance(body, NewResponse) and body.store is False:
         if conversation is not None or previous is not None or header is not None:
             raise unsupported("turns of a stored conversation that are not stored themselves", "store")
-        return call.user.passing(), "raise"
+        return call.user.passing(), "raise", None
     if conversation is not None:
         name = conversation if isinstance(conversation, str) else conversation.id
-        return await turns.resumed(call.user, name), "raise"
+        return await turns.resumed(call.user, name), "raise", None
     if previous is not None:
-        return await _after(call, previous), "raise"
+        session, answer, _ = await _found(call, previous)
+        if session.item_count == _position(answer) + 1:
+            return session, "raise", answer.id
+        # Not the last: it goes on in a session of its own, from what stood there then.
+        return await session.branch(answer.id), "raise", None
     if header is not None:
-        return await turns.resumed(call.user, header), "renew"
+        return await turns.resumed(call.user, header), "renew", None
     if isinstance(body, CountTokens):
-        return call.user.passing(), "raise"
-    return await call.user.begin(), "raise"
-
-
-async def _after(call: Call, previous: str) -> Session:
-    """Give the session of a response, where it is the last; else a new one, with what went before and the response."""
-    session, answer, _ = await _found(call, previous)
-    if session.item_count == _position(answer) + 1:
-        return session
-    return await session.branch(answer.id)
+        return call.user.passing(), "raise", None
+    return await call.user.begin(), "raise", None
 
 
 async def _input(call: Call, session: Session, body: Asked) -> list[Stored]:
@@ -207,7 +209,8 @@ async def delete(call: Call) -> ResponseDeleted:
     """Leave a response and its input out of their conversation from now on."""
     session, answer, memory = await _found(call, call.path["response"])
     asked = await _inputs(session, answer, memory)
-    await session.hide(*[item.id for item in asked], answer.id)
+    for item in [*asked, answer]:
+        await session.hide(item.id)
     return ResponseDeleted(id=call.path["response"])
 
 
@@ -229,7 +232,7 @@ async def input_items(call: Call) -> Page[Item]:
     if paging.after is not None:
         names = [entry["id"] for entry in listed]
         if paging.after not in names:
-            raise _absent()
+            raise invalid("there is no such item in this input to go on behind", "after")
         listed = listed[names.index(paging.after) + 1 :]
     page = listed[: paging.limit]
     first, last = (page[0]["id"], page[-1]["id"]) if page else (None, None)
@@ -239,7 +242,7 @@ async def input_items(call: Call) -> Page[Item]:
 async def count(call: Call, body: CountTokens) -> InputTokens:
     """Count what a request would send to the model, as this server counts; no model is asked."""
     response_options.check(body)
-    session, _ = await _session(call, body)
+    session, *_ = await _session(call, body)
     counted = await session.count(
         await _input(call, session, body),
         model=turns.named(call, body.model),
@@ -257,12 +260,20 @@ async def compact(call: Call, body: Compaction) -> Response:
 async def _found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
     """Give a response of the caller's: its session, its answer, what is remembered of it."""
     session_id, item_id = ids.turn(name)
-    session = await call.user.resume(session_id)
-    answer = await session.item(item_id)
+    session = await call.user.resume(session_id, on_expired="raise")
+    answer = await _item(session, item_id)
     memory = Remembered.of(answer) if answer is not None and answer.role == "assistant" else None
     if answer is None or memory is None:
         raise _absent()
     return session, answer, memory
+
+
+async def _item(session: Session, item_id: str) -> Stored | None:
+    position = position_of(item_id)
+    if position is None:
+        return None
+    before = new_item_id(position - 1) if position else None
+    return next((item for item in await session.history(limit=1, after=before) if item.id == item_id), None)
 
 
 async def _inputs(session: Session, answer: Stored, memory: Remembered) -> list[Stored]:
@@ -271,7 +282,7 @@ async def _inputs(session: Session, answer: Stored, memory: Remembered) -> list[
     first = last - memory.inputs
     if not memory.inputs or first < 0:
         return []
-    before = ids.at(first - 1) if first else None
+    before = new_item_id(first - 1) if first else None
     listed = await session.history(limit=memory.inputs, after=before)
     return [item for item in listed if first <= _position(item) < last]
 
