@@ -72,8 +72,8 @@ async def test_it_may_be_completed_until_the_turn_is_stored(url: str) -> None:
                 lengths.append(len(text))
         assert len(lengths) > 1
         assert (stream.reply.items[-1].extra or {})["response"] == {"lengths": lengths}
-        reply = await session.send("next", remember=lambda: {"asked": len(house.provider.requests)})
-        assert (reply.items[-1].extra or {})["response"] == {"asked": 2}
+        reply = await session.send("next", remember=lambda answer: {"ended": answer.finish_reason})
+        assert (reply.items[-1].extra or {})["response"] == {"ended": "stop"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_what_cannot_be_remembered_is_refused_before_a_model_is_asked(wron
             await session.send("question", remember=wrong)
         assert not house.provider.requests
         with pytest.raises(ValueError, match=r"remembered|JSON|text|surrogate|message"):
-            await session.send("question", remember=lambda: wrong)
+            await session.send("question", remember=lambda _: wrong)
         assert await told(session) == []
 
 

@@ -14,7 +14,7 @@ Content: TypeAlias = "str | Item | Mapping[str, Any] | Sequence[Item | Mapping[s
 """What a user says: text, a list of content parts, a message, or several (tool results before the next question)."""
 
 
-Remember: TypeAlias = "Mapping[str, Any] | Callable[[], Mapping[str, Any]]"
+Remember: TypeAlias = "Mapping[str, Any] | Callable[[wire.Answer], Mapping[str, Any]]"
 """What an application remembers of an answer: JSON values, looked at when the turn is stored."""
 
 MOST_AT_ONCE = 20_000
@@ -61,9 +61,9 @@ def said(content: Content | object) -> list[Item]:
     return [checked(message) for message in given]
 
 
-def memory_of(given: Remember) -> dict[str, Any]:
+def memory_of(given: Remember, answer: wire.Answer | None = None) -> dict[str, Any]:
     """Give what an application remembers of an answer, checked, as a copy of its own; `ValueError` for no JSON."""
-    values = given() if callable(given) else given
+    values = given(answer or wire.Answer("")) if callable(given) else given
     if not isinstance(values, Mapping):
         raise ValueError(f"what is remembered of a reply is a mapping of JSON values, not {type(values).__name__}")
     said = wire.item({"role": "assistant", "content": "", REMEMBERED: dict(values)})

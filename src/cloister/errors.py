@@ -134,9 +134,16 @@ class RateLimited(CloisterError):
 
 
 class BudgetExceeded(CloisterError):
-    """Say that a budget is used up, or that a text does not fit its window; the message says by how much."""
+    """Say that a budget is used up, or that a text does not fit its window; the message says by how much.
+
+    ``too_long`` tells the second from the first: no waiting mends it.
+    """
 
     notice = "This message is too long, or your allowance is used up."
+
+    def __init__(self, message: str = "", *, too_long: bool = False) -> None:
+        super().__init__(message)
+        self.too_long = too_long
 
 
 class ProviderError(CloisterError):

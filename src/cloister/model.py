@@ -99,6 +99,7 @@ class Used(NamedTuple):
 
 REMEMBERED = "response"
 """The field of an answer's ``extra`` in which an application keeps what it remembers of it; no model is sent it."""
+
 API = "api"
 """The field of an item's ``extra`` in which the server keeps what a client said beside what models are sent."""
 

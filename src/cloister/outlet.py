@@ -8,6 +8,7 @@ from cloister.guard import Check
 from cloister.leaks.streaming import StreamCheck
 from cloister.scrub.masking import Mask
 from cloister.scrub.placeholders import Restorer
+from cloister.wire import Refusal
 
 _SHOWN = ("text", "refusal")
 
@@ -48,7 +49,7 @@ class Outlet:
         if restorer is not None:
             text = restorer.finish() if last else restorer.feed(text)
         if judged is None:
-            self._plain.append(text)
+            self._plain.append(_as(channel, text))
         else:
             self._wanted += judged.take(text, last=last)
 
@@ -56,7 +57,7 @@ class Outlet:
         texts, self._plain = self._plain, []
         if self.holds or self._check.capped:
             return []
-        texts += [judged.give() for judged in self._streams.values() if judged is not None]
+        texts += [_as(channel, judged.give()) for channel, judged in self._streams.items() if judged is not None]
         texts = [text for text in texts if text]
         self.shown = self.shown or bool(texts)
         return texts
@@ -98,3 +99,7 @@ class Outlet:
     def foreign(self) -> int:
         """Say how many placeholders of other sessions the answer had."""
         return sum(restorer.foreign for restorer in self._restorers.values() if restorer is not None)
+
+
+def _as(channel: str, text: str) -> str:
+    return Refusal(text) if channel == "refusal" else text

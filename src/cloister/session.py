@@ -19,6 +19,7 @@ from cloister.errors import (
     BudgetExceeded,
     ConfigurationError,
     SessionBusy,
+    SessionConflict,
     SessionExpired,
 )
 from cloister.guard import Check, remembered
@@ -27,7 +28,7 @@ from cloister.leaks.evidence import Verdict
 from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_before
 from cloister.model import Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
-from cloister.scrub.masking import described, shown
+from cloister.scrub.masking import Mask, described, shown
 from cloister.seeds import Seed
 from cloister.services import Services
 from cloister.stores.base import Fingerprint, Loaded, Record
@@ -122,13 +123,17 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        truncate: bool = True,
+        after: str | None = None,
         on_expired: OnExpired = "renew",
     ) -> Reply[Session]:
         """Say something to the model and give its reply, once both are stored.
 
         *remember* are JSON values that are stored, sealed, with the answer, in its item's ``extra["response"]``, and
-        that no model is sent; or what gives them when the turn is stored. If the session has timed out, the reply comes
-        from a new one and says so, unless *on_expired* is ``"raise"``.
+        that no model is sent; or what gives them, from the answer, when the turn is stored. Without *truncate*, a
+        conversation that the window does not hold whole raises `BudgetExceeded`; *after* names the item with which
+        the session has to end, or else it is a `SessionConflict`. If the session has timed out, the reply comes from a
+        new one and says so, unless *on_expired* is ``"raise"``.
         """
         provider = self._provider()
         async with self._turn(
@@ -139,6 +144,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            truncate=truncate,
+            after=after,
             on_expired=on_expired,
         ) as turn:
             if not turn.repeated:
@@ -155,6 +162,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        truncate: bool = True,
+        after: str | None = None,
         on_expired: OnExpired = "renew",
     ) -> ReplyStream[Session]:
         """Say something and read the reply while it is written; it is stored when the stream has been read to its end.
@@ -170,6 +179,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            truncate=truncate,
+            after=after,
             on_expired=on_expired,
         )
         return ReplyStream(turn, provider)
@@ -214,6 +225,8 @@ class Session:
         documents: Sequence[str],
         system: str | None,
         remember: Remember | None,
+        truncate: bool = True,
+        after: str | None = None,
         on_expired: OnExpired,
     ) -> AsyncGenerator[Turn[Session], None]:
         cloister = self._cloister
@@ -249,6 +262,8 @@ class Session:
                     yield (turn := await self._repeat(key, found.record, found))
                     return
                 opened = await self._admit(found, on_expired)
+                if after is not None and sessions.position_of(after) != opened.head.count - 1:
+                    raise SessionConflict("the session has gone on behind that item; nothing was asked or stored")
                 await bill.admit(opened.head, reserved=isinstance(found, Opened) and not found.fresh)
                 mask = mask_of(cloister.scrub, opened)
                 heard, prints = asked, list[Fingerprint]()
@@ -274,6 +289,8 @@ class Session:
                     prints=prints,
                     course=course,
                 )
+                if not truncate:
+                    fitted.check_whole()
                 await bill.cover(opened.head, fitted.tokens)
                 turn = fitted
                 try:
@@ -392,6 +409,59 @@ class Session:
         )
         return Turn.stored(reply, holder, item.id)
 
+    async def count(
+        self,
+        content: Content,
+        *,
+        model: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        system: str | None = None,
+    ) -> int:
+        """Say how many tokens a turn would send, by cloister's own count; no model is asked, and nothing stored."""
+        cloister, vault = self._cloister, self._cloister.vault
+        await cloister.prepare(model)
+        asked = said(content)
+        over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
+        vault.admit(self.owner)
+        if self._seed is None:
+            opened, mask = await self._opened()
+        else:
+            seed, asked = self._seed.sow(asked)
+            opened = vault.begin(self.owner, seed.system and cloister.counted(seed.system), passing=True)
+            mask = mask_of(cloister.scrub, opened)
+            await seed.plant(cloister, opened, mask, model)
+        check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
+        try:
+            await ready(mask, opened, over or opened.system)
+            new, bill = await hidden(mask, asked), cloister.bill(self.owner, model, 0, [], options or {})
+            turn = Turn(
+                cloister,
+                opened,
+                new,
+                self._settled,
+                mask,
+                check,
+                bill,
+                system=over,
+                budget=cloister.window(model),
+                model=model,
+                options=options,
+            )
+            return turn.tokens
+        finally:
+            opened.forget()
+            mask.forget()
+            check.forget()
+
+    async def _opened(self) -> tuple[Opened, Mask]:
+        """Give the session with its latest items, to look at it without taking it."""
+        vault = self._cloister.vault
+        head, _, items = await vault.history(self, max(0, self.head.count - MOST_HISTORY), MOST_HISTORY)
+        opened = await vault.look(self.owner, self.id)
+        assert isinstance(opened, Opened)
+        opened.items, opened.head = items, head
+        return opened, mask_of(self._cloister.scrub, opened)
+
     async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model; give them as they are stored."""
         added = several(items)
@@ -416,10 +486,7 @@ class Session:
         if self._cloister.watch.guard is None:
             raise ConfigurationError("nobody looks for other users' details: open with leaks=LeakGuard()")
         self._there()
-        head, _, items = await self._cloister.vault.history(self, max(0, self.head.count - MOST_HISTORY), MOST_HISTORY)
-        opened = await self._cloister.vault.look(self.owner, self.id)
-        assert isinstance(opened, Opened)
-        opened.items, opened.head = items, head
+        opened, _ = await self._opened()
         check = await Check.over(self._cloister.watch, opened, lambda: shown_before(opened))
         await check.hears([], documents)
         return await check.weigh(Item("assistant", text))

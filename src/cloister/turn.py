@@ -23,7 +23,14 @@ from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
 from cloister.content import Remember, checked, memory_of
-from cloister.errors import CloisterError, ConfigurationError, ProviderError, ReplyBlocked, SessionConflict
+from cloister.errors import (
+    BudgetExceeded,
+    CloisterError,
+    ConfigurationError,
+    ProviderError,
+    ReplyBlocked,
+    SessionConflict,
+)
 from cloister.guard import Check
 from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
@@ -52,6 +59,12 @@ class _Judged(NamedTuple):
     heard: Item
     kept: Item
     blocked: bool
+
+    @property
+    def shown(self) -> str:
+        """Give its text at once, as a stream gives it in pieces."""
+        refused = (self.heard.extra or {}).get("refusal") == self.heard.text
+        return wire.Refusal(self.heard.text) if refused else self.heard.text
 
 
 class Turn(Generic[SessionT]):
@@ -84,6 +97,7 @@ class Turn(Generic[SessionT]):
         self._bill = bill
         self._outlet = Outlet(mask, check)
         self._new = [self._counted(item) for item in said]
+        self._brought = len(self._new)
         self._settle = settle
         self._system = system or opened.system
         self._budget = budget
@@ -106,6 +120,8 @@ class Turn(Generic[SessionT]):
         self._first_at: float | None = None
         self._answered_at: float | None = None
         self._fitted: list[Item] | None = None
+        self.thought = False
+        """The model was heard to think aloud, as far as the stream was read."""
         self.repeated = False
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
         cloister.vault.check_room(opened, self._new)
@@ -118,6 +134,7 @@ class Turn(Generic[SessionT]):
         """Give a turn that was taken before in *opened*, and came to *reply*."""
         turn = cls.__new__(cls)
         turn.repeated = turn._closed = True
+        turn.thought = False
         turn._fitted = None
         turn._opened, turn._renewed, turn._answer = opened, reply.renewed, answer_id
         turn._reply = reply
@@ -166,6 +183,18 @@ class Turn(Generic[SessionT]):
     def tokens(self) -> int:
         """Give how many tokens are sent, by cloister's own count."""
         return sum([item.tokens for item in self._fit()]) + self._beside
+
+    def check_whole(self) -> None:
+        """Raise `BudgetExceeded` if the window leaves out anything of what was said."""
+        opened, heads = self._opened, [self._system] if self._system else []
+        tokens = sum(item.tokens for item in [*heads, *said_before(opened), *self._new]) + self._beside
+        missing = 0 if opened.fresh else opened.head.count - len(opened.items)
+        if missing or tokens + window.PRIMING_TOKENS > self._budget:
+            raise BudgetExceeded(
+                f"the conversation does not fit the model's window of {self._budget} tokens as a whole; "
+                "let its oldest turns be left out, or begin another",
+                too_long=True,
+            )
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -260,6 +289,7 @@ class Turn(Generic[SessionT]):
         self._fit()
         pieces = reader.feed(chunk)
         self._heard += [text for _, text in pieces]
+        self.thought = self.thought or any(channel == "reasoning" for channel, _ in pieces)
         if pieces and self._first_at is None:
             self._first_at = time.perf_counter()
         return self._outlet.take(pieces)
@@ -295,7 +325,7 @@ class Turn(Generic[SessionT]):
         self._judged = judged = await self._judge(answer)
         if judged.blocked:
             return ["\n\n" + judged.heard.text if shown else judged.heard.text]
-        return [judged.heard.text] if outlet.holds and judged.heard.text else texts
+        return [judged.shown] if outlet.holds and judged.heard.text else texts
 
     async def store(self) -> Reply[SessionT]:
         """Store the turn with the answer that was read to its `end`."""
@@ -380,8 +410,7 @@ class Turn(Generic[SessionT]):
         self._closed = True
         self._course.at("commit")
         check, answer, blocked = self._check, judged.answer, judged.blocked
-        # What tools and model said on the way may be what was withheld.
-        said = _asked(self._new) if blocked else self._new
+        said = self._without_tools() if blocked else self._new
         opened = self._opened
         items = [*self._first, *said, await self._remembering(judged)]
         items[-1] = msgspec.structs.replace(
@@ -417,11 +446,22 @@ class Turn(Generic[SessionT]):
             raise ReplyBlocked("the reply carried another user's details, so the safe text was stored instead of it")
         return self._reply
 
+    def _without_tools(self) -> list[Item]:
+        """Give what stays of the question where the reply is withheld: tools and model may have said the same before.
+
+        What came with the question keeps its place, empty: the answer lies where it was said to come to lie.
+        """
+        first = [
+            item if item.role in ("user", "system") else self._counted(_emptied(item))
+            for item in self._new[: self._brought]
+        ]
+        return [*first, *_asked(self._new[self._brought :])]
+
     async def _remembering(self, judged: _Judged) -> Item:
         """Give the answer as it is stored, with what the application remembers of it: no model said or is told that."""
         if self._remember is None:
             return judged.kept
-        more = Item("assistant", extra={REMEMBERED: memory_of(self._remember)})
+        more = Item("assistant", extra={REMEMBERED: memory_of(self._remember, judged.answer)})
         (hidden,) = await beside([more], self._mask.hide)
         return self._mask.join(judged.kept, judged.heard, hidden)
 
@@ -615,6 +655,12 @@ class Turn(Generic[SessionT]):
 
     def __repr__(self) -> str:
         return f"Turn({'finished' if self._reply else 'open'})"
+
+
+def _emptied(item: Item) -> Item:
+    """Give what stays of an item that may hold what was withheld: its place, and which call it answered."""
+    content = "" if item.role == "tool" else None
+    return msgspec.structs.replace(item, content=content, tool_calls=None, extra=None, values=None)
 
 
 def _asked(items: Sequence[Item]) -> list[Item]:

@@ -36,6 +36,9 @@ IMAGE_TOKENS = 2_500
 TOOLS_TOKENS = 350
 """What a model is told about tools in general: Anthropic's published figure (346), the highest one known."""
 
+_FREE = 2_048
+"""How much may be remembered of an answer before it takes room in the window, in bytes."""
+
 UNKNOWN_CONTEXT_TOKENS = 8_192
 """The window of a model that is not in the table: one that every model of today has."""
 
@@ -347,8 +350,11 @@ def item_tokens(item: Item, counter: Counter) -> int:
         beside = {name: value for name, value in item.extra.items() if name not in (API, REMEMBERED)}
         if beside:
             total += counter.count(_json(beside)) + 1
-        if API in item.extra:  # no model is sent it, but every turn reads it
+        # No model is sent these, but every turn reads them.
+        if API in item.extra:
             total += min(len(_json(item.extra[API])) // 4, IMAGE_TOKENS) + 1
+        if REMEMBERED in item.extra:
+            total += max(0, len(_json(item.extra[REMEMBERED])) - _FREE) // 4
     return total
 
 
@@ -460,7 +466,8 @@ def fit(
     if room < 0:
         raise BudgetExceeded(
             f"the system text and the newest turn are {-room} tokens too long for a window of {budget}; "
-            "shorten them, or set context_tokens if the model takes more"
+            "shorten them, or set context_tokens if the model takes more",
+            too_long=True,
         )
     items = [*history[start:], *new]
     if [item for item in items if item.tool_calls or item.role == "tool"]:

@@ -13,7 +13,7 @@ from starlette.routing import Router
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
-from cloister.server import conversation_items, conversations, openapi
+from cloister.server import conversation_items, conversations, openapi, responses
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
 from cloister.server.door import Identities as Asks
 from cloister.server.rates import Rates
@@ -22,7 +22,7 @@ from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
 from cloister.settings import Settings
 
-ROUTES: tuple[Route, ...] = (*conversations.ROUTES, *conversation_items.ROUTES)
+ROUTES: tuple[Route, ...] = (*conversations.ROUTES, *conversation_items.ROUTES, *responses.ROUTES)
 """Every call of the API. Whoever adds one has it in the OpenAPI document, and so in the tests made from that."""
 
 

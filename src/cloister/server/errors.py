@@ -78,6 +78,8 @@ def refusal(error: Exception) -> Refused:
     """Give how *error* is said to a client. What nobody foresaw is a 500 that says nothing."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error, BudgetExceeded) and error.too_long:
+        return Refused(400, "invalid_request_error", "context_length_exceeded", str(error), "input")
     for kind, status, type, code, text in _TABLE:
         if isinstance(error, kind):
             return Refused(status, type, code, text or str(error), headers=_headers(error, status))

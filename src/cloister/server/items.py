@@ -9,6 +9,7 @@ and may be several of the API: what it thought, what it said, which tools it cal
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -268,12 +269,19 @@ def shown(item: Item) -> list[Entry]:
     """Give the API's items that an item of a session is, in their order, each with its id."""
     stored = _stored(item)
     entries = _made(item) if stored is None else [stored]
-    return [{"id": entry_id(item.id, entry["type"], index), **entry} for index, entry in enumerate(entries)]
+    # Numbered by kind: whoever streams an answer names its message before anybody knows what stands in front of it.
+    number: Counter[str] = Counter()
+    listed: list[Entry] = []
+    for entry in entries:
+        prefix = _PREFIXES.get(entry["type"], "item")
+        listed.append({"id": ids.item(item.id, prefix, number[prefix]), **entry})
+        number[prefix] += 1
+    return listed
 
 
-def entry_id(item_id: str, kind: str, index: int = 0) -> str:
-    """Give the API's id of what is the *index*th thing in an item of a session, and of that kind."""
-    return ids.item(item_id, _PREFIXES.get(kind, "item"), index)
+def message_id(item_id: str) -> str:
+    """Give the API's id of the message in an answer."""
+    return ids.item(item_id, _PREFIXES["message"])
 
 
 def _stored(item: Item) -> Entry | None:

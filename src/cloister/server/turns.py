@@ -5,11 +5,11 @@ The routes of the three formats put what they are sent into a `Question`; asking
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cloister.content import Content
+from cloister.content import Content, Remember
 from cloister.model import Reply
 from cloister.server import ids
 from cloister.server.refusals import Refused, invalid
@@ -29,7 +29,7 @@ class Question:
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     system: str | None = None
-    remember: MutableMapping[str, Any] | None = None
+    remember: Remember | None = None
     """What the API wants to know of the answer later; stored with it, and never sent to a model."""
 
     def arguments(self, call: Call, *, on_expired: OnExpired) -> dict[str, Any]:

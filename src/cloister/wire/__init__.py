@@ -6,13 +6,14 @@ the keyword arguments of the SDKs; ``message`` gives one item's message, ``item`
 Nothing here waits.
 """
 
-from cloister.wire.answers import Answer, model_name, read, spent
+from cloister.wire.answers import Answer, Refusal, model_name, read, spent
 from cloister.wire.requests import answer_item, anthropic, chat, item, message, responses
 from cloister.wire.streams import Reader
 
 __all__ = [
     "Answer",
     "Reader",
+    "Refusal",
     "answer_item",
     "anthropic",
     "chat",

@@ -38,6 +38,12 @@ _MOST_TOKENS = 1 << 40
 _MODEL = re.compile(r"[A-Za-z0-9._:/@+-]{1,128}")
 
 
+class Refusal(str):
+    """Be text in which a model says that it will not answer; shown as any other, and told apart by its type."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Be what a model said, in the words of the OpenAI chat format.
