@@ -24,7 +24,8 @@ import uvloop
 
 from cloister import files
 from cloister.errors import CloisterError, ConfigurationError
-from cloister.server.app import Application, create
+from cloister.server.app import ROUTES, Application
+from cloister.server.monitoring import Monitoring, counting
 from cloister.server.settings import ServerSettings
 from cloister.server.strict import Bounds, bounded
 from cloister.server.workers import Child, Crew, Report
@@ -51,7 +52,7 @@ def serve(settings: Settings, options: ServerSettings, began: Callable[[str, Rep
     _log_lines()
     _allow_files()
     tls = _Certificate(options)
-    with listen(options.host, options.port) as listening:
+    with listen(options.host, options.port) as listening, counting(options):
         url = _url(options.host, listening, tls.context is not None)
 
         def work(child: Child) -> int:
@@ -190,7 +191,10 @@ class _Worker:
         self._tls = tls
         self._listening = listening
         self._child = child
-        self._application = create(settings, options)
+        monitoring = Monitoring(options, lambda: self._application.behind().cloister.store)
+        self._application = Application(
+            lambda: settings.open(telemetry=monitoring.telemetry()), options, routes=[*ROUTES, *monitoring.routes()]
+        )
         self._watched = Watched(self._application, self._check)
 
     def run(self) -> int:
