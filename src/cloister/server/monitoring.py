@@ -1,7 +1,7 @@
 """Whether the server lives, whether it can work, and what it counts: for those who keep it running.
 
 Every worker counts for itself, and writes its counts into small files of one folder, in which there is no more than
-names of ours and numbers. Whichever worker is asked adds up all of them, those of dead workers too: a count never falls.
+names of ours and numbers. Whichever worker is asked adds up all of them, those of dead workers too: no count falls.
 """
 
 from __future__ import annotations
