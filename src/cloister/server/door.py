@@ -202,7 +202,10 @@ class Reply:
             await self._stream(given)
             return
         answer = given if isinstance(given, Answer) else Answer(given, status)
-        await self.write(_ENCODER.encode(answer.body), answer.status, answer.headers)
+        if answer.kind is None:
+            await self.write(_ENCODER.encode(answer.body), answer.status, answer.headers)
+        else:
+            await self.write(answer.body, answer.status, answer.headers, answer.kind.encode())
         if answer.written is not None:
             await answer.written()
 

@@ -59,6 +59,8 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     written: Callable[[], Awaitable[None]] | None = None
     """Done once the answer was written out in full, and only then."""
+    kind: str | None = None
+    """The content type of a body that is bytes, and goes out as they are."""
 
 
 @dataclass(frozen=True, slots=True)
