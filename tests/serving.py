@@ -31,9 +31,13 @@ from cloister.stores.base import Store
 TENANTS = ("acme", "globex")
 
 
-def credentials(tenant: str) -> str:
-    """The key of a tenant's back end."""
-    return f"test-{tenant}"
+async def minted(cloister: AsyncCloister) -> dict[str, str]:
+    """Make a key for the back end of each tenant."""
+    keys = {}
+    for tenant in TENANTS:
+        await cloister.credentials.add_tenant(tenant)
+        keys[tenant] = (await cloister.credentials.new_key(tenant)).secret
+    return keys
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,14 @@ class Served:
     provider: Parrot
     clock: Clock
     http: httpx2.AsyncClient
+    keys: dict[str, str]
     made: list[openai.AsyncOpenAI] = field(default_factory=list)
 
     def client(self, user: str = "ana", tenant: str = "acme", **options: Any) -> openai.AsyncOpenAI:
         """Give the client of a back end that speaks for *user*; it asks once."""
         client = openai.AsyncOpenAI(
             base_url="http://cloister/v1",
-            api_key=credentials(tenant),
+            api_key=self.keys[tenant],
             default_headers={"Cloister-User": quote(user)},
             http_client=self.http,
             **{"max_retries": 0, **options},
@@ -75,7 +80,7 @@ class Served:
         self, method: str, path: str, json: Any = None, *, user: str = "ana", tenant: str = "acme", **headers: str
     ) -> httpx2.Response:
         """Ask without any SDK."""
-        sent = {"authorization": f"Bearer {credentials(tenant)}", "cloister-user": quote(user), **headers}
+        sent = {"authorization": f"Bearer {self.keys[tenant]}", "cloister-user": quote(user), **headers}
         body = {} if json is None else {"json": json}
         return await self.http.request(method, f"/v1{path}", headers=sent, **body)
 
@@ -97,7 +102,9 @@ async def served(
     async with alive(app):
         transport = httpx2.ASGITransport(cast(Any, app))
         async with httpx2.AsyncClient(transport=transport, base_url="http://cloister") as http:
-            yield Served(app, cloister, store, provider, clock, http)
+            keys = await minted(cloister)
+            store.calls.clear()
+            yield Served(app, cloister, store, provider, clock, http, keys)
 
 
 @contextlib.asynccontextmanager
@@ -125,12 +132,13 @@ class Listening:
     """A server behind a port."""
 
     url: str
+    keys: dict[str, str]
 
     def client(self, user: str = "ana", tenant: str = "acme") -> openai.OpenAI:
         """Give the client of a back end that speaks for *user*; close it."""
         return openai.OpenAI(
             base_url=f"{self.url}/v1",
-            api_key=credentials(tenant),
+            api_key=self.keys[tenant],
             default_headers={"Cloister-User": quote(user)},
             max_retries=0,
         )
@@ -141,11 +149,12 @@ def listening(app: Application) -> Iterator[Listening]:
     """Serve *app* behind a free port, from a thread of its own."""
     server = uvicorn.Server(uvicorn.Config(cast(Any, app), port=0, log_config=None, lifespan="on", ws="none"))
     ready = threading.Event()
-    start = server.startup
+    start, keys = server.startup, dict[str, str]()
 
     async def startup(sockets: Any = None) -> None:
         try:
             await start(sockets)
+            keys.update(await minted(app.behind().cloister))
         finally:
             ready.set()
 
@@ -156,7 +165,7 @@ def listening(app: Application) -> Iterator[Listening]:
         assert ready.wait(20)
         assert server.started
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Listening(f"http://127.0.0.1:{port}")
+        yield Listening(f"http://127.0.0.1:{port}", keys)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -163,9 +163,9 @@ async def world() -> AsyncIterator[World]:
         callers["expired"] = bearer(token("ben", exp=1_000_000_000))
         callers["audience"] = bearer(token("ben", aud="another"))
         made = await credentials.new_token(Owner("acme", "ben"), timedelta(hours=1))
-        await credentials.revoke_token("acme", made.id)
+        await credentials.revoke_token("acme", made.credential.id)
         callers["revoked"] = bearer(made.secret)
-        ids = {
+        ids: dict[Whose, dict[str, str]] = {
             "own": await belongings(client, callers["service of ben"]),
             "foreign": await belongings(client, callers["service of ana"]),
             "tenant": await belongings(client, callers["service of globex"]),

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("cloister.server")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-RawHeaders = Iterable[tuple[bytes, bytes]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 _SAFE = (
     (b"cache-control", b"no-store"),
@@ -51,6 +51,8 @@ class Identities(Protocol):
     async def caller(self, headers: RawHeaders, source: str) -> Caller: ...
 
     async def owner(self, caller: Caller, headers: RawHeaders, named: str | None) -> Owner: ...
+
+    async def close(self) -> None: ...
 
 
 class Admission(Protocol):
