@@ -48,7 +48,7 @@ class Known:
             return Caller("operator", None, None, "op")
         return Caller("service", key, None, f"key of {key}")
 
-    async def owner(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], named: str | None) -> Owner:
+    async def owner(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], *named: str) -> Owner:
         return Owner(caller.tenant, dict(headers).get(b"cloister-user", b"ana").decode())
 
     async def close(self) -> None: ...

@@ -50,7 +50,7 @@ class Identities(Protocol):
 
     async def caller(self, headers: RawHeaders, source: str) -> Caller: ...
 
-    async def owner(self, caller: Caller, headers: RawHeaders, named: str | None) -> Owner: ...
+    async def owner(self, caller: Caller, headers: RawHeaders, *named: str) -> Owner: ...
 
     async def close(self) -> None: ...
 
@@ -121,7 +121,7 @@ class Door:
             value = self._decoded(body)
         owner = door = None
         if route.owned:
-            owner = await behind.identities.owner(caller, raw, _named(value))
+            owner = await behind.identities.owner(caller, raw, *_named(value))
             door = behind.cloister.user_of(owner)
             if behind.admission is not None:
                 await behind.admission.admit(owner)
@@ -334,10 +334,10 @@ def _lists(query: type | None) -> frozenset[str]:
     )
 
 
-def _named(value: Any) -> str | None:
+def _named(value: Any) -> list[str]:
     """Give whom the body says that it is about, in the fields that the API has for it."""
-    named = getattr(value, "safety_identifier", None) or getattr(value, "user", None)
-    return named if isinstance(named, str) else None
+    named = (getattr(value, "safety_identifier", None), getattr(value, "user", None))
+    return [name for name in named if isinstance(name, str)]
 
 
 def _source(scope: Scope) -> str:
