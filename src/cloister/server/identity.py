@@ -138,10 +138,11 @@ class Identities:
         """
         if caller.tenant is None or caller.scope == "operator":
             raise Refused(403, "permission_error", "wrong_scope", "an operator's key speaks for no user")
-        said = [value for name, value in headers if name == _USER]
-        if len(said) > 1 or sum(name == _SESSION for name, _ in headers) > 1:
+        ours = [(name, value) for name, value in headers if name.startswith(b"cloister")]
+        said = [value for name, value in ours if name == _USER]
+        if len(said) > 1 or sum(name == _SESSION for name, _ in ours) > 1:
             await self._contradiction(caller, "twice", "Cloister-User and Cloister-Session may stand there once")
-        if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in headers):
+        if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in ours):
             await self._contradiction(caller, "underscore", "the names of these headers have no underscores")
         names = [_name(value) for value in said]
         if caller.scope == "user":
