@@ -18,7 +18,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -67,12 +67,14 @@ class Slow:
 class Known:
     """Believe whoever says so, as an operator or for ana of acme."""
 
-    async def caller(self, headers: Iterable[tuple[bytes, bytes]], source: str) -> Caller:
+    async def caller(self, headers: Sequence[tuple[bytes, bytes]], source: str) -> Caller:
         operator = dict(headers).get(b"authorization") == b"Bearer operator"
         return Caller("operator", None, None, "op") if operator else Caller("service", "acme", None, "key")
 
-    async def owner(self, caller: Caller, headers: Iterable[tuple[bytes, bytes]], named: str | None) -> Owner:
+    async def owner(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], *named: str) -> Owner:
         return Owner("acme", "ana")
+
+    async def close(self) -> None: ...
 
 
 async def pid(call: Call) -> Any:
