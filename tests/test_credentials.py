@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
+import re
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -18,7 +19,7 @@ from tests.fakes import Clock, House, Watched, files_in, opened
 
 from cloister import AsyncCloister, CredentialInvalid, Keyring, Owner, copying, upkeep
 from cloister.credentials import Credential, Minted
-from cloister.errors import ConfigurationError, IntegrityError
+from cloister.errors import ConfigurationError, IntegrityError, StoreUnavailable
 from cloister.stores.base import Found, SealedCredential
 from cloister.stores.memory import MemoryStore
 
@@ -247,6 +248,30 @@ async def test_a_secret_is_shown_once(tmp_path: Path) -> None:
         assert one.credential.id.partition("_")[2] not in one.secret
     assert b"a visible name" not in lying
     assert len({one.secret[4:] for one in minted}) == 3
+
+
+async def test_no_variable_holds_a_secret() -> None:
+    """Where a store fails, no variable of ours that an error report would send along shows the secret."""
+    watched = Watched(MemoryStore())
+    async with opened(watched.store, tenancy="required") as house:
+        made = house.cloister.credentials
+        await made.add_tenant("acme")
+        secret = (await made.new_key("acme")).secret
+
+        async def fails(real: Any, args: Any, options: Any) -> Any:
+            raise StoreUnavailable("gone")
+
+        watched.answers |= {"credential": fails}
+        with pytest.raises(StoreUnavailable) as checking:
+            await made.check(secret)
+        del watched.answers["credential"]
+        watched.answers |= {"enrol": fails}
+        with pytest.raises(StoreUnavailable) as making:
+            await made.new_key("acme")
+    for caught in (checking, making):
+        ours = [entry for entry in caught.traceback if "cloister" in str(entry.path) and "tests" not in str(entry.path)]
+        assert len(ours) >= 2
+        assert not [entry.name for entry in ours if re.search("cs[kot]_[A-Za-z0-9_-]{20}", repr(entry.locals))]
 
 
 async def test_is_on_record(house: House) -> None:

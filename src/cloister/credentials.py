@@ -66,6 +66,11 @@ class Minted:
     credential: Credential
     secret: str = field(repr=False)
 
+    @classmethod
+    def of(cls, credential: Credential) -> Minted:
+        """Make the secret of *credential*."""
+        return cls(credential, f"{_PREFIXES[credential.kind]}_{secrets.token_urlsafe(32)}")
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a secret is never written anywhere; take it out where it is meant to go")
 
@@ -79,10 +84,12 @@ class Credentials:
     async def add_tenant(self, name: str) -> Credential:
         """Add a tenant, for which keys can be made then; `ValueError` for one that was added before, or no name."""
         Owner(name, "anybody")  # whose users could be named
+        tenant = self._new("tenant", None, None, name, "", None)
         try:
-            return await self._enrol("tenant", _digest_of_tenant(name), None, None, name, "", None)
+            await self._enrol(tenant, _digest_of_tenant(name))
         except SessionConflict:
             raise ValueError(f"the tenant {name!r} was added before") from None
+        return tenant
 
     async def tenants(self) -> list[Credential]:
         """List the tenants, by name, which is their ``id``."""
@@ -161,33 +168,38 @@ class Credentials:
             raise ValueError(f"a key's name has at most {MOST_NAME} characters; this has {len(name)}")
         if expires_in is not None and not timedelta(0) < expires_in <= timedelta(days=36_500):
             raise ValueError("a key is good for some time from now on, or for ever")
-        secret = f"{_PREFIXES[kind]}_{secrets.token_urlsafe(32)}"
         public = f"{_NAMES[kind]}_{secrets.token_hex(10)}"
-        return Minted(await self._enrol(kind, _digest(secret), tenant, owner, public, name, expires_in), secret)
+        user = None if owner is None else owner.user
+        # No variable holds the secret but this, which hides it: what reports errors may send variables along.
+        minted = Minted.of(self._new(kind, tenant, user, public, name, expires_in))
+        await self._enrol(minted.credential, _digest(minted.secret))
+        return minted
 
-    async def _enrol(
+    def _new(
         self,
         kind: CredentialKind,
-        digest: bytes,
         tenant: str | None,
-        owner: Owner | None,
+        user: str | None,
         public: str,
         name: str,
         expires_in: timedelta | None,
     ) -> Credential:
-        vault, now = self._vault, self._vault.now()
-        ends = None if expires_in is None else to_micros(now + expires_in)
-        user = None if owner is None else owner.user
-        row = SealedCredential(digest, kind, tenant, user, public, to_micros(now), ends, b"")
-        row = await sealed(vault.keys, row, name)
-        detail: dict[str, Detail] = {"tenant": tenant} if kind == "key" else {}
-        if expires_in is not None:
-            detail["seconds"] = round(expires_in.total_seconds())
-        noted = vault.event("credential.created", owner, "", id=public, what=kind, **detail)
+        now = from_micros(to_micros(self._vault.now()))
+        return Credential(public, kind, tenant, user, name, now, None if expires_in is None else now + expires_in)
+
+    async def _enrol(self, new: Credential, digest: bytes) -> None:
+        vault = self._vault
+        owner = None if new.user is None else Owner(new.tenant, new.user)
+        ends = None if new.expires_at is None else to_micros(new.expires_at)
+        row = SealedCredential(digest, new.kind, new.tenant, new.user, new.id, to_micros(new.created_at), ends, b"")
+        row = await sealed(vault.keys, row, new.name)
+        detail: dict[str, Detail] = {"tenant": new.tenant} if new.kind == "key" else {}
+        if new.expires_at is not None:
+            detail["seconds"] = round((new.expires_at - new.created_at).total_seconds())
+        noted = vault.event("credential.created", owner, "", id=new.id, what=new.kind, **detail)
         receipt = await vault.ask(vault.store.enrol, row, entries=[noted])
         if receipt.repeated:  # made by somebody else, in this very moment
             raise SessionConflict("a credential under this name exists already; nothing was stored")
-        return _shown(row, name)
 
     async def _list(self, tenant: str | None, kind: CredentialKind) -> list[Credential]:
         vault = self._vault

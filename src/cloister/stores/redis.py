@@ -438,6 +438,7 @@ class RedisStore:
 
     async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
         await self.record(entries, nonce=nonce)
+        await self._credentials.remove_all(owner)  # before, so that nobody comes in with one meanwhile
         gone = 0
         index = self._of(owner, b"sessions")
         # Until there are none left: one may be on its way in, whose id is in the index before it is there.
@@ -450,7 +451,6 @@ class RedisStore:
                 await self._script(scripts.READ, [index], ["ZREM", member])
         holder, _, until = self._accounts.keys(owner)
         await self._script(redis_accounts.ERASE, [holder, until], [])
-        await self._credentials.remove_all(owner)
         await self._script(scripts.READ, [self._of(owner, b"name")], ["DEL"])
         self._known.pop(owner, None)
         return Receipt(nonce, count=gone)
