@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx2
 import openai
@@ -23,32 +23,41 @@ from cloister import stores
 from cloister.audit import Entry
 from cloister.client import AsyncCloister
 from cloister.keyring import Keyring
-from cloister.server.app import Application, create
+from cloister.model import Owner
+from cloister.server.app import Application
+from cloister.server.door import RawHeaders
+from cloister.server.identity import Caller
 from cloister.server.settings import ServerSettings
-from cloister.settings import Settings
 from cloister.stores.base import Store
 
-TENANTS = ("acme", "globex")
+UNRATED = ServerSettings(requests_per_minute_user=None, requests_per_minute_tenant=None)
+"""The store is asked now and then how many requests there were; which calls a test sees must not hang on that."""
 
 
-async def minted(cloister: AsyncCloister) -> dict[str, str]:
-    """Make a key for the back end of each tenant."""
-    keys = {}
-    for tenant in TENANTS:
-        await cloister.credentials.add_tenant(tenant)
-        keys[tenant] = (await cloister.credentials.new_key(tenant)).secret
-    return keys
+def credentials(tenant: str, end_user: str | None = None) -> str:
+    """The key of a tenant's back end, or the token of one of its users."""
+    return f"key.{tenant}" if end_user is None else f"token.{tenant}.{end_user}"
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Settings that open a cloister which a test made."""
+class Known:
+    """Identities that are believed: who asks is tested elsewhere."""
 
-    cloister: AsyncCloister
-    tenancy: str = "required"
+    async def caller(self, headers: RawHeaders, source: str) -> Caller:
+        shown = dict(headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
+        kind, _, rest = shown.partition(".")
+        tenant, _, user = rest.partition(".")
+        assert kind in ("key", "token")
+        return Caller("user" if user else "service", tenant, user or None, shown)
 
-    def open(self) -> AsyncCloister:
-        return self.cloister
+    async def owner(self, caller: Caller, headers: RawHeaders, *named: str) -> Owner:
+        return Owner(caller.tenant, caller.user or unquote(dict(headers)[b"cloister-user"].decode()))
+
+    async def close(self) -> None: ...
+
+
+def application(cloister: AsyncCloister, options: ServerSettings | None = None) -> Application:
+    """The application over a cloister that a test made."""
+    return Application(lambda: cloister, options or UNRATED, identities=lambda _: Known())
 
 
 @dataclass
@@ -61,14 +70,13 @@ class Served:
     provider: Parrot
     clock: Clock
     http: httpx2.AsyncClient
-    keys: dict[str, str]
     made: list[openai.AsyncOpenAI] = field(default_factory=list)
 
     def client(self, user: str = "ana", tenant: str = "acme", **options: Any) -> openai.AsyncOpenAI:
         """Give the client of a back end that speaks for *user*; it asks once."""
         client = openai.AsyncOpenAI(
             base_url="http://cloister/v1",
-            api_key=self.keys[tenant],
+            api_key=credentials(tenant),
             default_headers={"Cloister-User": quote(user)},
             http_client=self.http,
             **{"max_retries": 0, **options},
@@ -77,10 +85,21 @@ class Served:
         return client
 
     async def ask(
-        self, method: str, path: str, json: Any = None, *, user: str = "ana", tenant: str = "acme", **headers: str
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        user: str = "ana",
+        tenant: str = "acme",
+        token: bool = False,
+        **headers: str,
     ) -> httpx2.Response:
-        """Ask without any SDK."""
-        sent = {"authorization": f"Bearer {self.keys[tenant]}", "cloister-user": quote(user), **headers}
+        """Ask without any SDK, as a back end for *user*, or, with a *token*, as that user."""
+        shown = credentials(tenant, user if token else None)
+        sent = {"authorization": f"Bearer {shown}", **headers}
+        if not token:
+            sent["cloister-user"] = quote(user)
         body = {} if json is None else {"json": json}
         return await self.http.request(method, f"/v1{path}", headers=sent, **body)
 
@@ -98,13 +117,11 @@ async def served(
     store = Watched(stores.connect(url) if isinstance(url, str) else url)
     given.setdefault("keyring", Keyring.generate())
     cloister = AsyncCloister.open(store.store, provider=provider, clock=clock, tenancy="required", **given)
-    app = create(cast(Settings, Opening(cloister)), options or ServerSettings())
+    app = application(cloister, options)
     async with alive(app):
         transport = httpx2.ASGITransport(cast(Any, app))
         async with httpx2.AsyncClient(transport=transport, base_url="http://cloister") as http:
-            keys = await minted(cloister)
-            store.calls.clear()
-            yield Served(app, cloister, store, provider, clock, http, keys)
+            yield Served(app, cloister, store, provider, clock, http)
 
 
 @contextlib.asynccontextmanager
@@ -132,13 +149,12 @@ class Listening:
     """A server behind a port."""
 
     url: str
-    keys: dict[str, str]
 
     def client(self, user: str = "ana", tenant: str = "acme") -> openai.OpenAI:
         """Give the client of a back end that speaks for *user*; close it."""
         return openai.OpenAI(
             base_url=f"{self.url}/v1",
-            api_key=self.keys[tenant],
+            api_key=credentials(tenant),
             default_headers={"Cloister-User": quote(user)},
             max_retries=0,
         )
@@ -149,12 +165,11 @@ def listening(app: Application) -> Iterator[Listening]:
     """Serve *app* behind a free port, from a thread of its own."""
     server = uvicorn.Server(uvicorn.Config(cast(Any, app), port=0, log_config=None, lifespan="on", ws="none"))
     ready = threading.Event()
-    start, keys = server.startup, dict[str, str]()
+    start = server.startup
 
     async def startup(sockets: Any = None) -> None:
         try:
             await start(sockets)
-            keys.update(await minted(app.behind().cloister))
         finally:
             ready.set()
 
@@ -165,7 +180,7 @@ def listening(app: Application) -> Iterator[Listening]:
         assert ready.wait(20)
         assert server.started
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Listening(f"http://127.0.0.1:{port}", keys)
+        yield Listening(f"http://127.0.0.1:{port}")
     finally:
         server.should_exit = True
         thread.join(20)
@@ -175,5 +190,5 @@ def listening(app: Application) -> Iterator[Listening]:
 def server() -> Iterator[Listening]:
     """A server that all tests of a process share: who needs a store of their own takes a user of their own."""
     cloister = AsyncCloister.open("memory://", provider=Parrot(), tenancy="required", keyring=Keyring.generate())
-    with listening(create(cast(Settings, Opening(cloister)), ServerSettings())) as running:
+    with listening(application(cloister)) as running:
         yield running

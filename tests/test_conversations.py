@@ -14,6 +14,7 @@ from tests.serving import Listening, Served, served
 from cloister import sessions
 from cloister.model import Limits
 from cloister.server import ids
+from cloister.server.settings import Policy, ServerSettings
 
 HELLO: Any = {"role": "user", "content": "hello"}
 AGAIN: Any = {"role": "user", "content": "again"}
@@ -150,8 +151,6 @@ async def test_metadata_is_kept_in_any_words(house: Served) -> None:
     metadata = {"empty": "", "größe": "🙂", "who": "ana.lopez@mail.example", "a b\n": "\x00"}
     made = await house.client().conversations.create(metadata=metadata)
     assert (await house.client().conversations.retrieve(made.id)).metadata == metadata
-    answer = await house.ask("POST", "/conversations", user="ana", **{"content-type": "application/json"})
-    assert answer.status_code == 400
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -268,6 +267,46 @@ async def test_whole_or_not_at_all(house: Served) -> None:
     answer = await house.ask("POST", path, {"items": [HELLO, {"type": "function_call", "call_id": "c", "name": "f"}]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "items[1].arguments")
     assert (await house.ask("GET", path)).json()["data"] == []
+
+
+async def test_end_users_add_what_users_say() -> None:
+    """With a token of their own they send user messages, and others only where their tenant's policy names the role."""
+    policies = {"globex": Policy(end_users_may=("assistant",))}
+    async with served(options=ServerSettings(policies=policies)) as house:
+        ids_of = {}
+        for tenant in ("acme", "globex"):
+            made = await house.ask("POST", "/conversations", {"items": [HELLO]}, tenant=tenant, token=True)
+            ids_of[tenant] = made.json()["id"]
+        answer, system = {"role": "assistant", "content": "hi"}, {"role": "system", "content": "x"}
+        for tenant, items, status in (
+            ("acme", [HELLO], 200),
+            ("acme", [HELLO, answer], 403),
+            ("acme", [system], 403),
+            ("globex", [answer, HELLO], 200),
+            ("globex", [system], 403),
+            ("globex", [{**SENT[6]}], 403),
+        ):
+            path = f"/conversations/{ids_of[tenant]}/items"
+            for where, body in ((path, {"items": items}), ("/conversations", {"items": items})):
+                said = await house.ask("POST", where, body, tenant=tenant, token=True)
+                assert said.status_code == status
+                assert status == 200 or said.json()["error"]["code"] == "role_not_allowed"
+        for tenant, count in (("acme", 2), ("globex", 3)):
+            page = await house.ask("GET", f"/conversations/{ids_of[tenant]}/items", tenant=tenant, token=True)
+            assert len(page.json()["data"]) == count
+
+
+async def test_a_session_hides_only_so_much(house: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever takes out more items than a session keeps track of is told so."""
+    monkeypatch.setattr(sessions, "MAX_HIDDEN", 1)
+    ana = house.client()
+    made = await ana.conversations.create(items=numbered(2))
+    first, second = await all_items(ana, made.id)
+    await ana.conversations.items.delete(first.id, conversation_id=made.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        await ana.conversations.items.delete(second.id, conversation_id=made.id)
+    assert failed(caught)[1] == "too_many_deleted"
+    assert await all_items(ana, made.id) == [second]
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
