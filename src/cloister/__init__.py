@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from cloister.services import Tenant
     from cloister.session import Session
     from cloister.stores.base import Store
+    from cloister.stream import ReplyStream
     from cloister.sync import Cloister
-    from cloister.turn import ReplyStream, Turn
+    from cloister.turn import Turn
     from cloister.user import User
 
 _HOMES = {
@@ -77,8 +78,9 @@ _HOMES = {
     "sealing": "MasterKeys",
     "services": "Tenant",
     "stores.base": "Store",
+    "stream": "ReplyStream",
     "sync": "Cloister",
-    "turn": "ReplyStream Turn",
+    "turn": "Turn",
     "session": "Session",
     "user": "User",
 }
