@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from cloister import wire
 from cloister.errors import (
     ConfigurationError,
+    OptionRefused,
     ProviderAuth,
     ProviderError,
     ProviderRateLimited,
@@ -509,8 +510,9 @@ async def test_bodies_are_allowlisted(upstream: Upstream, provider: Connect) -> 
         usual,
     ]
     for name, value in (("store", True), ("n", 2), ("stream", False), ("conversation", "c"), ("messages", [])):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(OptionRefused) as caught:
             await provider("openai").complete(Request(QUESTION.messages, options={name: value}))
+        assert caught.value.option == name
     assert len(upstream.requests) == 3
 
 
@@ -942,8 +944,11 @@ async def test_claude_options(upstream: Upstream, naps: Naps) -> None:
     one = claude(upstream, naps)
     await one.complete(Request(QUESTION.messages, options=options))
     for bad in ({"seed": 1}, {"response_format": {"type": "json_object"}}, {"n": 2}, {"tool_choice": "sometimes"}):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(OptionRefused) as caught:
             await one.complete(Request(QUESTION.messages, options=bad))
+        assert caught.value.option in bad
+    with pytest.raises(OptionRefused, match="input_audio"):
+        await one.complete(Request([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]))
     await one.close()
     assert {name: value for name, value in upstream.requests[0][2].items() if name != "messages"} == {
         "model": "m",

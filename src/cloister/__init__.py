@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         IntegrityError,
         NoScope,
+        OptionRefused,
         ProviderAuth,
         ProviderError,
         ProviderRateLimited,
@@ -61,9 +62,9 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
-        " ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy SessionConflict"
-        " SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope OptionRefused ProviderAuth"
+        " ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
+        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
@@ -107,6 +108,7 @@ __all__ = [
     "NoScope",
     "Offline",
     "OpenAICompatible",
+    "OptionRefused",
     "Owner",
     "Prices",
     "Provider",

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from cloister import wire
-from cloister.errors import ConfigurationError, ProviderError
+from cloister.errors import OptionRefused, ProviderError
 from cloister.providers import http
 from cloister.providers.base import Request
 from cloister.providers.http import Endpoint, Key, Retries, Sleep, Timeouts, check_url, patience
@@ -71,7 +71,10 @@ class Anthropic:
         await self._client.close()
 
     def _body(self, request: Request) -> dict[str, Any]:
-        messages = wire.anthropic(wire.item(message) for message in request.messages)
+        try:
+            messages = wire.anthropic(wire.item(message) for message in request.messages)
+        except ValueError as error:  # a part of a kind that this format cannot carry
+            raise OptionRefused(str(error), "messages") from None
         return {"model": request.model or self.model, **messages, **_options(request.options)}
 
 
@@ -81,7 +84,8 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     sent: dict[str, Any] = {"max_tokens": MAX_TOKENS}
     for name, value in given.items():
         if name not in _TRANSLATED:
-            raise ConfigurationError(f"unknown option {name} for anthropic; it takes {', '.join(sorted(_TRANSLATED))}")
+            known = ", ".join(sorted(_TRANSLATED))
+            raise OptionRefused(f"unknown option {name} for anthropic; it takes {known}", name)
         sent.update(_TRANSLATED[name](value))
     if given.get("parallel_tool_calls") is False and sent.get("tool_choice", {}).get("type") != "none":
         sent["tool_choice"] = {**sent.get("tool_choice", {"type": "auto"}), "disable_parallel_tool_use": True}
@@ -103,7 +107,7 @@ def _only(name: str, *plain: Any) -> Callable[[Any], _Option]:
 
     def translate(value: Any) -> _Option:
         if value not in plain:
-            raise ConfigurationError(f"anthropic has nothing that corresponds to this value of {name}; leave it out")
+            raise OptionRefused(f"anthropic has nothing that corresponds to this value of {name}; leave it out", name)
         return {}
 
     return translate
@@ -113,7 +117,7 @@ def _tools(tools: list[Mapping[str, Any]]) -> _Option:
     translated = []
     for tool in tools:
         if tool.get("type") != "function":
-            raise ConfigurationError("anthropic takes tools of type function only")
+            raise OptionRefused("anthropic takes tools of type function only", "tools")
         function = tool["function"]
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         described = {"description": function["description"]} if function.get("description") else {}
@@ -123,10 +127,12 @@ def _tools(tools: list[Mapping[str, Any]]) -> _Option:
 
 def _tool_choice(choice: Any) -> _Option:
     if isinstance(choice, Mapping):
+        if choice.get("type") != "function":
+            raise OptionRefused("anthropic takes a function as tool_choice, or a word", "tool_choice")
         return {"tool_choice": {"type": "tool", "name": choice["function"]["name"]}}
     words = {"auto": "auto", "none": "none", "required": "any"}
     if choice not in words:
-        raise ConfigurationError("tool_choice must be auto, none, required or a function")
+        raise OptionRefused("tool_choice must be auto, none, required or a function", "tool_choice")
     return {"tool_choice": {"type": words[choice]}}
 
 
