@@ -70,14 +70,15 @@ class Behind:
         self.identities = identities
         self.admission = admission
 
-    def models(self, tenant: str | None) -> tuple[str, ...]:
-        """Say which models a tenant's users may name: those that are listed for it, or the provider's own."""
+    def models(self, tenant: str | None) -> tuple[str | None, tuple[str, ...]]:
+        """Give the model of a tenant's provider, and which ones may be named: those that are listed, or that alone."""
         listed = self.options.policy(tenant).models
-        if listed is not None:
-            return listed
         provider = self.cloister.services_of(Owner(tenant, "anybody")).provider
+        own = provider.model if provider else None
+        if listed is not None:
+            return own, listed
         # The offline one answers under any name, and forwards none.
-        return () if provider is None or provider.name == "offline" else (provider.model,)
+        return own, () if provider is None or own is None or provider.name == "offline" else (own,)
 
 
 class Door:
@@ -91,7 +92,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
-        reply = Reply(send, request_id, secure=scope.get("scheme") == "https")
+        reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=self._route.style)
         route, source = self._route, _source(scope)
         try:
             with scopes.source(f"{route.method} {route.path} {source} {request_id}"):
@@ -116,15 +117,17 @@ class Door:
             door = behind.cloister.user(owner.user, tenant=owner.tenant)
             if behind.admission is not None:
                 await behind.admission.admit(owner)
+        own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
             policy=behind.options.policy(caller.tenant),
             request_id=reply.request_id,
             path=scope.get("path_params", {}),
             query=query,
-            headers=_headers(raw),
+            headers=_once(raw, b"cloister-session"),
             raw=body,
-            models=behind.models(caller.tenant),
+            models=models,
+            model=own,
             owner=owner,
             door=door,
         )
@@ -181,10 +184,11 @@ NOBODY = Caller("operator", None, None, "")
 class Reply:
     """Be the way back of one request."""
 
-    def __init__(self, send: Send, request_id: str, *, secure: bool) -> None:
+    def __init__(self, send: Send, request_id: str, *, secure: bool, style: errors.Style = "openai") -> None:
         self._send = send
         self.request_id = request_id
         self._secure = secure
+        self._style = style
         self.status = 0
 
     async def give(self, given: Any, status: int) -> None:
@@ -216,6 +220,8 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> None:
         self.status = status
         sent = [*_SAFE, (b"content-type", kind), (b"x-request-id", self.request_id.encode())]
+        if self._style == "anthropic":
+            sent.append((b"request-id", self.request_id.encode()))
         if length is not None:
             sent.append((b"content-length", str(length).encode()))
         if self._secure:
@@ -323,8 +329,20 @@ def _lists(query: type | None) -> frozenset[str]:
 
 def _named(value: Any) -> str | None:
     """Give whom the body says that it is about, in the fields that the API has for it."""
-    named = getattr(value, "safety_identifier", None) or getattr(value, "user", None)
+    metadata = getattr(value, "metadata", None)
+    named = (
+        getattr(value, "safety_identifier", None) or getattr(value, "user", None) or getattr(metadata, "user_id", None)
+    )
     return named if isinstance(named, str) else None
+
+
+def _once(raw: RawHeaders, name: bytes) -> dict[str, str]:
+    """Give the headers; `Refused` where *name* is given twice, or as its twin that some proxies let through."""
+    given = [each for each, _ in raw if each.replace(b"_", b"-") == name]
+    if given not in ([], [name]):
+        said = name.decode()
+        raise invalid(f"the header {said} is given once, and spelled so", said)
+    return _headers(raw)
 
 
 def _headers(raw: RawHeaders) -> dict[str, str]:

@@ -28,6 +28,8 @@ class Call:
     """The body as it came, for digests."""
     models: tuple[str, ...] = ()
     """Which models may be named; any, where none is listed."""
+    model: str | None = None
+    """The provider's own, which is asked where none is named."""
     owner: Owner | None = None
     door: User | None = field(default=None, repr=False)
 
