@@ -317,6 +317,21 @@ def test_orphans_are_left_out() -> None:
     ]
 
 
+def test_calls_stored_one_by_one_keep_their_results() -> None:
+    """Calls of one answer, each in an item of its own, stay with their results; one without a result leaves alone."""
+    asked = [user("look"), assistant(None, "a"), assistant(None, "b"), assistant(None, "c")]
+    results = [tool("a"), tool("c")]
+    assert fit([], [*asked, *results], 1_000, counter=ESTIMATE) == [*asked[:2], asked[3], *results]
+
+
+def test_what_is_only_kept_is_not_sent() -> None:
+    """What no model is sent takes no room, parts no call from its result, and costs a bounded amount to read."""
+    kept = Item("assistant", extra={"api": {"type": "image_generation_call", "result": "x" * 1_000_000}})
+    history = [user("look"), assistant(None, "a"), kept, tool("a"), user("more")]
+    assert fit(history, [kept], 100, counter=ESTIMATE) == [history[0], history[1], *history[3:]]
+    assert 1_000 < item_tokens(kept, ESTIMATE) < 2 * IMAGE_TOKENS
+
+
 def test_new_results_continue_the_last_turn() -> None:
     """New tool results answer the calls of the last turn, which stays with them, or the window is too small."""
     history = [user("1"), assistant("2"), user("3"), assistant(None, "a")]

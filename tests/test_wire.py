@@ -613,7 +613,32 @@ items = st.one_of(
 @given(st.lists(items))
 def test_round_trip(given: list[Item]) -> None:
     """Items that become messages become the same items again."""
-    assert [wire.item(message) for message in wire.chat(given)] == given
+    assert [wire.item(wire.message(one)) for one in given] == given
+
+
+def test_calls_in_items_of_their_own_are_one_message() -> None:
+    """Calls that were stored one by one go into the message before them, as the chat format wants them."""
+    first, second = ({"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}} for name in "ab")
+    asked = [
+        Item("assistant", "I look."),
+        Item("assistant", tool_calls=[first]),
+        Item("assistant", tool_calls=[second]),
+    ]
+    results = [Item("tool", "1", tool_call_id="a"), Item("tool", "2", tool_call_id="b")]
+    one, *rest = wire.chat([*asked, *results])
+    assert one == {"role": "assistant", "content": "I look.", "tool_calls": [first, second]}
+    assert [message["tool_call_id"] for message in rest] == ["a", "b"]
+    assert asked[1].tool_calls == [first]
+
+
+def test_what_is_only_kept_is_in_no_request() -> None:
+    """An item without words or calls is sent in no format; one that holds a refusal alone is."""
+    kept = wire.item({"role": "assistant", "content": None, "api": {"type": "web_search_call", "query": "secret"}})
+    refused = Item("assistant", extra={"refusal": "I must not."})
+    for form in (wire.chat, wire.responses, wire.anthropic):
+        assert form([kept]) == form([])
+        assert "secret" not in str(form([Item("user", "hello"), kept, refused]))
+        assert "must not" in str(form([Item("user", "hello"), kept, refused]))
 
 
 @given(st.lists(items))

@@ -26,7 +26,7 @@ def checked(message: object) -> Item:
     """Take a message as an item, checked; what only a commit may set is left out."""
     if isinstance(message, Item):
         sessions.check_text(message.text)
-        message = {**(message.extra or {}), **wire.chat([message])[0]}
+        message = {**(message.extra or {}), **wire.message(message)}
     return wire.item(message)
 
 

@@ -97,8 +97,13 @@ class Used(NamedTuple):
     nanos: int = 0
 
 
+<<<<<<< HEAD
 REMEMBERED = "response"
 """The field of an answer's ``extra`` in which an application keeps what it remembers of it; no model is sent it."""
+=======
+API = "api"
+"""The field of an item's ``extra`` in which the server keeps what a client said beside what models are sent."""
+>>>>>>> origin/conv
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
@@ -131,6 +136,11 @@ class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=
         if isinstance(self.content, str):
             return self.content
         return "".join(str(part.get("text", "")) for part in self.content or () if "text" in part)
+
+    @property
+    def unsent(self) -> bool:
+        """Say whether it holds nothing that a model could be sent: neither words nor calls. It is kept all the same."""
+        return self.content is None and not self.tool_calls and not (self.extra or {}).keys() & {"refusal", "audio"}
 
     def __repr__(self) -> str:  # conversation text stays out of logs and tracebacks
         return f"Item({self.role!r}, id={self.id!r}, tokens={self.tokens})"

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from cloister.errors import BudgetExceeded
-from cloister.model import REMEMBERED, Item
+from cloister.model import API, REMEMBERED, Item
 from cloister.vocabulary import CHARACTERS, LOWER, WORDS
 
 _T = TypeVar("_T")
@@ -343,8 +343,12 @@ def item_tokens(item: Item, counter: Counter) -> int:
         total += sum(counter.count(_json(call)) + 4 for call in item.tool_calls)
     if item.tool_call_id:
         total += counter.count(item.tool_call_id) + 1
-    if item.extra and (sent := {name: value for name, value in item.extra.items() if name != REMEMBERED}):
-        total += counter.count(_json(sent)) + 1
+    if item.extra:
+        beside = {name: value for name, value in item.extra.items() if name not in (API, REMEMBERED)}
+        if beside:
+            total += counter.count(_json(beside)) + 1
+        if API in item.extra:  # no model is sent it, but every turn reads it
+            total += min(len(_json(item.extra[API])) // 4, IMAGE_TOKENS) + 1
     return total
 
 
@@ -379,16 +383,22 @@ def _pair(items: list[Item]) -> list[Item]:
         if not _is_call(item):
             paired.append(item)
             continue
+        asked = [item]  # calls of one answer, each in an item of its own
+        while position < len(items) and _is_call(items[position]) and not items[position].content:
+            asked.append(items[position])
+            position += 1
         results: dict[str, Item] = {}
         while position < len(items) and items[position].role == "tool":
             results.setdefault(items[position].tool_call_id or "", items[position])
             position += 1
-        calls = [call for call in item.tool_calls or () if call.get("id") in results]
-        if len(calls) < len(item.tool_calls or ()):
-            item = msgspec.structs.replace(item, tool_calls=calls or None)
-        if calls or item.content:
-            paired.append(item)
-        wanted = {call["id"] for call in calls}
+        wanted: set[str] = set()
+        for item in asked:
+            calls = [call for call in item.tool_calls or () if call.get("id") in results]
+            if len(calls) < len(item.tool_calls or ()):
+                item = msgspec.structs.replace(item, tool_calls=calls or None)
+            if calls or item.content:
+                paired.append(item)
+            wanted |= {call["id"] for call in calls}
         paired += [result for call_id, result in results.items() if call_id in wanted]
     return paired
 
@@ -421,11 +431,13 @@ def fit(
 
     *budget* and *reserve* (tool definitions, notes) are in tokens. Items of *history* before its first user item are
     the end of a turn that was cut off, and left out. Where *new* begins with tool results, it continues the last turn,
-    which therefore stays. Calls and results that have lost each other are left out.
+    which therefore stays. Calls and results that have lost each other are left out, and what no model is ever sent.
 
     Raises `BudgetExceeded`, with the number of tokens that are too many, if even the newest turn does not fit.
     """
     name = counter.name
+    history = [item for item in history if not item.unsent]
+    new = [item for item in new if not item.unsent]
 
     def cost(item: Item) -> int:
         # An estimate is valid for every model; another vocabulary's exact count is not.

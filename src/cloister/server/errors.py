@@ -36,13 +36,13 @@ from cloister.server.refusals import Refused
 
 Style = Literal["openai", "anthropic"]
 
-_NOT_FOUND = "there is no such object, or not for this user; ids come from this server's answers"
+NOT_FOUND = "there is no such object, or not for this user; ids come from this server's answers"
 
 # From the most special error to the most general. Texts here are for clients; None takes the error's own, which says
 # nothing but names and counts.
 _TABLE: tuple[tuple[type[CloisterError], int, str, str, str | None], ...] = (
-    (SessionNotFound, 404, "invalid_request_error", "not_found", _NOT_FOUND),
-    (TokenInvalid, 404, "invalid_request_error", "not_found", _NOT_FOUND),
+    (SessionNotFound, 404, "invalid_request_error", "not_found", NOT_FOUND),
+    (TokenInvalid, 404, "invalid_request_error", "not_found", NOT_FOUND),
     (SessionExpired, 404, "invalid_request_error", "session_expired", None),
     (SessionBusy, 409, "conflict_error", "session_busy", SessionBusy.notice),
     (SessionConflict, 409, "conflict_error", "session_conflict", SessionConflict.notice),

@@ -7,6 +7,7 @@ import re
 _RANDOM = "[A-Za-z0-9_-]{43}"
 _CONVERSATION = re.compile(f"conv_({_RANDOM})")
 _RESPONSE = re.compile(f"resp_({_RANDOM})_(0|[1-9][0-9]{{0,14}})_([0-9a-f]{{12}})")
+_ITEM = re.compile("[a-z]+_(0|[1-9][0-9]{0,14})_([0-9a-f]{12})(?:_[1-9][0-9]{0,3})?")
 
 NONE = ""
 """What stands for a malformed id: it is looked up as any other, and refused as any other that is not there."""
@@ -32,3 +33,14 @@ def turn(response_id: str) -> tuple[str, str]:
     """Give session and item behind the id of a response; for a malformed one, what is no id of any session."""
     match = _RESPONSE.fullmatch(response_id)
     return ("cs_" + match[1], f"item_{match[2]}_{match[3]}") if match else (NONE, NONE)
+
+
+def item(item_id: str, prefix: str, index: int = 0) -> str:
+    """Give the API's id of the item that is the *index*th of those that an item of a session is to the API."""
+    return f"{prefix}_{item_id.removeprefix('item_')}{f'_{index}' if index else ''}"
+
+
+def holding(name: str) -> str:
+    """Give the item of a session in which the API's item lies; for a malformed id, what is no id of any item."""
+    match = _ITEM.fullmatch(name)
+    return f"item_{match[1]}_{match[2]}" if match else NONE

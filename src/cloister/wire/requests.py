@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from cloister.model import Item, Role
+from cloister.model import API, Item, Role
 from cloister.wire.answers import Answer, arguments
 
 _ROLES: dict[str, Role] = {
@@ -30,11 +30,23 @@ Part = Mapping[str, Any]
 
 
 def chat(items: Iterable[Item]) -> list[dict[str, Any]]:
-    """Return the ``messages`` of an OpenAI chat completion. Nothing in them is shared with the items."""
-    return [_chat(entry) for entry in items]
+    """Return the ``messages`` of an OpenAI chat completion. Nothing in them is shared with the items.
+
+    Calls that lie in items of their own join the message before them: this format wants those of an answer in one.
+    """
+    messages: list[dict[str, Any]] = []
+    for entry in items:
+        if entry.unsent:
+            continue
+        if entry.tool_calls and entry.content is None and messages and messages[-1]["role"] == "assistant":
+            messages[-1].setdefault("tool_calls", []).extend(copy.deepcopy(entry.tool_calls))
+        else:
+            messages.append(message(entry))
+    return messages
 
 
-def _chat(entry: Item) -> dict[str, Any]:
+def message(entry: Item) -> dict[str, Any]:
+    """Return the message of one item, whatever stands before it."""
     if type(entry.content) is str and not (entry.tool_calls or entry.tool_call_id or entry.extra):
         return {"role": entry.role, "content": entry.content}  # nearly all of them: kept cheap
     message: dict[str, Any] = {"role": entry.role, "content": copy.deepcopy(entry.content)}
@@ -56,7 +68,7 @@ def responses(items: Iterable[Item]) -> dict[str, Any]:
 
     Raises ValueError for a part that this format cannot carry.
     """
-    rest = list(items)
+    rest = [entry for entry in items if not entry.unsent]
     instructions = []
     while rest and rest[0].role == "system":
         instructions.append(rest.pop(0).text)
@@ -100,6 +112,8 @@ def anthropic(items: Iterable[Item]) -> dict[str, Any]:
     system: list[str] = []
     messages: list[dict[str, Any]] = []
     for entry in items:
+        if entry.unsent:
+            continue
         if entry.role == "system":
             system.append(entry.text)
             continue
@@ -234,9 +248,8 @@ def item(message: object) -> Item:
     if (role == "tool") != (isinstance(call_id, str) and call_id != ""):
         raise ValueError("a tool message, and no other, needs the tool_call_id of the call that it answers")
     content = message.get("content")
-    _content(
-        content, empty=role == "assistant" and bool(calls or message.keys() & {"refusal", "audio", "function_call"})
-    )
+    said = role == "assistant" and bool(calls or message.keys() & {"refusal", "audio", "function_call"})
+    _content(content, empty=said or API in message)
     for key in ("name", "refusal"):
         if not isinstance(message.get(key, ""), str):
             raise ValueError(f"the {key} of a message must be text")
