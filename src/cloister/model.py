@@ -97,13 +97,10 @@ class Used(NamedTuple):
     nanos: int = 0
 
 
-<<<<<<< HEAD
 REMEMBERED = "response"
 """The field of an answer's ``extra`` in which an application keeps what it remembers of it; no model is sent it."""
-=======
 API = "api"
 """The field of an item's ``extra`` in which the server keeps what a client said beside what models are sent."""
->>>>>>> origin/conv
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):

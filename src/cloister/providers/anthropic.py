@@ -86,7 +86,9 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in _TRANSLATED:
             known = ", ".join(sorted(_TRANSLATED))
             raise OptionRefused(f"unknown option {name} for anthropic; it takes {known}", name)
-        sent.update(_TRANSLATED[name](value))
+        for field, translated in _TRANSLATED[name](value).items():
+            # Two options of the chat format lie in one of this.
+            sent[field] = {**sent.get(field, {}), **translated} if field == "output_config" else translated
     if given.get("parallel_tool_calls") is False and sent.get("tool_choice", {}).get("type") != "none":
         sent["tool_choice"] = {**sent.get("tool_choice", {"type": "auto"}), "disable_parallel_tool_use": True}
     if "tools" not in sent:
@@ -121,7 +123,8 @@ def _tools(tools: list[Mapping[str, Any]]) -> _Option:
         function = tool["function"]
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         described = {"description": function["description"]} if function.get("description") else {}
-        translated.append({"name": function["name"], **described, "input_schema": schema})
+        strict = {"strict": True} if function.get("strict") else {}
+        translated.append({"name": function["name"], **described, "input_schema": schema, **strict})
     return {"tools": translated}
 
 
@@ -136,6 +139,24 @@ def _tool_choice(choice: Any) -> _Option:
     return {"tool_choice": {"type": words[choice]}}
 
 
+def _response_format(form: Mapping[str, Any]) -> _Option:
+    if form.get("type") == "text":
+        return {}
+    schema = form.get("json_schema", {}).get("schema") if form.get("type") == "json_schema" else None
+    if not isinstance(schema, Mapping):
+        raise OptionRefused(
+            "anthropic takes text and json_schema, with a schema, as response_format", "response_format"
+        )
+    return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+
+
+def _effort(effort: str) -> _Option:
+    if effort not in _EFFORTS:
+        raise OptionRefused(f"anthropic takes {', '.join(_EFFORTS)} as reasoning_effort", "reasoning_effort")
+    return {"output_config": {"effort": effort}}
+
+
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _TRANSLATED: dict[str, Callable[[Any], _Option]] = {
     "temperature": _same("temperature"),
     "top_p": _same("top_p"),
@@ -146,7 +167,9 @@ _TRANSLATED: dict[str, Callable[[Any], _Option]] = {
     "tools": _tools,
     "tool_choice": _tool_choice,
     "parallel_tool_calls": _nothing,  # together with tool_choice, in `_options`
-    "response_format": _only("response_format", {"type": "text"}),
+    "response_format": _response_format,
+    "reasoning_effort": _effort,
+    "thinking": _same("thinking"),
     "n": _only("n", 1),
     "user": lambda user: {"metadata": {"user_id": user}},
     "safety_identifier": lambda user: {"metadata": {"user_id": user}},

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 class Request:
     """Be what a provider is asked: messages of the OpenAI chat format, already fitted to the window.
 
-    ``model=None`` asks for the provider's own. ``options`` are those of the chat format (``temperature``,
-    ``max_tokens``, ``tools`` …).
+    Messages of a conversation with Anthropic also carry its ``thinking_blocks``, signed, and ``is_error`` for results
+    of tools (`cloister.wire.CARRIED`): send them to nobody else. ``model=None`` asks for the provider's own.
+    ``options`` are those of the chat format (``temperature``, ``max_tokens``, ``tools`` …).
     """
 
     messages: list[dict[str, Any]] = field(repr=False)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
+from cloister import wire
 from cloister.errors import ConfigurationError, OptionRefused, ProviderError
 from cloister.providers import http
 from cloister.providers.base import Request
@@ -154,10 +155,16 @@ class OpenAICompatible:
         sent = {name: value for name, value in options.items() if name in OPTIONS | self._profile.knows}
         return {
             "model": request.model or self.model,
-            "messages": request.messages,
+            "messages": [_plain(message) for message in request.messages],
             **sent,
             **dict(self._profile.always),
         }
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    if wire.CARRIED[0] not in message and wire.CARRIED[1] not in message:
+        return message
+    return {name: value for name, value in message.items() if name not in wire.CARRIED}
 
 
 def _profile(name: str | None, base_url: str | None, model: str | None) -> Profile:

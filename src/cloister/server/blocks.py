@@ -13,10 +13,9 @@ import msgspec
 from cloister import wire
 from cloister.model import Item, Reply
 from cloister.server.refusals import invalid, unsupported
+from cloister.server.said import CallId, ToolName
 from cloister.server.shapes import Body
 from cloister.session import Session
-
-Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Block(Body):
@@ -85,14 +84,14 @@ class RedactedThinking(Body, tag_field="type", tag="redacted_thinking"):
 
 
 class ToolUse(Block, tag_field="type", tag="tool_use", kw_only=True):
-    id: Name
-    name: Name
+    id: CallId
+    name: ToolName
     input: dict[str, Any]
     caller: Any = None
 
 
 class ToolResult(Block, tag_field="type", tag="tool_result", kw_only=True):
-    tool_use_id: Name
+    tool_use_id: CallId
     content: str | list[TextBlock | ImageBlock | DocumentBlock | SearchResult] = ""
     is_error: bool | None = None
 
@@ -240,7 +239,7 @@ def _call(block: ToolUse) -> dict[str, Any]:
 
 
 class ToolDefinition(Block, kw_only=True):
-    name: Name
+    name: ToolName
     input_schema: dict[str, Any] | None = None
     description: str | None = None
     type: str | None = None
@@ -262,7 +261,7 @@ class ToolDefinition(Block, kw_only=True):
 
 class ToolChoice(Body):
     type: Literal["auto", "any", "tool", "none"]
-    name: Name | None = None
+    name: ToolName | None = None
     disable_parallel_tool_use: bool | None = None
 
     def options(self) -> dict[str, Any]:

@@ -84,6 +84,9 @@ class File(Part, tag_field="type", tag="file", kw_only=True):
         return {"type": "file", "file": msgspec.to_builtins(self.file)}
 
 
+# No placeholders have room in ids and names of tools, so personal data must not have either.
+CallId = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_.:/+=|-]{1,256}$")]
+ToolName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_.:-]{1,128}$")]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
@@ -112,14 +115,14 @@ class User(Body, tag_field="role", tag="user"):
 
 
 class Function(Body):
-    name: Name
+    name: ToolName
     arguments: str
     parsed_arguments: Any = None
     """What the SDK made of the arguments: it goes no further."""
 
 
 class FunctionCall(Body, tag_field="type", tag="function"):
-    id: Name
+    id: CallId
     function: Function
     index: Any = None
 
@@ -129,12 +132,12 @@ class FunctionCall(Body, tag_field="type", tag="function"):
 
 
 class Custom(Body):
-    name: Name
+    name: ToolName
     input: str
 
 
 class CustomCall(Body, tag_field="type", tag="custom"):
-    id: Name
+    id: CallId
     custom: Custom
     index: Any = None
 
@@ -168,7 +171,7 @@ class Assistant(Body, tag_field="role", tag="assistant"):
 
 class Tool(Body, tag_field="role", tag="tool"):
     content: str | list[Text | Image | File]
-    tool_call_id: Name
+    tool_call_id: CallId
 
     role = "tool"
 
@@ -234,7 +237,7 @@ def led(messages: list[dict[str, Any]]) -> tuple[str | None, list[dict[str, Any]
 
 
 class FunctionDefinition(Body, omit_defaults=True):
-    name: Name
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -245,7 +248,7 @@ class FunctionTool(Body, tag_field="type", tag="function"):
 
 
 class CustomDefinition(Body, omit_defaults=True):
-    name: Name
+    name: ToolName
     description: str | None = None
     format: dict[str, Any] | None = None
 
@@ -258,7 +261,7 @@ ToolDefinition = FunctionTool | CustomTool
 
 
 class Named(Body):
-    name: Name
+    name: ToolName
 
 
 class FunctionChoice(Body, tag_field="type", tag="function"):
@@ -288,7 +291,7 @@ class JsonFormat(Body, tag_field="type", tag="json_object"): ...
 
 
 class JsonSchema(Body, omit_defaults=True):
-    name: Name
+    name: ToolName
     description: str | None = None
     schema: dict[str, Any] | None = None
     strict: bool | None = None

@@ -86,7 +86,7 @@ async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> 
     if name is None:
         return call.user.passing(), False
     if name == NEW:
-        return call.user.begin(metadata=metadata), True
+        return await call.user.begin(metadata=metadata), True
     return await resumed(call.user, name), True
 
 
