@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from tests.databases import database, migrated
 from tests.servers import pgbouncer, postgres, redis, redis_cluster
+from tests.serving import server
 
-__all__ = ["database", "migrated", "pgbouncer", "postgres", "redis", "redis_cluster"]
+__all__ = ["database", "migrated", "pgbouncer", "postgres", "redis", "redis_cluster", "server"]
 
 # Settings, keys and proxies of the person who runs the tests would make them pass or fail for no reason of ours.
 # CLOISTER_TEST_… names the servers to test with, and stays.

@@ -727,6 +727,30 @@ async def test_a_hidden_item_is_not_shown_or_sent(house: House) -> None:
             await session.hide(wrong)
 
 
+async def test_hidden_system_text_is_not_sent(house: House) -> None:
+    """System text that was hidden leaves the window too, though it lies beside the session."""
+    session = await house.ana.start(system="Answer in French.")
+    await session.send("hello")
+    assert "French" in house.provider.seen
+    house.provider.requests.clear()
+    await session.hide((await session.history())[0].id)
+    await session.send("and now?")
+    assert "French" not in house.provider.seen
+    assert "Answer in French." not in await told(session)
+
+
+async def test_a_session_may_be_wanted_only_while_it_lives(house: House) -> None:
+    """Whoever asks to be told gets no timed-out session to go on with, whether or not it was noticed before."""
+    session = await house.ana.start()
+    assert (await house.ana.resume(session.id, on_expired="raise")).id == session.id
+    house.clock.move(hours=1)
+    for _ in range(2):
+        with pytest.raises(SessionExpired) as caught:
+            await house.ana.resume(session.id, on_expired="raise")
+        assert caught.value.reason == "expired"
+    assert (await house.ana.resume(session.id)).stable_id == session.stable_id
+
+
 async def test_history_comes_in_pages(house: House) -> None:
     """Pages are joined by the last item's id, hidden items left out."""
     session = await house.ana.start(items=[{"role": "user", "content": str(n)} for n in range(10)])

@@ -228,9 +228,9 @@ class User:
         work = self._inner.start(title=title, system=system, metadata=metadata, items=items)
         return Session(self._cloister, self._cloister.run(work))
 
-    def resume(self, session_id: str) -> Session:
+    def resume(self, session_id: str, *, on_expired: OnExpired = "renew") -> Session:
         """Give a session of this user's; see `cloister.user.User.resume`."""
-        return Session(self._cloister, self._cloister.run(self._inner.resume(session_id)))
+        return Session(self._cloister, self._cloister.run(self._inner.resume(session_id, on_expired=on_expired)))
 
     def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
         """List this user's live sessions; see `cloister.user.User.sessions`."""

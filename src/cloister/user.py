@@ -22,7 +22,7 @@ from cloister.masks import counted, hidden, mask_of, replaced
 from cloister.model import Erasure, Head, Item, Owner, SealedSession
 from cloister.scrub.masking import shown
 from cloister.services import Services
-from cloister.session import MOST_HISTORY, Session, check_limit, ended
+from cloister.session import MOST_HISTORY, OnExpired, Session, check_limit, ended
 from cloister.vault import Opened
 
 
@@ -63,8 +63,8 @@ class User:
         await vault.commit(opened, stored, entries=entries, fingerprints=prints)
         return Session(self._cloister, self.owner, opened.name, opened.head, opened.id)
 
-    async def resume(self, session_id: str) -> Session:
-        """Give a session of this user's, timed-out ones included.
+    async def resume(self, session_id: str, *, on_expired: OnExpired = "renew") -> Session:
+        """Give a session of this user's; a timed-out one too, unless *on_expired* is ``"raise"``.
 
         Raises `SessionNotFound` for any id that is not a session of this user's, and `SessionExpired` for one that was
         ended.
@@ -72,11 +72,13 @@ class User:
         vault = self._cloister.vault
         found = await self._look(session_id)
         if isinstance(found, SealedSession):
-            if found.ended == "ended":
-                raise SessionExpired("ended")
+            if found.ended == "ended" or on_expired == "raise":
+                raise SessionExpired(found.ended or "expired")
             return Session(self._cloister, self.owner, session_id, _gone(found), found.id)
         if sessions.expired(found.head, vault.now()):
             await vault.end_expired(found.row)
+            if on_expired == "raise":
+                raise SessionExpired
         return Session(self._cloister, self.owner, session_id, found.head, found.id)
 
     async def _look(self, session_id: str) -> Opened | SealedSession:

@@ -291,7 +291,8 @@ class Vault(Channel):
             text = await self.system_of(row)
             if text is None or not hmac.compare_digest(_digest(text), head.system.digest):
                 raise IntegrityError("the system text beside a session is not the one that it was started with")
-            opened.system = Item("system", text, tokens=head.system.tokens, counter=head.system.counter)
+            if 0 not in head.hidden:
+                opened.system = Item("system", text, tokens=head.system.tokens, counter=head.system.counter)
         return opened
 
     async def system_of(self, row: SealedSession) -> str | None:

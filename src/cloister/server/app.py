@@ -13,7 +13,7 @@ from starlette.routing import Router
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
-from cloister.server import chat, conversations, messages, openapi
+from cloister.server import chat, conversation_items, conversations, messages, openapi
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
 from cloister.server.identity import Identities
 from cloister.server.refusals import Refused
@@ -21,7 +21,12 @@ from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
 from cloister.settings import Settings
 
-ROUTES: tuple[Route, ...] = (*conversations.ROUTES, *chat.ROUTES, *messages.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *conversations.ROUTES,
+    *conversation_items.ROUTES,
+    *chat.ROUTES,
+    *messages.ROUTES,
+)
 """Every call of the API. Whoever adds one has it in the OpenAPI document, and so in the tests made from that."""
 
 

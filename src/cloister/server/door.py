@@ -128,6 +128,7 @@ class Door:
             raw=body,
             models=models,
             model=own,
+            carried=behind.cloister.carried,
             owner=owner,
             door=door,
         )
