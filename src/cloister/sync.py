@@ -31,7 +31,7 @@ from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Tenant
-from cloister.session import OnExpired
+from cloister.session import OnExpired, Order
 from cloister.sinks.base import Sink
 from cloister.stores.base import Store
 from cloister.telemetry import Telemetry
@@ -228,6 +228,22 @@ class User:
         work = self._inner.start(title=title, system=system, metadata=metadata, items=items)
         return Session(self._cloister, self._cloister.run(work))
 
+    def begin(
+        self,
+        *,
+        title: str | None = None,
+        system: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        items: Iterable[Item | Mapping[str, Any]] = (),
+    ) -> Session:
+        """Give a session that comes to be with its first turn; see `cloister.user.User.begin`."""
+        work = self._inner.begin(title=title, system=system, metadata=metadata, items=items)
+        return Session(self._cloister, self._cloister.run(work))
+
+    def passing(self) -> Session:
+        """Give a session whose turns are never stored; see `cloister.user.User.passing`."""
+        return Session(self._cloister, self._inner.passing())
+
     def resume(self, session_id: str, *, on_expired: OnExpired = "renew") -> Session:
         """Give a session of this user's; see `cloister.user.User.resume`."""
         return Session(self._cloister, self._cloister.run(self._inner.resume(session_id, on_expired=on_expired)))
@@ -266,7 +282,7 @@ class Session:
         here = self._cloister.inner.services_of(self._made.owner)
         if self._made._cloister is not here:
             made = self._made
-            self._made = sessions.Session(here, made.owner, made.id, made.head, made.stable_id)
+            self._made = sessions.Session(here, made.owner, made.id, made.head, made.stable_id, made._seed)
         return self._made
 
     @property
@@ -416,13 +432,23 @@ class Session:
         """Set title or metadata; what is None stays."""
         self._cloister.run(self._inner.update(title=title, metadata=metadata))
 
-    def hide(self, item_id: str) -> None:
-        """Leave an item out of history and window from now on."""
-        self._cloister.run(self._inner.hide(item_id))
+    def hide(self, *item_ids: str) -> None:
+        """Leave items out of history and window from now on."""
+        self._cloister.run(self._inner.hide(*item_ids))
 
-    def history(self, *, limit: int = 100, after: str | None = None, masked: bool = False) -> list[Item]:
-        """Give items, oldest first."""
-        return self._cloister.run(self._inner.history(limit=limit, after=after, masked=masked))
+    def history(
+        self, *, limit: int = 100, after: str | None = None, order: Order = "asc", masked: bool = False
+    ) -> list[Item]:
+        """Give items, oldest or newest first."""
+        return self._cloister.run(self._inner.history(limit=limit, after=after, order=order, masked=masked))
+
+    def item(self, item_id: str) -> Item:
+        """Give one item."""
+        return self._cloister.run(self._inner.item(item_id))
+
+    def branch(self, item_id: str, *, model: str | None = None) -> Session:
+        """Give a session that begins with what a window holds up to and with this item."""
+        return Session(self._cloister, self._cloister.run(self._inner.branch(item_id, model=model)))
 
     def end(self) -> None:
         """End the session: its secret and its content are destroyed at once."""
