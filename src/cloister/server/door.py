@@ -40,7 +40,7 @@ _SAFE = (
     (b"referrer-policy", b"no-referrer"),
 )
 _JSON = b"application/json"
-_AT = re.compile(r"^(.*) - at `\$?\.?([^`]*)`$", re.DOTALL)
+_AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
 _MOST_QUERY = 4_096
 _ENCODER = msgspec.json.Encoder()
 
