@@ -51,6 +51,9 @@ BODIES: Mapping[str, Any] = {
     "POST /v1/responses": {"input": "Hello."},
     "POST /v1/responses/input_tokens": {"input": "Hello."},
     "POST /v1/responses/compact": {"model": "offline"},
+    "POST /v1/chat/completions": {"model": "offline", "messages": [{"role": "user", "content": "Hello."}]},
+    "POST /v1/messages": {"model": "offline", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello."}]},
+    "POST /v1/messages/count_tokens": {"model": "offline", "messages": [{"role": "user", "content": "Hello."}]},
     "POST /v1/cloister/tokens": {"user": "ben"},
 }
 # Ids that lie in bodies, headers and behind the ? instead of paths: each is asked as a call of its own.
@@ -60,6 +63,18 @@ INSIDE: Mapping[str, tuple[Any, Mapping[str, str]]] = {
     "POST /v1/responses  ": ({"input": "Hello.", "previous_response_id": "{response}"}, {}),
     "POST /v1/responses/input_tokens": ({"input": "Hello.", "conversation": "{conversation}"}, {}),
     "POST /v1/responses/input_tokens ": ({"input": "Hello.", "previous_response_id": "{response}"}, {}),
+    "POST /v1/chat/completions": (
+        {"model": "offline", "messages": [{"role": "user", "content": "Hello."}]},
+        {"cloister-session": "{conversation}"},
+    ),
+    "POST /v1/chat/completions ": (
+        {"model": "offline", "messages": [{"role": "user", "content": "Hello."}], "stream": True},
+        {"cloister-session": "{conversation}"},
+    ),
+    "POST /v1/messages": (
+        {"model": "offline", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello."}]},
+        {"cloister-session": "{conversation}"},
+    ),
     "GET /v1/responses/{response}?stream=true": (None, {}),
     "GET /v1/responses/{response}?stream=true&starting_after=2": (None, {}),
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CredentialInvalid,
         IntegrityError,
         NoScope,
+        OptionRefused,
         ProviderAuth,
         ProviderError,
         ProviderRateLimited,
@@ -62,8 +63,8 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope ProviderAuth"
-        " ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope OptionRefused"
+        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
         " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
@@ -109,6 +110,7 @@ __all__ = [
     "NoScope",
     "Offline",
     "OpenAICompatible",
+    "OptionRefused",
     "Owner",
     "Prices",
     "Provider",

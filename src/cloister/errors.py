@@ -20,6 +20,7 @@
     ├── StoreError                      the store answered with a fault
     │   └── StoreUnavailable            … or cannot be reached, or is full
     ├── ConfigurationError (ValueError) something must be set up differently
+    │   └── OptionRefused               … in what a turn asks of its model: an option that this one does not take
     ├── NoScope (LookupError)           no session scope is open here
     └── ScopeClosed (LookupError)       this task outlived the scope in which it was started
 
@@ -192,6 +193,17 @@ class StoreUnavailable(StoreError):
 
 class ConfigurationError(CloisterError, ValueError):
     """Say what must be set up differently, and how."""
+
+
+class OptionRefused(ConfigurationError):
+    """Say that the model's provider does not take an ``option``, or its value, or what stands in the messages."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+    def __reduce__(self) -> tuple[type[OptionRefused], tuple[str, str]]:
+        return type(self), (str(self.args[0]), self.option)
 
 
 class NoScope(CloisterError, LookupError):

@@ -13,7 +13,7 @@ from starlette.routing import Router
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
-from cloister.server import conversation_items, conversations, openapi, responses, tokens
+from cloister.server import chat, conversation_items, conversations, messages, openapi, responses, tokens
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
 from cloister.server.door import Identities as Asks
 from cloister.server.identity import Identities
@@ -24,7 +24,14 @@ from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
 from cloister.settings import Settings
 
-ROUTES: tuple[Route, ...] = (*conversations.ROUTES, *conversation_items.ROUTES, *responses.ROUTES, *tokens.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *conversations.ROUTES,
+    *conversation_items.ROUTES,
+    *responses.ROUTES,
+    *chat.ROUTES,
+    *messages.ROUTES,
+    *tokens.ROUTES,
+)
 """Every call of the API. Whoever adds one has it in the OpenAPI document, and so in the tests made from that."""
 
 

@@ -71,21 +71,24 @@ class Behind:
         self.options = options
         self.identities = identities
         self.admission = admission
-        self._models: dict[str | None, tuple[str, ...]] = {}
+        self._models: dict[str | None, tuple[str | None, tuple[str, ...]]] = {}
 
-    def models(self, tenant: str | None) -> tuple[str, ...]:
-        """Say which models a tenant's users may name: those that are listed for it, or the provider's own."""
+    def models(self, tenant: str | None) -> tuple[str | None, tuple[str, ...]]:
+        """Give the model of a tenant's provider, and which ones may be named: those that are listed, or that alone."""
         if tenant not in self._models:
-            self._models[tenant] = self._listed(tenant)
+            self._models[tenant] = self._found(tenant)
         return self._models[tenant]
 
-    def _listed(self, tenant: str | None) -> tuple[str, ...]:
+    def _found(self, tenant: str | None) -> tuple[str | None, tuple[str, ...]]:
         listed = self.options.policy(tenant).models
-        if listed is not None or self.options.models:
-            return listed if listed is not None else self.options.models
+        if listed is None and self.options.models:
+            listed = self.options.models
         provider = self.cloister.services_of(Owner(tenant, "anybody")).provider
+        own = provider.model if provider else None
+        if listed is not None:
+            return own, listed
         # The offline one answers under any name, and forwards none.
-        return () if provider is None or provider.name == "offline" else (provider.model,)
+        return own, () if provider is None or own is None or provider.name == "offline" else (own,)
 
 
 class Door:
@@ -99,7 +102,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
-        reply = Reply(send, request_id, secure=scope.get("scheme") == "https")
+        reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=self._route.style)
         route, source = self._route, _source(scope)
         try:
             with scopes.source(f"{route.method} {route.path} {source} {request_id}"):
@@ -125,6 +128,7 @@ class Door:
             door = behind.cloister.user_of(owner)
             if behind.admission is not None:
                 await behind.admission.admit(owner)
+        own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
             policy=behind.options.policy(caller.tenant),
@@ -133,7 +137,8 @@ class Door:
             query=query,
             headers=headers,
             raw=body,
-            models=behind.models(caller.tenant),
+            models=models,
+            model=own,
             carried=behind.cloister.carried,
             owner=owner,
             door=door,
@@ -192,10 +197,11 @@ NOBODY = Caller("operator", None, None, "")
 class Reply:
     """Be the way back of one request."""
 
-    def __init__(self, send: Send, request_id: str, *, secure: bool) -> None:
+    def __init__(self, send: Send, request_id: str, *, secure: bool, style: errors.Style = "openai") -> None:
         self._send = send
         self.request_id = request_id
         self._secure = secure
+        self._style = style
         self.status = 0
 
     async def give(self, given: Any, status: int) -> None:
@@ -230,6 +236,8 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> None:
         self.status = status
         sent = [*_SAFE, (b"content-type", kind), (b"x-request-id", self.request_id.encode())]
+        if self._style == "anthropic":
+            sent.append((b"request-id", self.request_id.encode()))
         if length is not None:
             sent.append((b"content-length", str(length).encode()))
         if self._secure:
@@ -336,8 +344,9 @@ def _lists(query: type | None) -> frozenset[str]:
 
 def _named(value: Any) -> list[str]:
     """Give whom the body says that it is about, in the fields that the API has for it."""
-    named = (getattr(value, "safety_identifier", None), getattr(value, "user", None))
-    return [name for name in named if isinstance(name, str)]
+    given = [getattr(value, name, None) for name in ("safety_identifier", "user")]
+    given.append(getattr(getattr(value, "metadata", None), "user_id", None))
+    return [name for name in given if isinstance(name, str)]
 
 
 def _source(scope: Scope) -> str:

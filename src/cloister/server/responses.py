@@ -197,7 +197,7 @@ async def get(call: Call) -> Answer | Stream:
     if reading.starting_after is not None and not reading.stream:
         raise invalid("this goes with stream=true alone", "starting_after")
     session, answer, _ = await _found(call, call.path["response"])
-    headers = turns.said(session, renewed=False)
+    headers = turns.said(session.id)
     if not reading.stream:
         return Answer(_described(session.stable_id, answer), headers=headers)
     after = -1 if reading.starting_after is None else reading.starting_after
