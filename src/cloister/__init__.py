@@ -64,8 +64,8 @@ _HOMES = {
     "costs.prices": "Prices",
     "errors": (
         "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope OptionRefused"
-        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
-        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed"
+        " SessionBusy SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
