@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         CredentialInvalid,
         IntegrityError,
+        KeyReused,
         NoScope,
         OptionRefused,
         ProviderAuth,
@@ -63,8 +64,8 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope OptionRefused"
-        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError KeyReused NoScope"
+        " OptionRefused ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed"
         " SessionBusy SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
@@ -102,6 +103,7 @@ __all__ = [
     "Erasure",
     "IntegrityError",
     "Item",
+    "KeyReused",
     "Keyring",
     "LeakDetector",
     "LeakGuard",
