@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from cloister.services import Tenant
     from cloister.session import Session
     from cloister.stores.base import Store
+    from cloister.stream import ReplyStream
     from cloister.sync import Cloister
-    from cloister.turn import ReplyStream, Turn
+    from cloister.turn import Turn
     from cloister.user import User
 
 _HOMES = {
@@ -78,8 +79,9 @@ _HOMES = {
     "sealing": "MasterKeys",
     "services": "Tenant",
     "stores.base": "Store",
+    "stream": "ReplyStream",
     "sync": "Cloister",
-    "turn": "ReplyStream Turn",
+    "turn": "Turn",
     "session": "Session",
     "user": "User",
 }

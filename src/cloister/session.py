@@ -30,8 +30,9 @@ from cloister.providers.base import Provider
 from cloister.scrub.masking import described, shown
 from cloister.services import Services
 from cloister.stores.base import Loaded, Record
+from cloister.stream import ReplyStream
 from cloister.telemetry import Outcome
-from cloister.turn import RENEWED, ReplyStream, Turn
+from cloister.turn import RENEWED, Turn
 from cloister.vault import Opened, Vault
 
 OnExpired = Literal["renew", "raise"]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from cloister import scope, wire
 from cloister import session as sessions
+from cloister import stream as streams
 from cloister import turn as turns
 from cloister import user as aio
 from cloister.alarms import Alarms
@@ -496,9 +497,9 @@ class Turn:
 
 
 class ReplyStream:
-    """Be a reply while it is written; see `cloister.turn.ReplyStream`."""
+    """Be a reply while it is written; see `cloister.stream.ReplyStream`."""
 
-    def __init__(self, session: Session, inner: turns.ReplyStream[sessions.Session]) -> None:
+    def __init__(self, session: Session, inner: streams.ReplyStream[sessions.Session]) -> None:
         self._session = session
         self._inner = inner
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from cloister import idempotency, sessions, window, wire
-from cloister.asking import close, streamed
+from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
 from cloister.content import checked
@@ -28,7 +28,7 @@ from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import Head, Item, Reply, Usage, Used, to_micros
 from cloister.outlet import Outlet
-from cloister.providers.base import Provider, Request
+from cloister.providers.base import Request
 from cloister.scrub.masking import Mask, shown
 from cloister.services import Services
 from cloister.stores.base import Record
@@ -559,49 +559,6 @@ class Turn(Generic[SessionT]):
 
     def __repr__(self) -> str:
         return f"Turn({'finished' if self._reply else 'open'})"
-
-
-class ReplyStream(Generic[SessionT]):
-    """Be a reply while it is written. Made by ``session.stream``; use it in an ``async with`` block, once."""
-
-    def __init__(self, turn: contextlib.AbstractAsyncContextManager[Turn[SessionT]], provider: Provider) -> None:
-        self._entering = turn
-        self._provider = provider
-        self._turn: Turn[SessionT] | None = None
-        self._text: AsyncGenerator[str, None] | None = None
-
-    async def __aenter__(self) -> ReplyStream[SessionT]:
-        self._turn = await self._entering.__aenter__()
-        return self
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self.texts()
-
-    def texts(self) -> AsyncGenerator[str, None]:
-        """Give the text as it comes; the same generator however often it is asked for."""
-        if self._turn is None:
-            raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
-        if self._text is None:
-            source: Any = () if self._turn.repeated else streamed(self._provider, self._turn.request())
-            self._text = self._turn.stream(source)
-        return self._text
-
-    async def __aexit__(self, *error: Any) -> bool | None:
-        try:
-            if self._text is not None:
-                await self._text.aclose()
-        except BaseException as closing:
-            # The turn is left in any case: its lease is to be given back.
-            await self._entering.__aexit__(type(closing), closing, closing.__traceback__)
-            raise
-        return await self._entering.__aexit__(*error)
-
-    @property
-    def reply(self) -> Reply[SessionT]:
-        """Give the stored reply, once the stream has been read to its end; `RuntimeError` before."""
-        if self._turn is None:
-            raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
-        return self._turn.reply
 
 
 def _asked(items: Sequence[Item]) -> list[Item]:
