@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import msgspec
+
 from cloister import sessions, wire
-from cloister.model import Item
+from cloister.model import REMEMBERED, Item
 
 Content: TypeAlias = "str | Item | Mapping[str, Any] | Sequence[Item | Mapping[str, Any]]"
 """What a user says: text, a list of content parts, a message, or several (tool results before the next question)."""
 
 
+Remember: TypeAlias = "Mapping[str, Any] | Callable[[], Mapping[str, Any]]"
+"""What an application remembers of an answer: JSON values, looked at when the turn is stored."""
+
 MOST_AT_ONCE = 20_000
+MOST_REMEMBERED = 65_536
+"""How long what is remembered of an answer may be, as JSON: it is read with every turn that reads the answer."""
 
 
 def checked(message: object) -> Item:
@@ -52,3 +59,15 @@ def said(content: Content | object) -> list[Item]:
     if not given:
         raise ValueError("there is nothing to say: pass text, or messages")
     return [checked(message) for message in given]
+
+
+def memory_of(given: Remember) -> dict[str, Any]:
+    """Give what an application remembers of an answer, checked, as a copy of its own; `ValueError` for no JSON."""
+    values = given() if callable(given) else given
+    if not isinstance(values, Mapping):
+        raise ValueError(f"what is remembered of a reply is a mapping of JSON values, not {type(values).__name__}")
+    said = wire.item({"role": "assistant", "content": "", REMEMBERED: dict(values)})
+    kept: dict[str, Any] = (said.extra or {})[REMEMBERED]
+    if (length := len(msgspec.json.encode(kept))) > MOST_REMEMBERED:
+        raise ValueError(f"at most {MOST_REMEMBERED:,} bytes are remembered of a reply; these are {length:,}")
+    return kept

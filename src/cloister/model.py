@@ -97,6 +97,10 @@ class Used(NamedTuple):
     nanos: int = 0
 
 
+REMEMBERED = "response"
+"""The field of an answer's ``extra`` in which an application keeps what it remembers of it; no model is sent it."""
+
+
 class Item(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, gc=False):
     """Be one entry of a session, in the shapes of the OpenAI chat format.
 
@@ -192,6 +196,8 @@ class Reply(Generic[SessionT]):
     latency: timedelta | None = None
     """From the request to the end of the model's answer."""
     time_to_first_token: timedelta | None = None
+    items: tuple[Item, ...] = field(default=(), repr=False)
+    """What was stored with the turn, in order, as its owner knows it, the answer last; of one repeated, the answer."""
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

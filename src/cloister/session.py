@@ -13,7 +13,7 @@ import msgspec
 from cloister import scope, sessions
 from cloister.asking import answered
 from cloister.audit import Detail, Event
-from cloister.content import Content, checked, said, several
+from cloister.content import Content, Remember, checked, memory_of, said, several
 from cloister.costs import from_nanos, plain
 from cloister.errors import (
     BudgetExceeded,
@@ -112,14 +112,26 @@ class Session:
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
+        remember: Remember | None = None,
         on_expired: OnExpired = "renew",
     ) -> Reply[Session]:
         """Say something to the model and give its reply, once both are stored.
 
-        If the session has timed out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
+        *remember* are JSON values that are stored, sealed, with the answer, in its item's ``extra["response"]``, and
+        that no model is sent; or what gives them when the turn is stored. If the session has timed out, the reply comes
+        from a new one and says so, unless *on_expired* is ``"raise"``.
         """
         provider = self._provider()
-        async with self._turn(content, idempotency_key, documents, system, on_expired, model, options) as turn:
+        async with self._turn(
+            content,
+            model=model,
+            options=options,
+            idempotency_key=idempotency_key,
+            documents=documents,
+            system=system,
+            remember=remember,
+            on_expired=on_expired,
+        ) as turn:
             if not turn.repeated:
                 await turn.finish(await answered(provider, turn.request()))
         return turn.reply
@@ -133,6 +145,7 @@ class Session:
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
+        remember: Remember | None = None,
         on_expired: OnExpired = "renew",
     ) -> ReplyStream[Session]:
         """Say something and read the reply while it is written; it is stored when the stream has been read to its end.
@@ -140,43 +153,67 @@ class Session:
         Leaving the block earlier cancels the call and stores nothing.
         """
         provider = self._provider()
-        return ReplyStream(
-            self._turn(content, idempotency_key, documents, system, on_expired, model, options), provider
+        turn = self._turn(
+            content,
+            model=model,
+            options=options,
+            idempotency_key=idempotency_key,
+            documents=documents,
+            system=system,
+            remember=remember,
+            on_expired=on_expired,
         )
+        return ReplyStream(turn, provider)
 
     def turn(
         self,
         content: Content,
         *,
         model: str | None = None,
+        options: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
+        remember: Remember | None = None,
         on_expired: OnExpired = "raise",
     ) -> contextlib.AbstractAsyncContextManager[Turn[Session]]:
         """Say something and call the model yourself: ``turn.chat()`` is what to send, ``turn.finish`` takes the answer.
 
-        *model* says which one, for the size of the window. Nobody else's turn of this session runs meanwhile. To leave
-        the block without ``finish`` or an exhausted ``stream`` stores nothing.
+        *model* says which one, for the size of the window, and *options* what goes along, for that size and for what
+        the turn may cost. Nobody else's turn of this session runs meanwhile. To leave the block without ``finish`` or
+        an exhausted ``stream`` stores nothing.
         """
-        return self._turn(content, idempotency_key, documents, system, on_expired, model, None)
+        return self._turn(
+            content,
+            model=model,
+            options=options,
+            idempotency_key=idempotency_key,
+            documents=documents,
+            system=system,
+            remember=remember,
+            on_expired=on_expired,
+        )
 
     @contextlib.asynccontextmanager
     async def _turn(
         self,
         content: Content,
+        *,
+        model: str | None,
+        options: Mapping[str, Any] | None,
         idempotency_key: str | None,
         documents: Sequence[str],
         system: str | None,
+        remember: Remember | None,
         on_expired: OnExpired,
-        model: str | None,
-        options: Mapping[str, Any] | None,
     ) -> AsyncGenerator[Turn[Session], None]:
         cloister = self._cloister
         if on_expired not in ("renew", "raise"):
             raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
         await cloister.prepare(model)
         asked = said(content)
+        if remember is not None and not callable(remember):
+            memory_of(remember)  # before a model is asked
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.window(model)
@@ -216,6 +253,7 @@ class Session:
                     model=model,
                     options=options,
                     key=key,
+                    remember=remember,
                     course=course,
                 )
                 await bill.cover(opened.head, fitted.tokens)
@@ -291,19 +329,19 @@ class Session:
         holder.name = self.id if holder.id == self.stable_id else kept.token or holder.id
         item = shown(await vault.answer(holder, kept.token, kept.position))
         gone = kept.position in holder.head.hidden
-        return Turn.stored(
-            Reply(
-                text="" if gone else item.text,
-                session=self._settled(holder),
-                usage=item.usage or Usage(),
-                model=kept.model,
-                tool_calls=() if gone else tuple(item.tool_calls or ()),
-                finish_reason=kept.finish_reason,
-                blocked=kept.blocked,
-                renewed=kept.renewed,
-                notice=RENEWED if kept.renewed else None,
-            )
+        reply = Reply(
+            text="" if gone else item.text,
+            session=self._settled(holder),
+            usage=item.usage or Usage(),
+            model=kept.model,
+            tool_calls=() if gone else tuple(item.tool_calls or ()),
+            finish_reason=kept.finish_reason,
+            blocked=kept.blocked,
+            renewed=kept.renewed,
+            notice=RENEWED if kept.renewed else None,
+            items=() if gone else (item,),
         )
+        return Turn.stored(reply, holder, item.id)
 
     async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model; give them as they are stored."""

@@ -156,9 +156,9 @@ def hide(head: Head, position: int) -> Head:
     return msgspec.structs.replace(head, hidden=tuple(sorted((*head.hidden, position))))
 
 
-def new_item_id(position: int) -> str:
-    """Mint an item id: its position, by which it is found, and random bits, so that it is unique everywhere."""
-    return f"item_{position}_{secrets.token_hex(6)}"
+def new_item_id(position: int, random: str | None = None) -> str:
+    """Mint an item id: its position, by which it is found, and *random* bits, so that it is unique everywhere."""
+    return f"item_{position}_{random or secrets.token_hex(6)}"
 
 
 def position_of(item_id: object) -> int | None:

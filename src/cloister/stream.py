@@ -30,11 +30,10 @@ class ReplyStream(Generic[SessionT]):
 
     def texts(self) -> AsyncGenerator[str, None]:
         """Give the text as it comes; the same generator however often it is asked for."""
-        if self._turn is None:
-            raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
+        turn = self.turn
         if self._text is None:
-            source: Any = () if self._turn.repeated else streamed(self._provider, self._turn.request())
-            self._text = self._turn.stream(source)
+            source: Any = () if turn.repeated else streamed(self._provider, turn.request())
+            self._text = turn.stream(source)
         return self._text
 
     async def __aexit__(self, *error: Any) -> bool | None:
@@ -48,8 +47,13 @@ class ReplyStream(Generic[SessionT]):
         return await self._entering.__aexit__(*error)
 
     @property
-    def reply(self) -> Reply[SessionT]:
-        """Give the stored reply, once the stream has been read to its end; `RuntimeError` before."""
+    def turn(self) -> Turn[SessionT]:
+        """Give the turn that is read: it knows where the reply will be stored before the first text comes."""
         if self._turn is None:
             raise RuntimeError("read the stream inside `async with session.stream(…) as stream:`")
-        return self._turn.reply
+        return self._turn
+
+    @property
+    def reply(self) -> Reply[SessionT]:
+        """Give the stored reply, once the stream has been read to its end; `RuntimeError` before."""
+        return self.turn.reply

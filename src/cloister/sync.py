@@ -22,7 +22,7 @@ from cloister import user as aio
 from cloister.alarms import Alarms
 from cloister.audit import AuditKey
 from cloister.client import AsyncCloister, Tenancy
-from cloister.content import Content
+from cloister.content import Content, Remember
 from cloister.costs import Budget, Prices
 from cloister.errors import ConfigurationError
 from cloister.leaks.settings import LeakGuard
@@ -340,6 +340,7 @@ class Session:
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
+        remember: Remember | None = None,
         on_expired: OnExpired = "renew",
     ) -> Reply[Session]:
         """Say something to the model and give its reply, once both are stored."""
@@ -350,6 +351,7 @@ class Session:
             idempotency_key=idempotency_key,
             documents=documents,
             system=system,
+            remember=remember,
             on_expired=on_expired,
         )
         return self._reply(self._cloister.run(work))
@@ -363,6 +365,7 @@ class Session:
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
+        remember: Remember | None = None,
         on_expired: OnExpired = "renew",
     ) -> ReplyStream:
         """Say something and read the reply while it is written."""
@@ -373,6 +376,7 @@ class Session:
             idempotency_key=idempotency_key,
             documents=documents,
             system=system,
+            remember=remember,
             on_expired=on_expired,
         )
         return ReplyStream(self, inner)
@@ -383,18 +387,22 @@ class Session:
         content: Content,
         *,
         model: str | None = None,
+        options: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         documents: Sequence[str] = (),
         system: str | None = None,
+        remember: Remember | None = None,
         on_expired: OnExpired = "raise",
     ) -> Iterator[Turn]:
         """Say something and call the model yourself."""
         entering = self._inner.turn(
             content,
             model=model,
+            options=options,
             idempotency_key=idempotency_key,
             documents=documents,
             system=system,
+            remember=remember,
             on_expired=on_expired,
         )
         with _entered(self._cloister, entering) as inner:
@@ -443,6 +451,21 @@ class Turn:
     def repeated(self) -> bool:
         """The idempotency key had been answered before."""
         return self._inner.repeated
+
+    @property
+    def session_id(self) -> str:
+        """Name the session in which the reply will be stored."""
+        return self._inner.session_id
+
+    @property
+    def renewed(self) -> bool:
+        """Say whether that is a new session, in the place of one that had timed out."""
+        return self._inner.renewed
+
+    @property
+    def answer_id(self) -> str:
+        """Name the item that the reply will be."""
+        return self._inner.answer_id
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -512,6 +535,11 @@ class ReplyStream:
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._session._cloister.run(self._inner.__aexit__(*error))
+
+    @property
+    def turn(self) -> Turn:
+        """Give the turn that is read."""
+        return Turn(self._session, self._inner.turn)
 
     @property
     def reply(self) -> Reply[Session]:

@@ -10,6 +10,7 @@ replacing and putting back the `Mask`'s, looking the `Check`'s.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
@@ -21,12 +22,12 @@ from cloister import idempotency, sessions, window, wire
 from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
-from cloister.content import checked
+from cloister.content import Remember, checked, memory_of
 from cloister.errors import CloisterError, ConfigurationError, ProviderError, ReplyBlocked, SessionConflict
 from cloister.guard import Check
 from cloister.idempotency import Kept, Key
 from cloister.masks import beside, counted, noticed, replaced, said_before
-from cloister.model import Head, Item, Reply, Usage, Used, to_micros
+from cloister.model import REMEMBERED, Head, Item, Reply, Usage, Used, to_micros
 from cloister.outlet import Outlet
 from cloister.providers.base import Request
 from cloister.scrub.masking import Mask, shown
@@ -71,6 +72,7 @@ class Turn(Generic[SessionT]):
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
         key: Key | None = None,
+        remember: Remember | None = None,
         course: Course = UNWATCHED,
     ) -> None:
         self._cloister = cloister
@@ -87,6 +89,8 @@ class Turn(Generic[SessionT]):
         self._options = dict(options or {})
         self._beside = window.options_tokens(self._options, cloister.counter(model))
         self._key = key
+        self._remember = remember
+        self._answer = secrets.token_hex(6)
         self._course = course
         self._renewed = opened.fresh
         self._reply: Reply[SessionT] | None = None
@@ -108,13 +112,37 @@ class Turn(Generic[SessionT]):
             mask.brought(shown(item))
 
     @classmethod
-    def stored(cls, reply: Reply[SessionT]) -> Turn[SessionT]:
-        """Give a turn that has been taken before and came to *reply*."""
+    def stored(cls, reply: Reply[SessionT], opened: Opened, answer_id: str) -> Turn[SessionT]:
+        """Give a turn that was taken before in *opened*, and came to *reply*."""
         turn = cls.__new__(cls)
         turn.repeated = turn._closed = True
         turn._fitted = None
+        turn._opened, turn._renewed, turn._answer = opened, reply.renewed, answer_id
         turn._reply = reply
         return turn
+
+    @property
+    def session_id(self) -> str:
+        """Name the session in which the reply will be stored, by its `Session.stable_id`, before a model is asked."""
+        return self._opened.id
+
+    @property
+    def renewed(self) -> bool:
+        """Say whether that is a new session, in the place of one that had timed out."""
+        return self._renewed
+
+    @property
+    def answer_id(self) -> str:
+        """Name the item that the reply will be; another one after `add`."""
+        if self.repeated:
+            return self._answer
+        return sessions.new_item_id(self._opened.head.count + len(self._first) + len(self._new), self._answer)
+
+    @property
+    def _first(self) -> list[Item]:
+        """Give what a session that is not stored yet begins with."""
+        opened = self._opened
+        return [opened.system] if opened.fresh and opened.system else []
 
     @property
     def canary(self) -> str:
@@ -353,9 +381,11 @@ class Turn(Generic[SessionT]):
         # What tools and model said on the way may be what was withheld.
         said = _asked(self._new) if blocked else self._new
         opened = self._opened
-        first = [opened.system] if opened.fresh and opened.system else []
-        items = [*first, *said, judged.kept]
-        await self._cloister.vault.commit(
+        items = [*self._first, *said, await self._remembering(judged)]
+        items[-1] = msgspec.structs.replace(
+            items[-1], id=sessions.new_item_id(opened.head.count + len(items) - 1, self._answer)
+        )
+        stored = await self._cloister.vault.commit(
             opened,
             items,
             used=self._used,
@@ -379,10 +409,19 @@ class Turn(Generic[SessionT]):
             notice=RENEWED if self._renewed else None,
             latency=timedelta(seconds=self._answered_at - self._asked_at),
             time_to_first_token=None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at),
+            items=tuple(map(shown, stored)),
         )
         if blocked and check.raises:
             raise ReplyBlocked("the reply carried another user's details, so the safe text was stored instead of it")
         return self._reply
+
+    async def _remembering(self, judged: _Judged) -> Item:
+        """Give the answer as it is stored, with what the application remembers of it: no model said or is told that."""
+        if self._remember is None:
+            return judged.kept
+        more = Item("assistant", extra={REMEMBERED: memory_of(self._remember)})
+        (hidden,) = await beside([more], self._mask.hide)
+        return self._mask.join(judged.kept, judged.heard, hidden)
 
     def _answered(self, failed: str | None = None) -> None:
         """Take the time at which the model's answer had come, or had not."""

@@ -538,7 +538,7 @@ def _row(opened: Opened, head: Head) -> SealedSession:
 
 
 def _placed(opened: Opened, items: Sequence[Item], moment: int) -> list[Item]:
-    """Give *items* with their ids and their time."""
+    """Give *items* with their time, and with ids where they have none yet."""
     time = from_micros(moment)
     places = enumerate(items, opened.head.count)
-    return [replace(item, id=sessions.new_item_id(position), time=time) for position, item in places]
+    return [replace(item, id=item.id or sessions.new_item_id(position), time=time) for position, item in places]

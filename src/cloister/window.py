@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from cloister.errors import BudgetExceeded
-from cloister.model import Item
+from cloister.model import REMEMBERED, Item
 from cloister.vocabulary import CHARACTERS, LOWER, WORDS
 
 _T = TypeVar("_T")
@@ -343,8 +343,8 @@ def item_tokens(item: Item, counter: Counter) -> int:
         total += sum(counter.count(_json(call)) + 4 for call in item.tool_calls)
     if item.tool_call_id:
         total += counter.count(item.tool_call_id) + 1
-    if item.extra:
-        total += counter.count(_json(item.extra)) + 1
+    if item.extra and (sent := {name: value for name, value in item.extra.items() if name != REMEMBERED}):
+        total += counter.count(_json(sent)) + 1
     return total
 
 

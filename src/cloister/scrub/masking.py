@@ -68,6 +68,17 @@ class Mask:
             return item
         return self._hidden(item, self.replaced)
 
+    def join(self, kept: Item, said: Item, more: Item) -> Item:
+        """Give *kept*, which is *said* as it is stored, with what *more*, hidden by itself, has beside its content."""
+        extra = {**(kept.extra or {}), **(more.extra or {})}
+        if kept.values is None:
+            return msgspec.structs.replace(kept, extra=extra)
+        if any(name in SIGNED for name in extra):  # what stands in it for something comes last
+            whole = msgspec.structs.replace(said, extra={**(said.extra or {}), **(shown(more).extra or {})})
+            hidden = self._hidden(whole, Counter())
+            return msgspec.structs.replace(kept, content=hidden.content, extra=hidden.extra, values=hidden.values)
+        return msgspec.structs.replace(kept, extra=extra, values=[*kept.values, *(more.values or ())])
+
     def sent(self, item: Item) -> Item:
         """Give a stored *item* as the model gets it."""
         if self._scrub.where != "model":
