@@ -54,7 +54,7 @@ def said_before(opened: Opened) -> list[Item]:
     without = head.hidden if head.system is None else (0, *head.hidden)
     if without:
         items = [item for position, item in enumerate(items, first) if position not in without]
-    return [item for item in items if item.error is None]
+    return [item for item in [*items, *opened.brought] if item.error is None]
 
 
 def shown_before(opened: Opened) -> list[Item]:

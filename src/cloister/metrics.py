@@ -82,7 +82,7 @@ class Prometheus:
             for table, metric in ((_SESSIONS, self._sessions), (_REPLIES, self._replies), (_REFUSALS, self._refusals)):
                 if kind in table:
                     metric.labels(table[kind]).inc()
-            if kind in ("turn.committed", "turn.failed"):
+            if kind in ("turn.committed", "turn.passed", "turn.failed"):
                 self._spent(event)
             elif kind == "data.replaced":
                 for name, count in detail.items():

@@ -28,8 +28,9 @@ from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_befo
 from cloister.model import Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.scrub.masking import described, shown
+from cloister.seeds import Seed
 from cloister.services import Services
-from cloister.stores.base import Loaded, Record
+from cloister.stores.base import Fingerprint, Loaded, Record
 from cloister.stream import ReplyStream
 from cloister.telemetry import Outcome
 from cloister.turn import RENEWED, Turn
@@ -45,7 +46,13 @@ class Session:
     """Be one conversation of one owner."""
 
     def __init__(
-        self, cloister: Services, owner: Owner, session_id: str, head: Head, stable_id: str | None = None
+        self,
+        cloister: Services,
+        owner: Owner,
+        session_id: str,
+        head: Head,
+        stable_id: str | None = None,
+        seed: Seed | None = None,
     ) -> None:
         self._cloister = cloister
         self.owner = owner
@@ -54,6 +61,7 @@ class Session:
         self.stable_id = stable_id or session_id
         """What names the session for as long as it lives; the same as `id` but under ``token://``."""
         self.head = head
+        self._seed = seed
 
     @property
     def created_at(self) -> datetime:
@@ -215,9 +223,13 @@ class Session:
         if remember is not None and not callable(remember):
             memory_of(remember)  # before a model is asked
         over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
+        seed, new = (None, asked) if self._seed is None else self._seed.sow(asked)
+        if seed is not None and seed.passing and idempotency_key is not None:
+            raise ValueError("nothing is stored of a passing turn, so that it is not found again under a key")
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.window(model)
-        bill = cloister.bill(self.owner, model, self.head.tokens, [*asked, *([over] if over else [])], options or {})
+        beside = [*(seed.items if seed else ()), *new, *([over] if over else [])]
+        bill = cloister.bill(self.owner, model, self.head.tokens, beside, options or {})
         turn: Turn[Session] | None = None
         failed: BaseException | None = None
         course = cloister.vault.course()
@@ -225,8 +237,8 @@ class Session:
         try:
             cloister.vault.admit(self.owner)  # before there is anything to settle
             record = key.digest if key else None
-            async with cloister.vault.work(
-                self, budget=budget, record=record, lease=bill.lease, charges=bill.reserve()
+            async with self._found(
+                seed, budget=budget, record=record, lease=bill.lease, charges=bill.reserve()
             ) as found:
                 course.at("prepare")
                 if isinstance(found, Loaded) and found.over is not None:
@@ -236,8 +248,12 @@ class Session:
                     yield (turn := await self._repeat(key, found.record, found))
                     return
                 opened = await self._admit(found, on_expired)
-                await bill.admit(opened.head, reserved=isinstance(found, Opened))
+                await bill.admit(opened.head, reserved=isinstance(found, Opened) and not found.fresh)
                 mask = mask_of(cloister.scrub, opened)
+                heard, prints = asked, list[Fingerprint]()
+                if seed is not None and opened.unborn:
+                    tools, prints = await seed.plant(cloister, opened, mask, model)
+                    asked, heard = new, [*tools, *new]
                 check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
                 await ready(mask, opened, over or opened.system)
                 fitted = Turn(
@@ -254,13 +270,14 @@ class Session:
                     options=options,
                     key=key,
                     remember=remember,
+                    prints=prints,
                     course=course,
                 )
                 await bill.cover(opened.head, fitted.tokens)
                 turn = fitted
                 try:
                     # Not before the window has taken it: to look at a long text takes long.
-                    await check.hears([*asked, *([over] if over else [])], documents)
+                    await check.hears([*heard, *([over] if over else [])], documents)
                     course.at("ask")
                     yield turn
                 except BaseException as error:
@@ -279,6 +296,35 @@ class Session:
         finally:
             course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
             await bill.settle(failed)
+
+    @contextlib.asynccontextmanager
+    async def _found(self, seed: Seed | None, **wanted: Any) -> AsyncGenerator[Opened | Loaded, None]:
+        """Load the session to work on it alone; or make it, where it comes to be with this turn, or passes."""
+        cloister = self._cloister
+        vault = cloister.vault
+        if seed is not None:
+            vault.check_kept(record=wanted["record"] is not None, charges=bool(wanted["charges"]))
+            waiting = vault.queue.alone(self.owner, self.stable_id)
+            async with contextlib.nullcontext() if seed.passing else waiting:
+                if self._seed is not None:  # or the turn that this one waited for was the first
+                    yield vault.begin(
+                        self.owner,
+                        seed.system and cloister.counted(seed.system),
+                        seed.title,
+                        dict(seed.metadata),
+                        limits=cloister.limits,
+                        session_id=None if seed.passing else self.stable_id,
+                        passing=seed.passing,
+                    )
+                    return
+        async with vault.work(self, **wanted) as found:
+            yield found
+
+    def _there(self) -> None:
+        """Raise `RuntimeError` for a session of which nothing is stored: the store would know of none of this id."""
+        if self._seed is not None:
+            when = "is ever" if self._seed.passing else "is before its first turn"
+            raise RuntimeError(f"nothing of this session {when} stored")
 
     async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
@@ -304,6 +350,8 @@ class Session:
 
     def _settled(self, opened: Opened) -> Session:
         """Give the session in which a turn was stored: this one, or the new one in its place."""
+        if opened.passing:
+            return self
         if opened.id != self.stable_id:
             return Session(self._cloister, opened.owner, opened.name, opened.head, opened.id)
         self._follow(opened)
@@ -311,8 +359,8 @@ class Session:
 
     def _follow(self, opened: Opened) -> None:
         """Take over what was committed to this session, whoever was still there to hear of it."""
-        if opened.id == self.stable_id:
-            self.id, self.head = opened.name, opened.head
+        if opened.id == self.stable_id and not opened.fresh:
+            self.id, self.head, self._seed = opened.name, opened.head, None
 
     async def _repeat(self, key: Key, record: Record, found: Opened | Loaded) -> Turn[Session]:
         """Give the turn that was stored under an idempotency key, instead of taking it again."""
@@ -366,6 +414,7 @@ class Session:
         """
         if self._cloister.watch.guard is None:
             raise ConfigurationError("nobody looks for other users' details: open with leaks=LeakGuard()")
+        self._there()
         head, _, items = await self._cloister.vault.history(self, max(0, self.head.count - MOST_HISTORY), MOST_HISTORY)
         opened = await self._cloister.vault.look(self.owner, self.id)
         assert isinstance(opened, Opened)
@@ -405,6 +454,7 @@ class Session:
         Whoever looks in for somebody else, such as an operator, takes them *masked*: with placeholders left in.
         Raises `SessionExpired` if the session is over, `ValueError` for a cursor that is none.
         """
+        self._there()
         check_limit(limit)
         first = 0
         if after is not None:
@@ -427,6 +477,7 @@ class Session:
 
     async def end(self) -> None:
         """End the session: its secret and its content are destroyed at once. To end it again changes nothing."""
+        self._there()
         if not await ended(self._cloister.vault, self.owner, self.stable_id):
             # Over already, or not this owner's: then it is refused and on record, as whatever else is tried with it.
             await self._cloister.vault.look(self.owner, self.stable_id)
@@ -452,6 +503,7 @@ class Session:
     @contextlib.asynccontextmanager
     async def _work(self) -> AsyncGenerator[Opened, None]:
         """Work on the session without a model; its values follow what was committed."""
+        self._there()
         vault = self._cloister.vault
         async with vault.work(self) as found:
             if isinstance(found, Loaded):

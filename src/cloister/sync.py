@@ -228,6 +228,22 @@ class User:
         work = self._inner.start(title=title, system=system, metadata=metadata, items=items)
         return Session(self._cloister, self._cloister.run(work))
 
+    def begin(
+        self,
+        *,
+        title: str | None = None,
+        system: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        items: Iterable[Item | Mapping[str, Any]] = (),
+    ) -> Session:
+        """Give a session that comes to be with its first turn; see `cloister.user.User.begin`."""
+        work = self._inner.begin(title=title, system=system, metadata=metadata, items=items)
+        return Session(self._cloister, self._cloister.run(work))
+
+    def passing(self) -> Session:
+        """Give a session whose turns are never stored; see `cloister.user.User.passing`."""
+        return Session(self._cloister, self._inner.passing())
+
     def resume(self, session_id: str) -> Session:
         """Give a session of this user's; see `cloister.user.User.resume`."""
         return Session(self._cloister, self._cloister.run(self._inner.resume(session_id)))
@@ -266,7 +282,7 @@ class Session:
         here = self._cloister.inner.services_of(self._made.owner)
         if self._made._cloister is not here:
             made = self._made
-            self._made = sessions.Session(here, made.owner, made.id, made.head, made.stable_id)
+            self._made = sessions.Session(here, made.owner, made.id, made.head, made.stable_id, made._seed)
         return self._made
 
     @property

@@ -23,7 +23,10 @@ Wait = Literal["store", "lease", "provider", "first token"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Say what a turn came to: ``committed``, ``blocked``, ``repeated``, ``refused`` or ``failed``, with the error."""
+    """Say what a turn came to, with the error.
+
+    It is ``committed``, ``passed``, ``blocked``, ``repeated``, ``refused`` or ``failed``.
+    """
 
     result: str
     error: str | None = None

@@ -122,10 +122,7 @@ class TokenVault(Vault):
         charges: Sequence[Charge] = (),
     ) -> AsyncIterator[Opened | Loaded]:
         """Work on a session alone: over all processes with a ledger, in this one without."""
-        if record is not None and not self.ledger:
-            raise ConfigurationError("idempotency keys need a ledger: token://?ledger=redis://…, or leave the key out")
-        if charges and not self.ledger:
-            raise ConfigurationError("budgets need a ledger: token://?ledger=redis://…, or leave the budget out")
+        self.check_kept(record=record is not None, charges=bool(charges))
         stable = _Stable(session.owner, (await self._read(session.owner, session.id)).id)
         at_once = super().work(stable, budget=budget, record=record, lease=lease, charges=charges)
         working = at_once if self.ledger else self._alone(session, stable)
@@ -252,7 +249,15 @@ class TokenVault(Vault):
 
     # --- sealing ------------------------------------------------------------------------------------------------------
 
+    def check_kept(self, *, record: bool, charges: bool) -> None:
+        if record and not self.ledger:
+            raise ConfigurationError("idempotency keys need a ledger: token://?ledger=redis://…, or leave the key out")
+        if charges and not self.ledger:
+            raise ConfigurationError("budgets need a ledger: token://?ledger=redis://…, or leave the budget out")
+
     def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
+        if opened.passing:
+            return
         self._pack(items, opened.head, None if self.ledger else opened.row)
 
     def _sealed(self, opened: Opened, items: Sequence[Item]) -> tuple[list[SealedItem], bytes]:

@@ -32,7 +32,7 @@ from cloister.outlet import Outlet
 from cloister.providers.base import Request
 from cloister.scrub.masking import Mask, shown
 from cloister.services import Services
-from cloister.stores.base import Record
+from cloister.stores.base import Fingerprint, Record
 from cloister.telemetry import UNWATCHED, Course, Outcome
 from cloister.vault import Opened, Recorder
 
@@ -73,6 +73,7 @@ class Turn(Generic[SessionT]):
         options: Mapping[str, Any] | None = None,
         key: Key | None = None,
         remember: Remember | None = None,
+        prints: Sequence[Fingerprint] = (),
         course: Course = UNWATCHED,
     ) -> None:
         self._cloister = cloister
@@ -90,9 +91,10 @@ class Turn(Generic[SessionT]):
         self._beside = window.options_tokens(self._options, cloister.counter(model))
         self._key = key
         self._remember = remember
+        self._prints = prints
         self._answer = secrets.token_hex(6)
         self._course = course
-        self._renewed = opened.fresh
+        self._renewed = opened.instead_of is not None
         self._reply: Reply[SessionT] | None = None
         self._closed = False
         self._judged: _Judged | None = None
@@ -142,7 +144,7 @@ class Turn(Generic[SessionT]):
     def _first(self) -> list[Item]:
         """Give what a session that is not stored yet begins with."""
         opened = self._opened
-        return [opened.system] if opened.fresh and opened.system else []
+        return [*([opened.system] if opened.system else []), *opened.brought] if opened.fresh else []
 
     @property
     def canary(self) -> str:
@@ -390,7 +392,7 @@ class Turn(Generic[SessionT]):
             items,
             used=self._used,
             entries=self._entries(items, answer),
-            fingerprints=check.fingerprints(None if blocked else judged.heard),
+            fingerprints=self._fingerprints(None if blocked else judged.heard),
             record=None if self._key is None else self._recorder(self._key, answer, blocked),
             settlement=self._bill.settlement(),
         )
@@ -437,7 +439,8 @@ class Turn(Generic[SessionT]):
         reply = self._reply
         if self.repeated:
             return Outcome("repeated")
-        result = "failed" if reply is None else "blocked" if reply.blocked else "committed"
+        stored = "passed" if self._opened.passing else "committed"
+        result = "failed" if reply is None else "blocked" if reply.blocked else stored
         unfinished = "unfinished" if reply is None else None
         return Outcome(
             result,
@@ -455,12 +458,23 @@ class Turn(Generic[SessionT]):
         return whole, self._mask.hide(whole)
 
     def _entries(self, items: Sequence[Item], answer: wire.Answer) -> list[Event]:
-        content = self._opened.keys.content_digest(items)
-        committed = self._event("turn.committed", items=len(items), content=content, **self._said(answer.model))
+        opened, spent = self._opened, self._said(answer.model)
+        if opened.passing:
+            committed = self._event("turn.passed", **spent)
+        else:
+            content = opened.keys.content_digest(items)
+            committed = self._event("turn.committed", items=len(items), content=content, **spent)
         entries = [*self._alarms(), *replaced(committed, self._mask), committed]
-        if self._opened.instead_of is not None:
-            entries.insert(0, self._event("session.renewed", after=sessions.digest(self._opened.instead_of)))
+        if opened.instead_of is not None:
+            entries.insert(0, self._event("session.renewed", after=sessions.digest(opened.instead_of)))
+        elif opened.fresh and not opened.passing:
+            entries.insert(0, self._event("session.started", imported=len(opened.brought)))
         return entries
+
+    def _fingerprints(self, answer: Item | None) -> list[Fingerprint]:
+        """Give what is remembered of the turn, and of what its session began with."""
+        found = {one.digest: one for one in (*self._prints, *self._check.fingerprints(answer))}
+        return list(found.values())
 
     def _handed_out(self) -> list[Item]:
         """Give what is sent: from here on a model may have been asked."""
@@ -574,7 +588,10 @@ class Turn(Generic[SessionT]):
             if self._mask.note([*history, *new, *heads]):
                 system = noticed(system, counter)
             system = self._check.planted(system, counter)
-            self._fitted = window.fit(history, new, self._budget, system=system, reserve=self._beside, counter=counter)
+            whole = self._opened.unborn
+            self._fitted = window.fit(
+                history, new, self._budget, system=system, reserve=self._beside, whole=whole, counter=counter
+            )
             # What the window drops does not come back. A call that lost its result is left out of its item there, so
             # items are known by their values.
             there = {id(item.values) for item in self._fitted if item.values}

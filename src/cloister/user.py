@@ -21,6 +21,7 @@ from cloister.guard import remembered
 from cloister.masks import counted, hidden, mask_of, replaced
 from cloister.model import Erasure, Head, Item, Owner, SealedSession
 from cloister.scrub.masking import shown
+from cloister.seeds import Seed
 from cloister.services import Services
 from cloister.session import MOST_HISTORY, Session, check_limit, ended
 from cloister.vault import Opened
@@ -47,11 +48,8 @@ class User:
         *items* takes its place where it is not given. Raises `ValueError` for what cannot be stored.
         """
         cloister, vault = self._cloister, self._cloister.vault
-        imported = several(items)
-        first = Item("system", system) if system is not None else None
-        if first is None and imported and imported[0].role == "system" and isinstance(imported[0].content, str):
-            first = imported.pop(0)
-        first = first and cloister.counted(checked(first))
+        first, imported = _begun(system, items)
+        first = first and cloister.counted(first)
         opened = vault.begin(self.owner, first, title, dict(metadata or {}), limits=cloister.limits)
         mask = mask_of(cloister.scrub, opened)
         opened.head = mask.describe(opened.head)
@@ -62,6 +60,38 @@ class User:
         stored = [*([first] if first else []), *kept]
         await vault.commit(opened, stored, entries=entries, fingerprints=prints)
         return Session(self._cloister, self.owner, opened.name, opened.head, opened.id)
+
+    async def begin(
+        self,
+        *,
+        title: str | None = None,
+        system: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        items: Iterable[Item | Mapping[str, Any]] = (),
+    ) -> Session:
+        """Give a session that comes to be with its first turn, in that turn's commit, or not at all.
+
+        Arguments are those of `start`. Its ``id`` is known at once, but under ``token://``, and nothing is stored under
+        it before. Of what is said first, the messages up to the last answer are its history.
+        """
+        vault = self._cloister.vault
+        vault.admit(self.owner)
+        first, imported = _begun(system, items)
+        head = sessions.begin(self._cloister.limits, vault.now(), title, dict(metadata or {}))
+        seed = Seed(first, title, dict(metadata or {}), tuple(imported))
+        return Session(self._cloister, self.owner, sessions.new_id(), head, seed=seed)
+
+    def passing(self) -> Session:
+        """Give a session whose turns are looked at, billed and put on record as any other, and never stored.
+
+        Each starts from nothing but the messages that it is given: a whole history of the chat format, of which the
+        newest that fit are sent. System messages at its beginning stay. What nobody stores is not found again: neither
+        an idempotency key nor a retry of the same request keeps a passing turn from being taken twice, and the leak
+        guard learns nothing from one.
+        """
+        vault = self._cloister.vault
+        head = sessions.begin(self._cloister.limits, vault.now(), None, None)
+        return Session(self._cloister, self.owner, sessions.new_id(), head, seed=Seed(passing=True))
 
     async def resume(self, session_id: str) -> Session:
         """Give a session of this user's, timed-out ones included.
@@ -173,6 +203,15 @@ class User:
 
     def __repr__(self) -> str:
         return f"User({self.owner})"
+
+
+def _begun(system: str | None, items: Iterable[Item | Mapping[str, Any]]) -> tuple[Item | None, list[Item]]:
+    """Give the system text and the other items that a session begins with."""
+    imported = several(items)
+    first = Item("system", system) if system is not None else None
+    if first is None and imported and imported[0].role == "system" and isinstance(imported[0].content, str):
+        first = imported.pop(0)
+    return first and checked(first), imported
 
 
 def _gone(row: SealedSession) -> Head:

@@ -14,7 +14,7 @@ import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -88,6 +88,10 @@ class Opened:
     """Not stored yet: it comes to be with the first commit, or not at all."""
     instead_of: str | None = None
     """The id of the session in whose place a fresh one comes: once that was erased, this cannot come to be."""
+    brought: list[Item] = field(default_factory=list, repr=False)
+    """What a fresh one begins with behind its system text, counted, as it is stored."""
+    passing: bool = False
+    """Never stored: only what goes on record is."""
     storing: asyncio.Task[None] | None = field(default=None, repr=False)
     """The commit that is under way."""
     committed: bool = False
@@ -96,6 +100,11 @@ class Opened:
 
     def __post_init__(self) -> None:
         self.name = self.name or self.id
+
+    @property
+    def unborn(self) -> bool:
+        """Say whether it is in no other's place, and its first turn is under way, or its only one."""
+        return self.fresh and self.instead_of is None
 
     def forget(self) -> None:
         """Let go of the session's secret: whoever keeps a turn does not keep it."""
@@ -396,17 +405,23 @@ class Vault(Channel):
         *,
         limits: Limits | None = None,
         instead_of: str | None = None,
+        session_id: str | None = None,
+        passing: bool = False,
     ) -> Opened:
-        """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`."""
+        """Make a session in memory, whose *system* item is counted; it is stored by its first `commit`.
+
+        It is *session_id*, which was minted before, or a new one; if it is *passing*, it is never stored.
+        """
         self.admit(owner)
         head = sessions.begin(limits or self.limits, self.now(), title, metadata)
-        session_id = sessions.new_id(instead_of)
+        session_id = session_id or sessions.new_id(instead_of)
         if system is not None:
             note = SystemNote(_digest(system.text), system.tokens, system.counter)
             head = replace(head, system=note)
         keys = SessionKeys(new_secret(), owner, session_id)
         row = SealedSession(owner, session_id, None, None, 0, 0, 0, 0, 0, None, b"")
-        return Opened(owner, session_id, keys, row, head, system=system, fresh=True, instead_of=instead_of)
+        rest: dict[str, Any] = {"fresh": True, "instead_of": instead_of, "passing": passing}
+        return Opened(owner, session_id, keys, row, head, system=system, **rest)
 
     async def commit(
         self,
@@ -427,6 +442,9 @@ class Vault(Channel):
         moment = sessions.at(opened.head, self.now())
         turn = secrets.token_bytes(16)
         stored = _placed(opened, items, moment)
+        if opened.passing:
+            await self._store(opened, self._pass(opened, entries, settlement))
+            return stored
         rows, last = self._sealed(opened, stored)
         if head is not None or (opened.fresh and not stored):
             grown = sessions.amend(head or opened.head, moment, turn)
@@ -434,15 +452,26 @@ class Vault(Channel):
             grown = sessions.grow(opened.head, stored, last, moment, turn, used)
         if record is not None:
             grown = self._repeatable(opened, grown)
+        await self._store(opened, self._commit(opened, grown, stored, rows, entries, fingerprints, record, settlement))
+        return stored
+
+    async def _store(self, opened: Opened, storing: Coroutine[Any, Any, None]) -> None:
+        """Let *storing*, which sets ``committed``, run to its end, whoever waits for it; one at a time."""
         if opened.storing is not None:
+            storing.close()
             raise SessionConflict("something else of this turn is being stored at this moment; nothing more was")
-        storing = self._commit(opened, grown, stored, rows, entries, fingerprints, record, settlement)
         opened.storing = asyncio.get_running_loop().create_task(storing)
         try:
             await self._through(opened.storing)
         finally:
             opened.storing = None
-        return stored
+
+    async def _pass(self, opened: Opened, entries: Sequence[Event], settlement: Settlement | None) -> None:
+        """Put a turn that is not stored on record, and settle what it came to."""
+        await self.ask(self.store.record, entries)
+        opened.committed = True
+        if settlement is not None:
+            await self._twice(self.store.charge, opened.owner, *settlement)
 
     async def stored(self, opened: Opened) -> bool:
         """Say whether *opened* was committed, once a commit that is under way has come to its end."""
@@ -479,6 +508,9 @@ class Vault(Channel):
         opened.head, opened.row, opened.name, opened.fresh, opened.committed = head, row, name, False, True
         opened.lease = b""  # the commit gave it back
         self._remember(opened.owner, opened.id, head.version, head.turn)
+
+    def check_kept(self, *, record: bool, charges: bool) -> None:
+        """Raise `ConfigurationError` if nothing would keep an idempotency record, or what turns may cost."""
 
     def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
         """Raise `BudgetExceeded` if *items* will not find room, before a model is asked about them."""

@@ -415,13 +415,15 @@ def fit(
     *,
     system: Item | None = None,
     reserve: int = 0,
+    whole: bool = False,
     counter: Counter,
 ) -> list[Item]:
     """Choose what is sent: *system*, as many of the newest turns of *history* as fit, and *new*, oldest first.
 
     *budget* and *reserve* (tool definitions, notes) are in tokens. Items of *history* before its first user item are
-    the end of a turn that was cut off, and left out. Where *new* begins with tool results, it continues the last turn,
-    which therefore stays. Calls and results that have lost each other are left out.
+    the end of a turn that was cut off, unless it is the *whole* one, and left out, but for system items right before
+    that. Where *new* begins with tool results, it continues the last turn, which therefore stays. Calls and results
+    that have lost each other are left out.
 
     Raises `BudgetExceeded`, with the number of tokens that are too many, if even the newest turn does not fit.
     """
@@ -438,6 +440,11 @@ def fit(
     costs = [item.tokens if item.counter == name else cost(item) for item in history]  # nearly all: without a call
     start = _start(history, costs, room, continued)
     room -= sum(costs[start:])
+    if whole and room >= sum(costs[:start]) and not any(item.role == "user" for item in history[:start]):
+        start = 0
+    while start and history[start - 1].role == "system" and costs[start - 1] <= room:  # it goes with what follows
+        start -= 1
+        room -= costs[start]
     if room < 0:
         raise BudgetExceeded(
             f"the system text and the newest turn are {-room} tokens too long for a window of {budget}; "

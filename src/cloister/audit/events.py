@@ -66,6 +66,7 @@ EVENTS: Mapping[str, Kind] = {
             **_TOKENS,
         },
     ),
+    "turn.passed": Kind("info", "A question was answered, and nothing of either was stored.", _TOKENS),
     "turn.failed": Kind(
         "notice",
         "A turn came to nothing, and only what it had spent was booked.",

@@ -37,6 +37,7 @@ CLASSES: Mapping[str, tuple[Class, int]] = {
     "session.ended": (API, _DELETE),
     "session.updated": (API, _UPDATE),
     "turn.committed": (API, _CREATE),
+    "turn.passed": (API, _CREATE),
     "turn.failed": (API, _CREATE),
     "turn.refused": (API, _CREATE),
     "items.appended": (API, _CREATE),

@@ -139,7 +139,7 @@ async def _report(settings: Settings, length: timedelta, as_json: bool) -> None:
         async for entry in every_entry(store):
             if entry.at < first:
                 continue
-            turns += entry.event == "turn.committed"
+            turns += entry.event in ("turn.committed", "turn.passed")
             if entry.event in _EVENTS:
                 found.setdefault((entry.event, _kinds(entry.detail)), []).append(entry)
     rows = [

@@ -22,7 +22,7 @@ BY: tuple[By, ...] = get_args(By)
 Key = tuple[tuple[str, str | None], ...]
 """What tells one row from the others: names and values, such as provider and model."""
 
-_EVENTS = ("turn.committed", "turn.failed")
+_EVENTS = ("turn.committed", "turn.passed", "turn.failed")
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
