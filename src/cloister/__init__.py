@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         CredentialInvalid,
         IntegrityError,
+        KeyReused,
         NoScope,
         ProviderAuth,
         ProviderError,
@@ -62,9 +63,9 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope ProviderAuth"
-        " ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
-        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError KeyReused NoScope"
+        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed"
+        " SessionBusy SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
@@ -101,6 +102,7 @@ __all__ = [
     "Erasure",
     "IntegrityError",
     "Item",
+    "KeyReused",
     "Keyring",
     "LeakDetector",
     "LeakGuard",
