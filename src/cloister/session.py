@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cloister import scope, sessions
+from cloister import pages, scope, sessions
 from cloister.asking import answered
 from cloister.audit import Detail, Event
 from cloister.content import Content, Remember, checked, memory_of, said, several
@@ -38,6 +38,7 @@ from cloister.turn import RENEWED, Turn
 from cloister.vault import Opened, Vault
 
 OnExpired = Literal["renew", "raise"]
+Order = Literal["asc", "desc"]
 
 MOST_HISTORY = 1_000
 _REFUSALS = BudgetExceeded, SessionBusy, SessionExpired
@@ -500,47 +501,70 @@ class Session:
             entries = [noted, *replaced(noted, mask)]
             await self._cloister.vault.commit(opened, head=head, entries=entries)
 
-    async def hide(self, item_id: str) -> None:
-        """Leave an item out of history and window from now on; its bytes go with the session.
+    async def hide(self, *item_ids: str) -> None:
+        """Leave items out of history and window from now on, all at once; their bytes go with the session.
 
         Raises `ValueError` if this session has no such item.
         """
-        position = sessions.position_of(item_id)
+        positions = [sessions.position_of(item_id) for item_id in item_ids]
         async with self._work() as opened:
-            vault = self._cloister.vault
-            found = position is not None and position < opened.head.count
-            items = (await vault.history(self, position or 0, 1))[2] if found else []
-            if not items or items[0].id != item_id or position is None:
-                raise ValueError("this session has no such item; ids come from history() and reply items")
-            head = sessions.hide(opened.head, position)
-            await vault.commit(opened, head=head, entries=[self._event("item.hidden")])
+            vault, head = self._cloister.vault, opened.head
+            for item_id, position in zip(item_ids, positions, strict=True):
+                found = position is not None and position < opened.head.count
+                items = (await vault.history(self, position or 0, 1))[2] if found else []
+                if not items or items[0].id != item_id or position is None:
+                    raise ValueError("this session has no such item; ids come from history() and reply items")
+                head = sessions.hide(head, position)
+            if item_ids:
+                await vault.commit(opened, head=head, entries=[self._event("item.hidden") for _ in item_ids])
 
-    async def history(self, *, limit: int = 100, after: str | None = None, masked: bool = False) -> list[Item]:
-        """Give items, oldest first, at most *limit* (1 to 1,000), behind the item id *after*.
+    async def history(
+        self, *, limit: int = 100, after: str | None = None, order: Order = "asc", masked: bool = False
+    ) -> list[Item]:
+        """Give items, oldest first or (``"desc"``) newest first, at most *limit* (1 to 1,000), behind the id *after*.
 
         Whoever looks in for somebody else, such as an operator, takes them *masked*: with placeholders left in.
         Raises `SessionExpired` if the session is over, `ValueError` for a cursor that is none.
         """
         self._there()
         check_limit(limit)
-        first = 0
-        if after is not None:
-            position = sessions.position_of(after)
-            if position is None:
-                raise ValueError("after= takes the id of an item of this session")
-            first = position + 1
-        listed: list[Item] = []
-        while len(listed) < limit:
-            wanted = limit - len(listed)
-            head, first, items = await self._cloister.vault.history(self, first, wanted)
-            self.head = head
-            listed += [item for position, item in enumerate(items, first) if position not in head.hidden]
-            first += len(items)
-            if len(items) < wanted:
-                break
-        vault = self._cloister.vault
-        await vault.ask(vault.store.record, [self._event("history.read", items=len(listed), masked=masked)])
+        if order not in ("asc", "desc"):
+            raise ValueError(f"order is 'asc' or 'desc', not {order!r}")
+        vault, at = self._cloister.vault, None if after is None else pages.place(after)
+        if order == "asc":
+            self.head, listed = await pages.onward(vault, self, 0 if at is None else at + 1, limit)
+        else:
+            self.head, listed, _ = await pages.back(vault, self, at, limit, self.head.count)
+        await self._note_read(len(listed), masked)
         return [msgspec.structs.replace(item, values=None) if masked else shown(item) for item in listed]
+
+    async def item(self, item_id: str) -> Item:
+        """Give one item; `ValueError` if this session has none of that id, or has hidden it."""
+        self._there()
+        self.head, item = await pages.one(self._cloister.vault, self, item_id)
+        await self._note_read(1, False)
+        return shown(item)
+
+    async def branch(self, item_id: str, *, model: str | None = None) -> Session:
+        """Give a session that begins, with its first turn, with what a window holds up to and with this item.
+
+        This one stays as it is. Raises `ValueError` if it has no such item.
+        """
+        self._there()
+        vault = self._cloister.vault
+        self.head, _ = await pages.one(vault, self, item_id)
+        opened = await vault.look(self.owner, self.id)
+        if not isinstance(opened, Opened):
+            raise SessionExpired(opened.ended or "expired")
+        first = int(opened.system is not None)  # which is item 0, and heads the other session by itself
+        held = await pages.fitting(vault, self, first, pages.place(item_id) + 1, self._cloister.window(model))
+        await self._note_read(len(held), False)
+        items = tuple([checked(shown(item)) for item in held if item.error is None])
+        return begun(self._cloister, self.owner, Seed(opened.system, items=items))
+
+    async def _note_read(self, items: int, masked: bool) -> None:
+        vault = self._cloister.vault
+        await vault.ask(vault.store.record, [self._event("history.read", items=items, masked=masked)])
 
     async def end(self) -> None:
         """End the session: its secret and its content are destroyed at once. To end it again changes nothing."""
@@ -597,6 +621,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({self.owner}, {self.item_count} items)"
+
+
+def begun(cloister: Services, owner: Owner, seed: Seed) -> Session:
+    """Give a session that is not there yet; `ValueError` for title or metadata that it cannot have."""
+    head = sessions.begin(cloister.limits, cloister.vault.now(), seed.title, dict(seed.metadata))
+    return Session(cloister, owner, sessions.new_id(), head, seed=seed)
 
 
 async def ended(vault: Vault, owner: Owner, session_id: str) -> int:

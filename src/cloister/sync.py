@@ -31,7 +31,7 @@ from cloister.providers.base import Provider
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Tenant
-from cloister.session import OnExpired
+from cloister.session import OnExpired, Order
 from cloister.sinks.base import Sink
 from cloister.stores.base import Store
 from cloister.telemetry import Telemetry
@@ -432,13 +432,23 @@ class Session:
         """Set title or metadata; what is None stays."""
         self._cloister.run(self._inner.update(title=title, metadata=metadata))
 
-    def hide(self, item_id: str) -> None:
-        """Leave an item out of history and window from now on."""
-        self._cloister.run(self._inner.hide(item_id))
+    def hide(self, *item_ids: str) -> None:
+        """Leave items out of history and window from now on."""
+        self._cloister.run(self._inner.hide(*item_ids))
 
-    def history(self, *, limit: int = 100, after: str | None = None, masked: bool = False) -> list[Item]:
-        """Give items, oldest first."""
-        return self._cloister.run(self._inner.history(limit=limit, after=after, masked=masked))
+    def history(
+        self, *, limit: int = 100, after: str | None = None, order: Order = "asc", masked: bool = False
+    ) -> list[Item]:
+        """Give items, oldest or newest first."""
+        return self._cloister.run(self._inner.history(limit=limit, after=after, order=order, masked=masked))
+
+    def item(self, item_id: str) -> Item:
+        """Give one item."""
+        return self._cloister.run(self._inner.item(item_id))
+
+    def branch(self, item_id: str, *, model: str | None = None) -> Session:
+        """Give a session that begins with what a window holds up to and with this item."""
+        return Session(self._cloister, self._cloister.run(self._inner.branch(item_id, model=model)))
 
     def end(self) -> None:
         """End the session: its secret and its content are destroyed at once."""

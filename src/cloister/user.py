@@ -23,7 +23,7 @@ from cloister.model import Erasure, Head, Item, Owner, SealedSession
 from cloister.scrub.masking import shown
 from cloister.seeds import Seed
 from cloister.services import Services
-from cloister.session import MOST_HISTORY, OnExpired, Session, check_limit, ended
+from cloister.session import MOST_HISTORY, OnExpired, Session, begun, check_limit, ended
 from cloister.vault import Opened
 
 
@@ -48,7 +48,7 @@ class User:
         *items* takes its place where it is not given. Raises `ValueError` for what cannot be stored.
         """
         cloister, vault = self._cloister, self._cloister.vault
-        first, imported = _begun(system, items)
+        first, imported = _given(system, items)
         first = first and cloister.counted(first)
         opened = vault.begin(self.owner, first, title, dict(metadata or {}), limits=cloister.limits)
         mask = mask_of(cloister.scrub, opened)
@@ -74,12 +74,9 @@ class User:
         Arguments are those of `start`. Its ``id`` is known at once, but under ``token://``, and nothing is stored under
         it before. Of what is said first, the messages up to the last answer are its history.
         """
-        vault = self._cloister.vault
-        vault.admit(self.owner)
-        first, imported = _begun(system, items)
-        head = sessions.begin(self._cloister.limits, vault.now(), title, dict(metadata or {}))
-        seed = Seed(first, title, dict(metadata or {}), tuple(imported))
-        return Session(self._cloister, self.owner, sessions.new_id(), head, seed=seed)
+        self._cloister.vault.admit(self.owner)
+        first, imported = _given(system, items)
+        return begun(self._cloister, self.owner, Seed(first, title, dict(metadata or {}), tuple(imported)))
 
     def passing(self) -> Session:
         """Give a session whose turns are looked at, billed and put on record as any other, and never stored.
@@ -89,9 +86,7 @@ class User:
         an idempotency key nor a retry of the same request keeps a passing turn from being taken twice, and the leak
         guard learns nothing from one.
         """
-        vault = self._cloister.vault
-        head = sessions.begin(self._cloister.limits, vault.now(), None, None)
-        return Session(self._cloister, self.owner, sessions.new_id(), head, seed=Seed(passing=True))
+        return begun(self._cloister, self.owner, Seed(passing=True))
 
     async def resume(self, session_id: str, *, on_expired: OnExpired = "renew") -> Session:
         """Give a session of this user's; a timed-out one too, unless *on_expired* is ``"raise"``.
@@ -205,7 +200,7 @@ class User:
         return f"User({self.owner})"
 
 
-def _begun(system: str | None, items: Iterable[Item | Mapping[str, Any]]) -> tuple[Item | None, list[Item]]:
+def _given(system: str | None, items: Iterable[Item | Mapping[str, Any]]) -> tuple[Item | None, list[Item]]:
     """Give the system text and the other items that a session begins with."""
     imported = several(items)
     first = Item("system", system) if system is not None else None

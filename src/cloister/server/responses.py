@@ -29,7 +29,7 @@ from cloister.server.response_shapes import (
 from cloister.server.routes import Answer, Call, Route, Stream
 from cloister.server.shapes import Item, Page
 from cloister.session import OnExpired, Session
-from cloister.sessions import new_item_id, position_of
+from cloister.sessions import new_item_id
 from cloister.turn import Turn
 
 _log = logging.getLogger("cloister.server")
@@ -109,7 +109,7 @@ async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | N
         if session.item_count == _position(answer) + 1:
             return session, "raise", answer.id
         # Not the last: it goes on in a session of its own, from what stood there then.
-        return await session.branch(answer.id), "raise", None
+        return await session.branch(answer.id, model=turns.named(call, body.model)), "raise", None
     if header is not None:
         return await turns.resumed(call.user, header), "renew", None
     if isinstance(body, CountTokens):
@@ -209,8 +209,10 @@ async def delete(call: Call) -> ResponseDeleted:
     """Leave a response and its input out of their conversation from now on."""
     session, answer, memory = await _found(call, call.path["response"])
     asked = await _inputs(session, answer, memory)
-    for item in [*asked, answer]:
-        await session.hide(item.id)
+    try:
+        await session.hide(*[item.id for item in asked], answer.id)
+    except ValueError as error:  # too many were
+        raise invalid(str(error), code="too_many_deleted") from None
     return ResponseDeleted(id=call.path["response"])
 
 
@@ -261,19 +263,14 @@ async def _found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
     """Give a response of the caller's: its session, its answer, what is remembered of it."""
     session_id, item_id = ids.turn(name)
     session = await call.user.resume(session_id, on_expired="raise")
-    answer = await _item(session, item_id)
-    memory = Remembered.of(answer) if answer is not None and answer.role == "assistant" else None
-    if answer is None or memory is None:
+    try:
+        answer = await session.item(item_id)
+    except ValueError:
+        raise _absent() from None
+    memory = Remembered.of(answer) if answer.role == "assistant" else None
+    if memory is None:
         raise _absent()
     return session, answer, memory
-
-
-async def _item(session: Session, item_id: str) -> Stored | None:
-    position = position_of(item_id)
-    if position is None:
-        return None
-    before = new_item_id(position - 1) if position else None
-    return next((item for item in await session.history(limit=1, after=before) if item.id == item_id), None)
 
 
 async def _inputs(session: Session, answer: Stored, memory: Remembered) -> list[Stored]:
