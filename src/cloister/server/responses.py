@@ -63,7 +63,8 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
         streaming = _Streaming(call, asking)
         return Stream(streaming.pieces(), streaming.headers)
     reply = await asking.session.send(asking.question.content, **asking.arguments(call))
-    return Answer(_described(reply.session.stable_id, reply.items[-1]), headers=turns.headers(reply))
+    headers = turns.headers(reply) if asking.memory.store else {}
+    return Answer(_described(reply.session.stable_id, reply.items[-1]), headers=headers)
 
 
 async def _asking(call: Call, body: NewResponse) -> _Asking:
