@@ -1,4 +1,4 @@
-"""The events of streamed responses: their order, their numbers, their replay, and what becomes of a stream that fails."""
+"""The events of streamed responses: their order, numbers and replay, and what becomes of a stream that fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes import Parrot
 from tests.serving import Served, served
-from tests.test_responses import MODEL, WEATHER, called, check_item, check_response, completion
+from tests.test_responses import MODEL, WEATHER, check_item, check_response, completion
 
 from cloister import LeakGuard, wire
 from cloister.errors import ProviderError, StoreUnavailable
@@ -49,6 +49,15 @@ class Chunks(Parrot):
             self.open_streams -= 1
 
 
+def calling(*calls: dict[str, Any]) -> list[dict[str, Any]]:
+    """Chunks of an answer that says something and calls tools."""
+    told = [{"index": number, **call} for number, call in enumerate(calls)]
+    return [chunk(content="Let me look that up."), chunk(tool_calls=told), chunk("tool_calls")]
+
+
+WEATHER_CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"a": "Paris"}'}}
+
+
 def chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
     """One chunk of the chat format."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
@@ -69,18 +78,18 @@ def check_events(events: list[dict[str, Any]]) -> None:
     open_parts: dict[tuple[int, int], str] = {}
     done: dict[int, dict[str, Any]] = {}
     for event in events[2:]:
-        kind, index = event["type"], event.get("output_index")
+        kind, index = event["type"], event.get("output_index", -1)
         if kind == "response.output_item.added":
             assert index not in open_items
             assert index not in done
             open_items[index] = event["item"]
-            assert event["item"].get("content", []) in ([], None)
+            assert not event["item"].get("content")
         elif kind == "response.output_item.done":
             assert open_items.pop(index)["id"] == event["item"]["id"]
             assert not [place for place in open_parts if place[0] == index]
             check_item(event["item"])
             done[index] = event["item"]
-        elif index is not None:
+        elif index >= 0:
             assert open_items[index]["id"] == event["item_id"]
             place = (index, event.get("content_index", event.get("summary_index", 0)))
             _check_part(event, kind, place, open_parts)
@@ -92,18 +101,20 @@ def check_events(events: list[dict[str, Any]]) -> None:
 
 
 def _check_part(event: Event, kind: str, place: tuple[int, int], open_parts: dict[tuple[int, int], str]) -> None:
+    call = "_call" in kind
     if kind.endswith("part.added"):
+        assert place not in open_parts
         open_parts[place] = ""
     elif kind.endswith(".delta"):
+        assert call or place in open_parts
         open_parts[place] = open_parts.get(place, "") + event["delta"]
     elif kind.endswith("part.done"):
-        assert place in open_parts
-        del open_parts[place]
+        assert open_parts.pop(place) == "done"
     else:
         text = next(event[name] for name in ("text", "refusal", "arguments", "input") if name in event)
-        assert open_parts[place].endswith(text)
-        if kind.startswith(("response.function_call", "response.custom_tool_call")):
-            del open_parts[place]
+        assert open_parts.pop(place).endswith(text)
+        if not call:
+            open_parts[place] = "done"
 
 
 async def events_of(server: Served, given: Any = "Hello, how are you?", **more: Any) -> list[dict[str, Any]]:
@@ -156,7 +167,7 @@ async def test_text_comes_in_pieces_and_makes_the_whole() -> None:
     async with served() as server:
         events = await events_of(server, instructions="Be kind.", metadata={"a": "b"})
         check_events(events)
-        assert len([event for event in events if event["type"].endswith("text.delta")]) > 2
+        assert len([event for event in events if event["type"].endswith("text.delta")]) > 1
         response = events[-1]["response"]
         assert deltas(events) == response["output"][0]["content"][0]["text"] == "You said: Hello, how are you? "
         assert (await server.ask("GET", f"/responses/{response['id']}")).json() == response
@@ -166,46 +177,40 @@ async def test_text_comes_in_pieces_and_makes_the_whole() -> None:
 
 async def test_the_stream_helper_of_the_sdk_is_content() -> None:
     """It accepts every event, and its final response is the stored one."""
-    async with served() as server:
-        client = server.client()
-        for answer in (None, called(), completion({"content": "Four.", "reasoning_content": "Two and two."})):
-            server.provider.answer = answer
-            tools: Any = {"tools": [WEATHER]} if answer else {}
-            async with client.responses.stream(model=MODEL, input="Hello.", **tools) as stream:
+    for chunks in (
+        [chunk(content="Four."), chunk("stop")],
+        calling(WEATHER_CALL),
+        [chunk(reasoning_content="Two and two."), chunk(content="Four."), chunk("stop")],
+    ):
+        async with served(provider=Chunks(*chunks)) as server:
+            client = server.client()
+            async with client.responses.stream(model=MODEL, input="Hello.", tools=[WEATHER]) as stream:
                 async for _ in stream:
                     pass
                 final = await stream.get_final_response()
             stored = await client.responses.retrieve(final.id)
-            assert [item.id for item in final.output] == [item.id for item in stored.output]
+            assert [getattr(item, "id", "") for item in final.output] == [
+                getattr(item, "id", 0) for item in stored.output
+            ]
             assert final.output_text == stored.output_text
 
 
 async def test_tool_calls_come_whole_behind_the_text() -> None:
-    """Calls of functions and custom tools have events of their own, before the response is complete."""
-    custom = {"id": "call_2", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
-    async with served() as server:
-        both = called()
-        both["choices"][0]["message"] |= {"content": "Let me look."}
-        both["choices"][0]["message"]["tool_calls"].append(custom)
-        server.provider.answer = both
-        events = await events_of(server, tools=[WEATHER, {"type": "custom", "name": "sql"}])
+    """A call has events of its own, before the response is complete."""
+    async with served(provider=Chunks(*calling(WEATHER_CALL))) as server:
+        events = await events_of(server, tools=[WEATHER])
         check_events(events)
         kinds = [event["type"] for event in events]
-        assert deltas(events) == "Let me look."
-        assert deltas(events, "function_call_arguments") == '{"location": "Paris"}'
-        assert deltas(events, "custom_tool_call_input") == "SELECT 1"
+        assert deltas(events) == "Let me look that up."
+        assert deltas(events, "function_call_arguments") == '{"a": "Paris"}'
         assert kinds.index("response.output_text.delta") < kinds.index("response.function_call_arguments.delta")
-        assert [item["type"] for item in events[-1]["response"]["output"]] == [
-            "message",
-            "function_call",
-            "custom_tool_call",
-        ]
+        assert [item["type"] for item in events[-1]["response"]["output"]] == ["message", "function_call"]
 
 
 @pytest.mark.parametrize("thinks_first", [True, False])
 async def test_what_a_model_thinks_stands_where_it_thought_it(thinks_first: bool) -> None:
     """Reasoning comes when it was judged, behind the text, and has its place before or behind it all the same."""
-    thought, text = chunk(reasoning_content="Two and two."), chunk(content="Four.")
+    thought, text = chunk(reasoning_content="Two and two."), chunk(content="That is an easy one, it is four.")
     order = [thought, text] if thinks_first else [text, thought]
     async with served(provider=Chunks(*order, chunk("stop"))) as server:
         events = await events_of(server)
@@ -236,7 +241,7 @@ async def test_a_stream_that_the_model_cut_off_is_incomplete() -> None:
         assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
-@pytest.mark.parametrize("hold", ["fragment", "reply"])
+@pytest.mark.parametrize("hold", ["feature", "reply"])
 async def test_nothing_of_anothers_details_is_streamed(hold: Any) -> None:
     """The safe text follows what was said before; it alone is in the response, with tools in the question too."""
     secret = ["The order ", "QX-77", "31-84 is ", "for Sarah ", "Kowalczyk."]
@@ -268,9 +273,14 @@ async def test_nothing_of_anothers_details_is_streamed(hold: Any) -> None:
 
 async def test_a_stream_is_replayed_as_it_was() -> None:
     """The same events with the same numbers, and from any number on only those behind it."""
-    async with served() as server:
-        for answer in (None, called(), completion({"content": "I", "reasoning_content": "Hm."})):
-            server.provider.answer = answer
+    provider, events = Chunks(), list[dict[str, Any]]()
+    async with served(provider=provider) as server:
+        for chunks in (
+            [chunk(content=f"This is part {number}, and it is long. ") for number in range(5)] + [chunk("stop")],
+            calling(WEATHER_CALL),
+            [chunk(reasoning_content="Hm."), chunk(content="I do not know."), chunk("stop")],
+        ):
+            provider.chunks = tuple(chunks)
             events = await events_of(server)
             one = f"/responses/{events[0]['response']['id']}?stream=true"
             assert parsed((await server.ask("GET", one)).text) == events
@@ -278,17 +288,23 @@ async def test_a_stream_is_replayed_as_it_was() -> None:
                 rest = await server.ask("GET", f"{one}&starting_after={number}")
                 assert parsed(rest.text) == events[number + 1 :]
             assert not (await server.ask("GET", f"{one}&starting_after=999")).content
-        alone = await server.ask("GET", f"{one.partition('?')[0]}?starting_after=1")
+        alone = await server.ask("GET", f"/responses/{events[0]['response']['id']}?starting_after=1")
         assert alone.json()["error"]["code"] == "invalid_value"
 
 
 async def test_a_response_that_was_not_streamed_can_be() -> None:
-    """Its text comes in one piece."""
+    """Each of its items comes in one piece: text, reasoning, calls of functions and of custom tools."""
     async with served() as server:
-        response = await server.client().responses.create(model=MODEL, input="Hello.")
+        custom = {"id": "call_2", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}}
+        said = {"content": "Wait.", "reasoning_content": "Hm.", "tool_calls": [WEATHER_CALL, custom, WEATHER_CALL]}
+        server.provider.answer = completion(said, "tool_calls")
+        response = await server.client().responses.create(model=MODEL, input="Hello.", tools=[WEATHER])
         events = parsed((await server.ask("GET", f"/responses/{response.id}?stream=true")).text)
         check_events(events)
-        assert deltas(events) == response.output_text
+        assert (deltas(events), deltas(events, "reasoning_text")) == ("Wait.", "Hm.")
+        assert deltas(events, "custom_tool_call_input") == "SELECT 1"
+        kinds = [item["type"] for item in events[-1]["response"]["output"]]
+        assert kinds == ["reasoning", "message", "function_call", "custom_tool_call", "function_call"]
 
 
 async def test_nobody_resumes_anothers_stream() -> None:
@@ -363,7 +379,8 @@ def plain(events: Any) -> list[dict[str, Any]]:
 )
 async def test_a_stream_that_breaks_off_says_so_and_leaves_nothing(fault: Any) -> None:
     """After the first piece a failure is an event that clients raise; no end of the text is made up, nothing stored."""
-    chunks = [chunk(content="It "), chunk(content="is "), *([fault] if fault is not None else [])]
+    said = [chunk(content=f"This is part {number}, and it is long. ") for number in range(3)]
+    chunks = [*said, *([fault] if fault is not None else [])]
     async with served(provider=Chunks(*chunks)) as server:
         client = server.client()
         conversation = (await client.conversations.create()).id
@@ -423,7 +440,7 @@ async def test_an_endless_stream_ends_when_its_reader_goes() -> None:
             **{"query_string": b"", "scheme": "http", "client": ("127.0.0.1", 1), "root_path": ""},
             "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
         }
-        request = asyncio.create_task(server.app(scope, receive, send))  # type: ignore[arg-type]
+        request = asyncio.create_task(server.app(scope, receive, send))
         await asyncio.wait_for(offline.hanging.wait(), 10)
         gone.set()
         await asyncio.wait_for(request, 10)
