@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cloister import pages, scope, sessions
+from cloister import pages, pseudonyms, scope, sessions
 from cloister.asking import answered
 from cloister.audit import Detail, Event
 from cloister.content import Content, Remember, checked, memory_of, said, several
@@ -233,6 +233,7 @@ class Session:
         if on_expired not in ("renew", "raise"):
             raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
         await cloister.prepare(model)
+        options = pseudonyms.without(options)
         asked = said(content)
         if remember is not None and not callable(remember):
             memory_of(remember)  # before a model is asked
@@ -243,7 +244,7 @@ class Session:
         key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
         budget = cloister.window(model)
         beside = [*(seed.items if seed else ()), *new, *([over] if over else [])]
-        bill = cloister.bill(self.owner, model, self.head.tokens, beside, options or {})
+        bill = cloister.bill(self.owner, model, self.head.tokens, beside, options)
         turn: Turn[Session] | None = None
         failed: BaseException | None = None
         course = cloister.vault.course()
@@ -284,6 +285,7 @@ class Session:
                     budget=budget,
                     model=model,
                     options=options,
+                    pseudonym=await pseudonyms.pseudonym(cloister.vault.keys, self.owner),
                     key=key,
                     remember=remember,
                     prints=prints,

@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from cloister import idempotency, sessions, window, wire
+from cloister import idempotency, pseudonyms, sessions, window, wire
 from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
@@ -84,6 +84,7 @@ class Turn(Generic[SessionT]):
         budget: int,
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
+        pseudonym: str = "",
         key: Key | None = None,
         remember: Remember | None = None,
         prints: Sequence[Fingerprint] = (),
@@ -102,6 +103,7 @@ class Turn(Generic[SessionT]):
         self._system = system or opened.system
         self._budget = budget
         self._options = dict(options or {})
+        self._pseudonym = pseudonym
         self._beside = window.options_tokens(self._options, cloister.counter(model))
         self._key = key
         self._remember = remember
@@ -221,7 +223,7 @@ class Turn(Generic[SessionT]):
         self._asked_at = time.perf_counter()
         provider = self._cloister.provider
         self._asked = provider.name if provider else None
-        return Request(self.messages, self._model, self._options)
+        return Request(self.messages, self._model, pseudonyms.named(self._options, self._pseudonym))
 
     def add(self, item: Item | Mapping[str, Any] | object) -> Item:
         """Record an item between question and reply: an assistant's tool calls, as an SDK gave them, or their results.
