@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx2
 import openai
@@ -23,28 +23,39 @@ from cloister import stores
 from cloister.audit import Entry
 from cloister.client import AsyncCloister
 from cloister.keyring import Keyring
-from cloister.server.app import Application, create
+from cloister.model import Owner
+from cloister.server.app import Application
+from cloister.server.door import RawHeaders
+from cloister.server.identity import Caller
 from cloister.server.settings import ServerSettings
-from cloister.settings import Settings
 from cloister.stores.base import Store
 
-TENANTS = ("acme", "globex")
+UNRATED = ServerSettings(requests_per_minute_user=None, requests_per_minute_tenant=None)
+"""The store is asked now and then how many requests there were; which calls a test sees must not hang on that."""
 
 
-def credentials(tenant: str) -> str:
-    """The key of a tenant's back end."""
-    return f"test-{tenant}"
+def credentials(tenant: str, end_user: str | None = None) -> str:
+    """The key of a tenant's back end, or the token of one of its users."""
+    return f"key.{tenant}" if end_user is None else f"token.{tenant}.{end_user}"
 
 
-@dataclass(frozen=True)
-class Opening:
-    """Settings that open a cloister which a test made."""
+class Known:
+    """Identities that are believed: who asks is tested elsewhere."""
 
-    cloister: AsyncCloister
-    tenancy: str = "required"
+    async def caller(self, headers: RawHeaders, source: str) -> Caller:
+        shown = dict(headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
+        kind, _, rest = shown.partition(".")
+        tenant, _, user = rest.partition(".")
+        assert kind in ("key", "token")
+        return Caller("user" if user else "service", tenant, user or None, shown)
 
-    def open(self) -> AsyncCloister:
-        return self.cloister
+    async def owner(self, caller: Caller, headers: RawHeaders, named: str | None) -> Owner:
+        return Owner(caller.tenant, caller.user or unquote(dict(headers)[b"cloister-user"].decode()))
+
+
+def application(cloister: AsyncCloister, options: ServerSettings | None = None) -> Application:
+    """The application over a cloister that a test made."""
+    return Application(lambda: cloister, options or UNRATED, identities=lambda _: Known())
 
 
 @dataclass
@@ -72,10 +83,21 @@ class Served:
         return client
 
     async def ask(
-        self, method: str, path: str, json: Any = None, *, user: str = "ana", tenant: str = "acme", **headers: str
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        user: str = "ana",
+        tenant: str = "acme",
+        token: bool = False,
+        **headers: str,
     ) -> httpx2.Response:
-        """Ask without any SDK."""
-        sent = {"authorization": f"Bearer {credentials(tenant)}", "cloister-user": quote(user), **headers}
+        """Ask without any SDK, as a back end for *user*, or, with a *token*, as that user."""
+        shown = credentials(tenant, user if token else None)
+        sent = {"authorization": f"Bearer {shown}", **headers}
+        if not token:
+            sent["cloister-user"] = quote(user)
         body = {} if json is None else {"json": json}
         return await self.http.request(method, f"/v1{path}", headers=sent, **body)
 
@@ -93,7 +115,7 @@ async def served(
     store = Watched(stores.connect(url) if isinstance(url, str) else url)
     given.setdefault("keyring", Keyring.generate())
     cloister = AsyncCloister.open(store.store, provider=provider, clock=clock, tenancy="required", **given)
-    app = create(cast(Settings, Opening(cloister)), options or ServerSettings())
+    app = application(cloister, options)
     async with alive(app):
         transport = httpx2.ASGITransport(cast(Any, app))
         async with httpx2.AsyncClient(transport=transport, base_url="http://cloister") as http:
@@ -166,5 +188,5 @@ def listening(app: Application) -> Iterator[Listening]:
 def server() -> Iterator[Listening]:
     """A server that all tests of a process share: who needs a store of their own takes a user of their own."""
     cloister = AsyncCloister.open("memory://", provider=Parrot(), tenancy="required", keyring=Keyring.generate())
-    with listening(create(cast(Settings, Opening(cloister)), ServerSettings())) as running:
+    with listening(application(cloister)) as running:
         yield running

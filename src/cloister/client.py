@@ -336,8 +336,11 @@ class AsyncCloister:
 
         Raises `ConfigurationError` if a tenant is missing or must not be named, `ValueError` for a name that is none.
         """
-        self._check_named(tenant)
-        owner = Owner(tenant, user)
+        return self.user_of(Owner(tenant, user))
+
+    def user_of(self, owner: Owner) -> User:
+        """Give the same for an owner that is one already."""
+        self._check_named(owner.tenant)
         return User(self.services_of(owner), owner)
 
     def services_of(self, owner: Owner) -> Services:

@@ -32,6 +32,7 @@ _REFUSALS = {
     "access.refused": "access",
     "access.suspended": "suspended",
     "authentication.failed": "authentication",
+    "identity.contradicted": "identity",
     "rate.limited": "rate",
     "budget.exceeded": "budget",
 }

@@ -37,12 +37,15 @@ from cloister.stores.base import Store
 
 DEFAULT_FILE = "cloister.toml"
 DEFAULT_STORE = "sqlite:///cloister.db"
+SERVER = "server"
+"""The table of the file, and with ``CLOISTER_`` the beginning of variables, that `cloister.server.settings` reads."""
 
 T = TypeVar("T")
 
 _PREFIX = "CLOISTER_"
-# Kubernetes sets these in every pod beside a service called "cloister"; CLOISTER_TEST_… is for our own tests.
-_NOT_OURS = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT(_[0-9]+_.*)?|TEST_.*")
+# Kubernetes sets these in every pod beside a service called "cloister"; CLOISTER_TEST_… is for our own tests, and the
+# server reads CLOISTER_SERVER_… itself.
+_NOT_OURS = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT(_[0-9]+_.*)?|TEST_.*|SERVER_.*")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _DURATION = re.compile(r"([0-9]{1,9})\s*([smhd])")
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
@@ -352,7 +355,7 @@ class Settings:
         one. ``CLOISTER_KEYS`` and ``CLOISTER_WEBHOOK_SECRET`` are taken out of *environ*. Raises `ConfigurationError`
         for an unknown setting or a bad value, which it names.
         """
-        path = _config(environ, file)
+        path = find(environ, file)
         merged: dict[str, Any] = {}
         for source in (_from_file(path), _from_environ(environ), _from_arguments(given)):
             _lay_over(merged, source)
@@ -492,7 +495,8 @@ def describe() -> list[tuple[str, str]]:
     return [(name, meaning) for name, (_, meaning) in _KNOWN.items()]
 
 
-def _config(environ: Mapping[str, str], file: str | os.PathLike[str] | None) -> Path | None:
+def find(environ: Mapping[str, str], file: str | os.PathLike[str] | None = None) -> Path | None:
+    """Give the path of the configuration file, as `Settings.read` says; None if there is none."""
     named = file if file is not None else environ.get("CLOISTER_CONFIG")
     if named is None:
         return Path(DEFAULT_FILE) if Path(DEFAULT_FILE).exists() else None
@@ -501,16 +505,19 @@ def _config(environ: Mapping[str, str], file: str | os.PathLike[str] | None) -> 
     return Path(named)
 
 
-def _from_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def load(path: Path) -> dict[str, Any]:
+    """Read a configuration file as it is. Raises `ConfigurationError`."""
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)  # amounts stay exact
+        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)  # amounts stay exact
     except OSError as error:
         raise ConfigurationError(f"the configuration file {path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, or not TOML: that message says where
         raise ConfigurationError(f"the configuration file {path} is not TOML: {error}") from None
-    return {name: _value(name, value, f"{name} in {path}") for name, value in said.items()}
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    said = {} if path is None else load(path)
+    return {name: _value(name, value, f"{name} in {path}") for name, value in said.items() if name != SERVER}
 
 
 def _from_environ(environ: MutableMapping[str, str]) -> dict[str, Any]:

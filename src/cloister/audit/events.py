@@ -47,6 +47,7 @@ _FOUND = {
     "canary": "how many planted marks of other sessions were met",
     "reason": "`limit` where the verdict came from the cap on alerts of one user",
 }
+_SINCE = "how many since the entry before from there; absent for one"
 _KINDS = "pieces of evidence, by kind of detail"
 
 EVENTS: Mapping[str, Kind] = {
@@ -114,7 +115,18 @@ EVENTS: Mapping[str, Kind] = {
         {"attempts": "how many", "seconds": "for how long everything is refused"},
     ),
     "authentication.failed": Kind(
-        "warning", "A caller could not show who they are.", {"reason": "which check failed, in a word or two"}
+        "warning",
+        "A caller could not show who they are.",
+        {"reason": "which check failed, in a word or two", "count": _SINCE},
+    ),
+    "identity.contradicted": Kind(
+        "alert",
+        "A request named a user whom its credential does not speak for, or two at once; it was refused.",
+        {
+            "reason": "`user`: another than the token's; `body`: header and body disagree; `twice`; `underscore`",
+            "credential": "the public name of a server key",
+            "count": _SINCE,
+        },
     ),
     "token.damaged": Kind("warning", "A sealed token was damaged or is none."),
     "token.replayed": Kind("alert", "A sealed token was used again, or after its session was over."),

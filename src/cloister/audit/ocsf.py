@@ -71,6 +71,7 @@ CLASSES: Mapping[str, tuple[Class, int]] = {
     "document.foreign": (FINDING, 1),
     "access.foreign": (FINDING, 1),
     "access.suspended": (FINDING, 1),
+    "identity.contradicted": (FINDING, 1),
     "token.damaged": (FINDING, 1),
     "token.replayed": (FINDING, 1),
     "integrity.failed": (FINDING, 1),

@@ -25,6 +25,7 @@ from cloister.cli.leaks import leaks
 from cloister.cli.migrate import migrate
 from cloister.cli.prove import prove
 from cloister.cli.scrub import scrub
+from cloister.cli.serve import serve
 from cloister.cli.sessions import sessions
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs):
+for command in (sessions, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs, serve):
     main.add_command(command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 from starlette.routing import Route as Path
@@ -15,7 +15,8 @@ from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
 from cloister.server import conversation_items, conversations, openapi, responses
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
-from cloister.server.identity import Identities
+from cloister.server.door import Identities as Asks
+from cloister.server.rates import Rates
 from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
@@ -28,8 +29,16 @@ ROUTES: tuple[Route, ...] = (*conversations.ROUTES, *conversation_items.ROUTES, 
 class Application:
     """Be the server as an ASGI application: one per process, with a cloister of its own."""
 
-    def __init__(self, settings: Settings, options: ServerSettings, *, routes: Iterable[Route] = ROUTES) -> None:
-        self._settings = dataclasses.replace(settings, tenancy="required")
+    def __init__(
+        self,
+        opening: Callable[[], AsyncCloister],
+        options: ServerSettings,
+        *,
+        routes: Iterable[Route] = ROUTES,
+        identities: Callable[[AsyncCloister], Asks] | None = None,
+    ) -> None:
+        self._identities = identities or (lambda cloister: _identities(options, cloister))
+        self._opening = opening
         self._options = options
         self.routes = (
             *routes,
@@ -43,7 +52,7 @@ class Application:
             [Path(path, _Methods(doors), include_in_schema=False) for path, doors in paths.items()],
             default=_no_route,
             redirect_slashes=False,
-            lifespan=lambda _: self._open(),
+            lifespan=lambda _: self.opened(),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,10 +65,13 @@ class Application:
         return self._behind
 
     @contextlib.asynccontextmanager
-    async def _open(self) -> AsyncIterator[None]:
-        async with self._settings.open() as cloister:
+    async def opened(self) -> AsyncIterator[None]:
+        options = self._options
+        async with self._opening() as cloister:
             _check(cloister)
-            self._behind = Behind(cloister, self._options, Identities(self._options, cloister), None)
+            per_user, per_tenant = options.requests_per_minute_user, options.requests_per_minute_tenant
+            rates = Rates(cloister.vault, per_user, per_tenant) if per_user or per_tenant else None
+            self._behind = Behind(cloister, options, self._identities(cloister), rates)
             try:
                 yield
             finally:
@@ -71,7 +83,12 @@ class Application:
 
 def create(settings: Settings, options: ServerSettings) -> Application:
     """Give the application that serves what *settings* name, as *options* say."""
-    return Application(settings, options)
+    tenanted = dataclasses.replace(settings, tenancy="required")
+    return Application(tenanted.open, options)
+
+
+def _identities(options: ServerSettings, cloister: AsyncCloister) -> Asks:
+    raise NotImplementedError
 
 
 def _check(cloister: AsyncCloister) -> None:

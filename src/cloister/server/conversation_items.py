@@ -72,25 +72,9 @@ async def page(session: Session, paging: Paging) -> Page[Item]:
         entries, after = rest[rest.index(last) + 1 :], item.id
     wanted = paging.limit + 1 - len(entries)
     if wanted > 0:
-        for item in await _history(session, limit=wanted, after=after, order=paging.order):
+        for item in await session.history(limit=wanted, after=after, order=paging.order):
             entries += _ordered(items.shown(item), newest_first)
     return _page(entries[: paging.limit], more=len(entries) > paging.limit)
-
-
-async def _history(session: Session, limit: int, after: str | None, order: str) -> list[Any]:
-    if order == "asc":
-        return await session.history(limit=limit, after=after)
-    from cloister.sessions import new_item_id, position_of
-
-    position = position_of(after)
-    end = session.item_count if position is None else position
-    found: list[Any] = []
-    while end > 0 and len(found) < limit:
-        first = max(0, end - limit)
-        got = await session.history(limit=end - first, after=new_item_id(first - 1) if first else None)
-        found += [item for item in got if (position_of(item.id) or 0) < end][::-1]
-        end = first
-    return found[:limit]
 
 
 def _ordered(entries: list[dict[str, Any]], newest_first: bool) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ _SAFE = (
     (b"referrer-policy", b"no-referrer"),
 )
 _JSON = b"application/json"
-_AT = re.compile(r"^(.*) - at `\$?\.?([^`]*)`$", re.DOTALL)
+_AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
 _MOST_QUERY = 4_096
 _ENCODER = msgspec.json.Encoder()
 
@@ -69,12 +69,18 @@ class Behind:
         self.options = options
         self.identities = identities
         self.admission = admission
+        self._models: dict[str | None, tuple[str, ...]] = {}
 
     def models(self, tenant: str | None) -> tuple[str, ...]:
         """Say which models a tenant's users may name: those that are listed for it, or the provider's own."""
+        if tenant not in self._models:
+            self._models[tenant] = self._listed(tenant)
+        return self._models[tenant]
+
+    def _listed(self, tenant: str | None) -> tuple[str, ...]:
         listed = self.options.policy(tenant).models
-        if listed is not None:
-            return listed
+        if listed is not None or self.options.models:
+            return listed if listed is not None else self.options.models
         provider = self.cloister.services_of(Owner(tenant, "anybody")).provider
         # The offline one answers under any name, and forwards none.
         return () if provider is None or provider.name == "offline" else (provider.model,)
@@ -106,14 +112,15 @@ class Door:
         raw: RawHeaders = scope["headers"]
         caller = await self._caller(behind, raw, source)
         query = self._query(scope["query_string"])
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
         body, value = b"", None
         if self._body is not None:
-            body = await _read(scope, receive, behind.options.max_body)
+            body = await _read(headers, receive, behind.options.max_body)
             value = self._decoded(body)
         owner = door = None
         if route.owned:
             owner = await behind.identities.owner(caller, raw, _named(value))
-            door = behind.cloister.user(owner.user, tenant=owner.tenant)
+            door = behind.cloister.user_of(owner)
             if behind.admission is not None:
                 await behind.admission.admit(owner)
         call = Call(
@@ -122,12 +129,13 @@ class Door:
             request_id=reply.request_id,
             path=scope.get("path_params", {}),
             query=query,
-            headers=_headers(raw),
+            headers=headers,
             raw=body,
             models=behind.models(caller.tenant),
             carried=behind.cloister.carried,
             owner=owner,
             door=door,
+            house=None if route.owned else behind.cloister,
         )
         work = route.handler(call, value) if self._body is not None else route.handler(call)
         if not route.waits:
@@ -261,9 +269,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _read(scope: Scope, receive: Receive, most: int) -> bytes:
+async def _read(headers: Mapping[str, str], receive: Receive, most: int) -> bytes:
     """Read the body, of at most so many bytes, of a request that says it is JSON."""
-    headers = _headers(scope["headers"])
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Refused(
@@ -326,10 +333,6 @@ def _named(value: Any) -> str | None:
     """Give whom the body says that it is about, in the fields that the API has for it."""
     named = getattr(value, "safety_identifier", None) or getattr(value, "user", None)
     return named if isinstance(named, str) else None
-
-
-def _headers(raw: RawHeaders) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
 
 
 def _source(scope: Scope) -> str:

@@ -1,33 +1,280 @@
-"""Stand-in until the real one is here."""
+"""Who is asking, and for whom: server keys, session tokens, tokens of issuers (JWT), and the user that a key names."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import hmac
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Literal, NoReturn, Protocol
+from urllib.parse import unquote_to_bytes
 
 from cloister.model import Owner
+from cloister.server import jwt
+from cloister.server.issuers import Issuer
+from cloister.server.jwks import Keys, KeySet, NoKeys
+from cloister.server.record import Record
 from cloister.server.refusals import Refused
+from cloister.server.settings import ServerSettings
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""The headers of a request as they came: names in lower case."""
+CallerScope = Literal["user", "service", "operator"]
+
+KEPT = 2.0
+"""For how many seconds a server key that was found good is believed again: so long a revoked one may go on."""
+_MOST_KEPT = 1_000
+_OPAQUE = re.compile(rb"c(sk|st|so)_[A-Za-z0-9_-]{16,256}")
+_SCOPES: dict[bytes, CallerScope] = {b"csk_": "service", b"cst_": "user", b"cso_": "operator"}
+_USER, _SESSION = b"cloister-user", b"cloister-session"
+_LONGEST_USER = 256 * 4 * 3  # characters, bytes of each, and three for each encoded byte
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_UNRESERVED = re.compile("[A-Za-z0-9._~-]")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    scope: Literal["user", "service", "operator"]
+    """Be whoever showed who they are.
+
+    ``credential`` is the public name of what was shown, and no secret: what idempotency keys are scoped to. That of a
+    token of an issuer's is a digest that names its user to whoever guesses right, so it goes into no log.
+    """
+
+    scope: CallerScope
     tenant: str | None
     user: str | None
     credential: str
 
 
+class Known(Protocol):
+    """Be what the store knows of a key or token that it gave out; ``name`` is its public name."""
+
+    @property
+    def scope(self) -> str: ...
+    @property
+    def tenant(self) -> str | None: ...
+    @property
+    def user(self) -> str | None: ...
+    @property
+    def name(self) -> str: ...
+
+
+class Credentials(Protocol):
+    """Check the keys and tokens that the store gave out."""
+
+    async def check(self, secret: str) -> Known | None:
+        """Give whose *secret* is; None for one that is unknown, expired or revoked."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """Remember server keys that were found good, by digest, for a moment."""
+
+    found: dict[bytes, tuple[Caller, float]] = field(default_factory=dict)
+
+    def get(self, digest: bytes, now: float) -> Caller | None:
+        caller, until = self.found.get(digest, (None, 0.0))
+        return caller if now < until else None
+
+    def keep(self, digest: bytes, caller: Caller, until: float) -> None:
+        self.found.pop(digest, None)
+        while len(self.found) >= _MOST_KEPT:
+            del self.found[next(iter(self.found))]
+        self.found[digest] = (caller, until)
+
+
 class Identities:
-    def __init__(self, options: Any, cloister: Any) -> None: ...
+    """Say who is asking, and for whom."""
 
-    async def caller(self, headers: Any, source: str) -> Caller:
-        for name, value in headers:
-            if name == b"authorization" and value.startswith(b"Bearer test-"):
-                return Caller("service", value[12:].decode(), None, "key_test")
-        raise Refused(401, "invalid_request_error", "invalid_api_key", "no", headers={"www-authenticate": "Bearer"})
+    def __init__(
+        self,
+        settings: ServerSettings,
+        credentials: Credentials,
+        record: Record,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        ticks: Callable[[], float] = time.monotonic,
+        keys: Callable[[Issuer], Keys] = KeySet,
+    ) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._record = record
+        self._ticks = ticks
+        self._tokens = jwt.Tokens(settings.issuers, keys, now, ticks)
+        self._kept = _Kept()
 
-    async def owner(self, caller: Caller, headers: Any, named: str | None) -> Owner:
-        for name, value in headers:
-            if name == b"cloister-user":
-                return Owner(caller.tenant, value.decode())
-        raise Refused(400, "invalid_request_error", "missing_user", "name the user: header Cloister-User")
+    async def caller(self, headers: Headers, source: str = "") -> Caller:
+        """Give who is asking, from the address *source*.
+
+        Raises `Refused`: in the same words whatever is wrong with what was shown; the log knows the difference.
+        """
+        try:
+            return await self._shown(headers)
+        except jwt.Wrong as error:
+            await self._record.add("authentication.failed", source, reason=error.reason)
+            raise _REFUSALS.get(error.reason, _unauthorized)() from None
+        except NoKeys:
+            raise Refused(
+                503,
+                "server_error",
+                "keys_unavailable",
+                "the keys that tokens are checked with cannot be had at the moment; try again",
+                headers={"retry-after": "30"},
+            ) from None
+
+    async def owner(self, caller: Caller, headers: Headers, *named: str | None) -> Owner:
+        """Give the user that is asked for; *named* are those whom the fields of the body name. Raises `Refused`.
+
+        An end user is whom the token names, and a request that names anybody else is refused. A service must name its
+        user, once: in the header, or in the body where the tenant's policy allows.
+        """
+        if caller.tenant is None or caller.scope == "operator":
+            raise Refused(403, "permission_error", "wrong_scope", "an operator's key speaks for no user")
+        said = [value for name, value in headers if name == _USER]
+        if len(said) > 1 or sum(name == _SESSION for name, _ in headers) > 1:
+            await self._contradiction(caller, "twice", "Cloister-User and Cloister-Session may stand there once")
+        if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in headers):
+            await self._contradiction(caller, "underscore", "the names of these headers have no underscores")
+        names = [_name(value) for value in said]
+        if caller.scope == "user":
+            if any(name is not None and name != caller.user for name in (*names, *named)):
+                await self._contradiction(caller, "user", "this token speaks for its own user, and names nobody else")
+            return _owner(caller.tenant, caller.user)
+        if self._settings.policy(caller.tenant).body_user:
+            names += [name for name in named if name is not None]
+        if len(set(names)) > 1:
+            await self._contradiction(caller, "body", "header and body name two users")
+        return _owner(caller.tenant, names[0] if names else None)
+
+    async def close(self) -> None:
+        """Put on record what was only counted so far, and give up whatever is being fetched."""
+        await self._tokens.close()
+        await self._record.close()
+
+    async def _shown(self, headers: Headers) -> Caller:
+        secret = _secret(headers)
+        if secret[:4] in _SCOPES:
+            return await self._opaque(secret)
+        if secret.count(b".") != 2:
+            raise jwt.Wrong("shape")
+        owner, credential = await self._tokens.check(secret)
+        return Caller("user", owner.tenant, owner.user, credential)
+
+    async def _opaque(self, secret: bytes) -> Caller:
+        if not _OPAQUE.fullmatch(secret):
+            raise jwt.Wrong("shape")
+        scope, digest, now = _SCOPES[secret[:4]], sha256(secret).digest(), self._ticks()
+        if (kept := self._kept.get(digest, now)) is not None:
+            return kept
+        known = await self._credentials.check(secret.decode())
+        if known is None:
+            raise jwt.Wrong("unknown")
+        caller = _checked(known, scope)
+        # Session tokens never: whoever signs out is out.
+        if scope == "service":
+            self._kept.keep(digest, caller, now + KEPT)
+        return caller
+
+    async def _contradiction(self, caller: Caller, reason: str, message: str) -> NoReturn:
+        """Put on record that a request names a user otherwise than it may, and refuse it."""
+        owner = _owner(caller.tenant, caller.user) if caller.scope == "user" else None
+        whose = {} if owner else {"credential": caller.credential}
+        await self._record.add("identity.contradicted", by=caller.credential, owner=owner, reason=reason, **whose)
+        raise Refused(400, "invalid_request_error", "contradicting_user", message, "Cloister-User")
+
+
+def _secret(headers: Headers) -> bytes:
+    """Give what was shown: a bearer token or an API key, or both if they are the same."""
+    bearers = [value for name, value in headers if name == b"authorization"]
+    keys = [value for name, value in headers if name == b"x-api-key"]
+    if len(bearers) > 1 or len(keys) > 1 or any(name == b"x_api_key" for name, _ in headers):
+        raise jwt.Wrong("twice")
+    if not bearers and not keys:
+        raise jwt.Wrong("missing")
+    shown = list(keys)
+    for value in bearers:
+        scheme, _, secret = value.partition(b" ")
+        if scheme.lower() != b"bearer":
+            raise jwt.Wrong("scheme")
+        shown.append(secret)
+    if max(map(len, shown)) > jwt.LONGEST:
+        raise jwt.Wrong("size")
+    if len(shown) > 1 and not hmac.compare_digest(*shown):
+        raise jwt.Wrong("twice")
+    return shown[0]
+
+
+def _checked(known: Known, scope: CallerScope) -> Caller:
+    """Give the caller that the store *knows*, if it is one of the kind that the credential's own form says."""
+    tenant, user = known.tenant, known.user
+    whole = {"user": tenant and user, "service": tenant and user is None, "operator": tenant is None and user is None}
+    if known.scope != scope or not whole[scope]:
+        raise jwt.Wrong("scope")
+    return Caller(scope, tenant, user, known.name)
+
+
+def _name(value: bytes) -> str:
+    """Give the name in a header: printable ASCII, in which other characters are percent-encoded UTF-8."""
+    if len(value) > _LONGEST_USER:
+        raise _invalid("it is too long")
+    # Latin-1, as which many clients send it, would be taken for another name's UTF-8.
+    if not value.isascii() or not (text := value.decode()).isprintable():
+        raise _invalid("percent-encode what is not printable ASCII, as UTF-8")
+    for escape in _ESCAPE.finditer(text):
+        # Nobody encodes letters; and a user who is really called %61na must not become ana where a service forgets to.
+        if escape[1] is None or _UNRESERVED.match(chr(int(escape[1], 16))):
+            raise _invalid("a % begins an encoded byte other than of letters, digits and ._~-; % itself is %25")
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        raise _invalid("what is percent-encoded is not UTF-8") from None
+
+
+def _owner(tenant: str | None, user: str | None) -> Owner:
+    if user is None:
+        raise Refused(
+            400,
+            "invalid_request_error",
+            "missing_user",
+            "name the user that this is for, in the header Cloister-User",
+            "Cloister-User",
+        )
+    try:
+        return Owner(tenant, user)
+    except ValueError as error:
+        raise _invalid(str(error)) from None
+
+
+def _invalid(why: str) -> Refused:
+    return Refused(400, "invalid_request_error", "invalid_user", f"this names no user: {why}", "Cloister-User")
+
+
+def _unauthorized() -> Refused:
+    return Refused(
+        401,
+        "authentication_error",
+        "invalid_api_key",
+        "this needs a key or token that is valid here: send it as Authorization: Bearer …",
+        headers={"www-authenticate": "Bearer"},
+    )
+
+
+def _twice() -> Refused:
+    return Refused(
+        400,
+        "invalid_request_error",
+        "duplicate_header",
+        "there must be one credential: Authorization or x-api-key, and each of them once",
+    )
+
+
+def _oversized() -> Refused:
+    return Refused(
+        413, "invalid_request_error", "token_too_large", f"no key or token here has more than {jwt.LONGEST} bytes"
+    )
+
+
+_REFUSALS = {"twice": _twice, "size": _oversized}

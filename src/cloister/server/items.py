@@ -8,6 +8,7 @@ and may be several of the API: what it thought, what it said, which tools it cal
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from cloister.server.errors import NOT_FOUND
 from cloister.server.refusals import Refused, invalid, unsupported
 from cloister.server.routes import Call
 from cloister.session import Session
-from cloister.sessions import new_item_id, position_of
 
 Entry = dict[str, Any]
 """An item as the API has it."""
@@ -373,14 +373,10 @@ def _thought(extra: Mapping[str, Any]) -> Iterator[Entry]:
 
 async def found(session: Session, name: str) -> tuple[Item, Entry]:
     """Give the item of a session of that name of the API's, and what it is to the API; `Refused` if there is none."""
-    position = position_of(item_id := ids.holding(name))
-    listed: list[Item] = []
-    if position is not None:
-        before = new_item_id(position - 1) if position else None
-        listed = await session.history(limit=1, after=before)
-    for item in listed:
+    with contextlib.suppress(ValueError):
+        item = await session.item(ids.holding(name))
         for entry in shown(item):
-            if item.id == item_id and entry["id"] == name:
+            if entry["id"] == name:
                 return item, entry
     raise Refused(404, "invalid_request_error", "not_found", NOT_FOUND)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
 from cloister.model import Owner
 from cloister.server.errors import Style
@@ -32,6 +33,7 @@ class Call:
     """The store gives out tokens, which hold the sessions themselves and change with every turn."""
     owner: Owner | None = None
     door: User | None = field(default=None, repr=False)
+    house: AsyncCloister | None = field(default=None, repr=False)
 
     @property
     def user(self) -> User:
@@ -39,6 +41,13 @@ class Call:
         if self.door is None:
             raise ConfigurationError("this route is about no user")
         return self.door
+
+    @property
+    def cloister(self) -> AsyncCloister:
+        """The whole of it, where the route is about no user."""
+        if self.house is None:
+            raise ConfigurationError("this route is about one user, and sees nothing else")
+        return self.house
 
 
 @dataclass(frozen=True, slots=True)
