@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes import Parrot
-from tests.serving import Served, served
+from tests.serving import Served, credentials, served
 from tests.test_responses import MODEL, WEATHER, check_item, check_response, completion
 
 from cloister import LeakGuard, wire
@@ -433,7 +433,11 @@ async def test_an_endless_stream_ends_when_its_reader_goes() -> None:
             sent.append(message.get("body", b""))
 
         headers = {
-            **{"authorization": "Bearer test-acme", "cloister-user": "ana", "content-type": "application/json"},
+            **{
+                "authorization": f"Bearer {credentials('acme')}",
+                "cloister-user": "ana",
+                "content-type": "application/json",
+            },
         }
         scope: dict[str, Any] = {
             **{"type": "http", "method": "POST", "path": "/v1/responses", "raw_path": b"/v1/responses"},

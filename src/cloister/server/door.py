@@ -132,6 +132,7 @@ class Door:
             headers=headers,
             raw=body,
             models=behind.models(caller.tenant),
+            most_items=behind.options.max_items,
             carried=behind.cloister.carried,
             owner=owner,
             door=door,

@@ -122,9 +122,12 @@ async def _input(call: Call, session: Session, body: Asked) -> list[Stored]:
     if not body.input:
         raise invalid("there is nothing to answer", "input", "missing_required_parameter")
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    items.allowed(call, given, "input")
+    if len(given) > call.most_items:
+        raise invalid(f"a request brings at most {call.most_items} items here", "input")
     known = None if body.conversation is None and body.previous_response_id is None else session
-    taken = items.taken(await items.resolved(known, given, "input"), "input")
+    given = await items.resolved(known, given, "input")
+    items.allowed(call, given, "input")
+    taken = items.taken(given, "input")
     if all(item.unsent for item in taken):
         raise invalid("nothing of this is what a model is sent", "input")
     return taken

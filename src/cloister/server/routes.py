@@ -29,6 +29,8 @@ class Call:
     """The body as it came, for digests."""
     models: tuple[str, ...] = ()
     """Which models may be named; any, where none is listed."""
+    most_items: int = 1_000
+    """How many items or messages it may bring."""
     carried: bool = False
     """The store gives out tokens, which hold the sessions themselves and change with every turn."""
     owner: Owner | None = None
