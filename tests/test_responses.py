@@ -101,6 +101,11 @@ def called(name: str = "get_weather", arguments: str = '{"location": "Paris"}') 
     return completion({"content": None, "tool_calls": [call]}, "tool_calls")
 
 
+def deep(levels: int) -> Any:
+    """A value that is nested so deep."""
+    return [] if not levels else [deep(levels - 1)]
+
+
 def test_the_checker_rejects_what_lacks_a_field() -> None:
     """A response without one of its fields, or with a status that nothing explains, is found out."""
     whole: dict[str, Any] = dict.fromkeys(REQUIRED) | {
@@ -593,6 +598,9 @@ async def test_what_is_too_long_to_be_remembered_is_left_out_later() -> None:
         ({"tool_choice": {"type": "function", "name": "missing"}}, "invalid_value"),
         ({"text": {"format": {"type": "json_schema"}}}, "invalid_value"),
         ({"stream_options": {"include_obfuscation": False}}, "invalid_value"),
+        ({"metadata": {str(number): "\u0001" * 512 for number in range(16)}}, "invalid_value"),
+        ({"text": {"format": {"type": "json_object", "deep": deep(70)}}}, "invalid_value"),
+        ({"tools": [{**WEATHER, "parameters": {"maximum": 10**30}}]}, "invalid_value"),
         ({"input": []}, "missing_required_parameter"),
         ({"input": None}, "missing_required_parameter"),
         ({"conversation": "conv_x", "previous_response_id": ABSENT}, "mutually_exclusive"),

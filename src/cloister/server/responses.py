@@ -8,13 +8,17 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from cloister import wire
+from cloister.content import memory_of
 from cloister.model import Item as Stored
+from cloister.model import Reply
 from cloister.server import errors, ids, items, response_options, turns
 from cloister.server.door import sse
 from cloister.server.events import Event, Events, replayed
 from cloister.server.refusals import Refused, invalid, unsupported
-from cloister.server.response_objects import Remembered, begun, described, message_id
+from cloister.server.response_objects import MOST_ECHO, Remembered, begun, described, message_id
 from cloister.server.response_shapes import (
     Asked,
     Compaction,
@@ -64,7 +68,7 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
         return Stream(streaming.pieces(), streaming.headers)
     reply = await asking.session.send(asking.question.content, **asking.arguments(call))
     headers = turns.headers(reply) if asking.memory.store else {}
-    return Answer(_described(reply.session.stable_id, reply.items[-1]), headers=headers)
+    return Answer(_described(reply.session.stable_id, _answer(reply)), headers=headers)
 
 
 async def _asking(call: Call, body: NewResponse) -> _Asking:
@@ -85,9 +89,21 @@ async def _asking(call: Call, body: NewResponse) -> _Asking:
         options=response_options.options(body),
         system=turns.instructed(call, body.instructions, "instructions"),
     )
+    _check_kept(memory)
     asking = _Asking(session, question, on_expired, memory, body.truncation != "disabled", after)
     question.remember = asking.remember
     return asking
+
+
+def _check_kept(memory: Remembered) -> None:
+    """Raise `Refused` for what could not be stored with an answer, before there is one."""
+    kept = memory.kept(wire.Answer(""))
+    try:
+        memory_of(kept)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    if len(msgspec.json.encode(kept)) > 2 * MOST_ECHO:  # the lengths of a streamed text are to find room besides
+        raise invalid("this takes too much room to be stored with the answer", "metadata")
 
 
 async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | None]:
@@ -160,7 +176,7 @@ class _Streaming:
                     async for text in stream.texts():
                         if text:
                             yield _said(self._piece(turn, text))
-            answer = stream.reply.items[-1]
+            answer = _answer(stream.reply)
             if turn.repeated:
                 yield _said(_again(turn.session_id, answer))
                 return
@@ -286,6 +302,13 @@ async def _inputs(session: Session, answer: Stored, memory: Remembered) -> list[
     before = new_item_id(first - 1) if first else None
     listed = await session.history(limit=memory.inputs, after=before)
     return [item for item in listed if first <= _position(item) < last]
+
+
+def _answer(reply: Reply[Session]) -> Stored:
+    """Give the item of an answer; `Refused` where the turn was taken before, and its answer deleted since."""
+    if not reply.items:
+        raise _absent()
+    return reply.items[-1]
 
 
 def _position(item: Stored) -> int:
