@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, settings
 from tests.databases import database, migrated
 from tests.servers import pgbouncer, postgres, redis, redis_cluster
 from tests.serving import server
+from tests.upstreams import naps, upstream
 
-__all__ = ["database", "migrated", "pgbouncer", "postgres", "redis", "redis_cluster", "server"]
+__all__ = ["database", "migrated", "naps", "pgbouncer", "postgres", "redis", "redis_cluster", "server", "upstream"]
 
 # Settings, keys and proxies of the person who runs the tests would make them pass or fail for no reason of ours.
 # CLOISTER_TEST_… names the servers to test with, and stays.

@@ -49,8 +49,10 @@ class Known:
         assert kind in ("key", "token")
         return Caller("user" if user else "service", tenant, user or None, shown)
 
-    async def owner(self, caller: Caller, headers: RawHeaders, named: str | None) -> Owner:
+    async def owner(self, caller: Caller, headers: RawHeaders, *named: str) -> Owner:
         return Owner(caller.tenant, caller.user or unquote(dict(headers)[b"cloister-user"].decode()))
+
+    async def close(self) -> None: ...
 
 
 def application(cloister: AsyncCloister, options: ServerSettings | None = None) -> Application:

@@ -80,7 +80,7 @@ def test_help(run: Run, command: tuple[str, ...]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0
     options = ("--from", "--to") if command == ("copy",) else ("--store",)
-    groups = ("sessions", "keys", "audit", "alerts", "scrub", "leaks", "leaks scan")
+    groups = ("sessions", "tenants", "tenants keys", "keys", "audit", "alerts", "scrub", "leaks", "leaks scan")
     assert not command or " ".join(command) in groups or all(name in result.stdout for name in options)
 
 
@@ -402,7 +402,7 @@ def test_new_keys(run: Run, folder: Path) -> None:
     assert run("chat", "--user", "ana", said="hello\n").exit_code == 0
     assert run("keys", "new").exit_code == 0
     rows = [line.split("\t") for line in run("keys", "list").stdout.splitlines()]
-    assert [row[1:] for row in rows] == [["opens only", "1"], ["seals", "0"]]
+    assert [row[1:] for row in rows] == [["opens only", "1", "0"], ["seals", "0", "0"]]
 
 
 def test_lost_key_file(told: Run, folder: Path) -> None:

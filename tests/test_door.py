@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -40,7 +40,7 @@ class Search(Query):
 class Known:
     """Believe whoever says so: the name of a tenant is its key."""
 
-    async def caller(self, headers: Iterable[tuple[bytes, bytes]], source: str) -> Caller:
+    async def caller(self, headers: Sequence[tuple[bytes, bytes]], source: str) -> Caller:
         key = dict(headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
         if not key:
             raise Refused(401, "invalid_request_error", "invalid_api_key", "who are you?")
@@ -48,8 +48,10 @@ class Known:
             return Caller("operator", None, None, "op")
         return Caller("service", key, None, f"key of {key}")
 
-    async def owner(self, caller: Caller, headers: Iterable[tuple[bytes, bytes]], named: str | None) -> Owner:
+    async def owner(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], *named: str) -> Owner:
         return Owner(caller.tenant, dict(headers).get(b"cloister-user", b"ana").decode())
+
+    async def close(self) -> None: ...
 
 
 class Raised:

@@ -34,6 +34,8 @@ ISSUER = Issuer("https://login.test", ("cloister",), ("HS256",), ("acme",), key=
 OPTIONS = ServerSettings(issuers=(ISSUER,), requests_per_minute_user=None, requests_per_minute_tenant=None)
 
 Whose = Literal["own", "foreign", "tenant", "missing", "malformed"]
+OWNED = ("conversation", "item", "response")
+"""What belongs to one user, by its name in paths."""
 CALLERS = ("service", "token", "jwt")
 _SCOPE = {"service": "service", "token": "user", "jwt": "user"}
 NOBODY = ("none", "expired", "audience", "garbage", "revoked")
@@ -45,9 +47,37 @@ _PARAMETER = re.compile(r"\{(\w+)\}")
 BODIES: Mapping[str, Any] = {
     "POST /v1/conversations": {},
     "POST /v1/conversations/{conversation}": {"metadata": {"a": "b"}},
+    "POST /v1/conversations/{conversation}/items": {"items": [{"role": "user", "content": "Hello."}]},
+    "POST /v1/responses": {"input": "Hello."},
+    "POST /v1/responses/input_tokens": {"input": "Hello."},
+    "POST /v1/responses/compact": {"model": "offline"},
+    "POST /v1/chat/completions": {"model": "offline", "messages": [{"role": "user", "content": "Hello."}]},
+    "POST /v1/messages": {"model": "offline", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello."}]},
+    "POST /v1/messages/count_tokens": {"model": "offline", "messages": [{"role": "user", "content": "Hello."}]},
+    "POST /v1/cloister/tokens": {"user": "ben"},
 }
-# Ids that lie in bodies and headers instead of paths: each is asked as a call of its own.
-INSIDE: Mapping[str, tuple[Any, Mapping[str, str]]] = {}
+# Ids that lie in bodies, headers and behind the ? instead of paths: each is asked as a call of its own.
+INSIDE: Mapping[str, tuple[Any, Mapping[str, str]]] = {
+    "POST /v1/responses": ({"input": "Hello.", "conversation": "{conversation}"}, {}),
+    "POST /v1/responses ": ({"input": "Hello.", "conversation": {"id": "{conversation}"}, "stream": True}, {}),
+    "POST /v1/responses  ": ({"input": "Hello.", "previous_response_id": "{response}"}, {}),
+    "POST /v1/responses/input_tokens": ({"input": "Hello.", "conversation": "{conversation}"}, {}),
+    "POST /v1/responses/input_tokens ": ({"input": "Hello.", "previous_response_id": "{response}"}, {}),
+    "POST /v1/chat/completions": (
+        {"model": "offline", "messages": [{"role": "user", "content": "Hello."}]},
+        {"cloister-session": "{conversation}"},
+    ),
+    "POST /v1/chat/completions ": (
+        {"model": "offline", "messages": [{"role": "user", "content": "Hello."}], "stream": True},
+        {"cloister-session": "{conversation}"},
+    ),
+    "POST /v1/messages": (
+        {"model": "offline", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello."}]},
+        {"cloister-session": "{conversation}"},
+    ),
+    "GET /v1/responses/{response}?stream=true": (None, {}),
+    "GET /v1/responses/{response}?stream=true&starting_after=2": (None, {}),
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +93,17 @@ class Operation:
 
     @property
     def name(self) -> str:
-        return f"{self.method} {self.path}{self.query}"
+        return f"{self.method} {self.path}{self.query}{self._inside}"
+
+    @property
+    def _inside(self) -> str:
+        named = [*_PARAMETER.findall(f"{self.body} {dict(self.headers)}")]
+        return f" with {' and '.join(named)}" if named else ""
 
     @property
     def ids(self) -> list[str]:
         said = f"{self.path} {self.body} {dict(self.headers)} {self.query}"
-        return sorted(set(_PARAMETER.findall(said)) - {"model"})
+        return sorted(set(_PARAMETER.findall(said)) & set(OWNED))
 
     def filled(self, ids: Mapping[str, str]) -> dict[str, Any]:
         """Give the arguments of a request with *ids* in their places."""
@@ -102,7 +137,7 @@ def _operations() -> Iterator[Operation]:
     for name, (body, headers) in INSIDE.items():
         route, _, query = name.partition("?")
         method, _, path = route.partition(" ")
-        yield Operation(method, path, ("service", "user"), body, headers, query and f"?{query}")
+        yield Operation(method, path.strip(), ("service", "user"), body, headers, query and f"?{query}")
 
 
 OPERATIONS = list(_operations())
@@ -163,9 +198,9 @@ async def world() -> AsyncIterator[World]:
         callers["expired"] = bearer(token("ben", exp=1_000_000_000))
         callers["audience"] = bearer(token("ben", aud="another"))
         made = await credentials.new_token(Owner("acme", "ben"), timedelta(hours=1))
-        await credentials.revoke_token("acme", made.id)
+        await credentials.revoke_token("acme", made.credential.id)
         callers["revoked"] = bearer(made.secret)
-        ids = {
+        ids: dict[Whose, dict[str, str]] = {
             "own": await belongings(client, callers["service of ben"]),
             "foreign": await belongings(client, callers["service of ana"]),
             "tenant": await belongings(client, callers["service of globex"]),
@@ -181,13 +216,16 @@ def bearer(secret: str) -> dict[str, str]:
 
 def absent(value: str) -> str:
     """Give an id of the same shape that nothing has."""
-    return value[:8] + "".join("a" if each != "a" else "b" for each in value[8:]) if value[:4] == "conv" else value
+    kind, _, rest = value.partition("_")
+    return f"{kind}_" + re.sub("[a-z]", lambda found: "b" if found[0] == "a" else "a", rest)
 
 
 async def belongings(client: httpx2.AsyncClient, caller: Mapping[str, str]) -> dict[str, str]:
     """Make one of each thing; give its id."""
     made = await client.post("/v1/conversations", json={}, headers=caller)
-    return {"conversation": made.json()["id"]}
+    asked = {"input": "Hello.", "conversation": made.json()["id"]}
+    response = (await client.post("/v1/responses", json=asked, headers=caller)).json()
+    return {"conversation": made.json()["id"], "response": response["id"], "item": response["output"][0]["id"]}
 
 
 def told(answer: httpx2.Response) -> tuple[int, bytes, list[tuple[str, str]]]:
@@ -245,6 +283,57 @@ async def test_what_ben_tried_changes_nothing(world: World, operation: Operation
         f"/v1/conversations/{world.ids['foreign']['conversation']}", headers=world.callers["service of ana"]
     )
     assert (answer.status_code, answer.json()["metadata"]) == (200, {})
+
+
+CURSORS = (
+    "/v1/conversations?after={conversation}",
+    "/v1/conversations/{own}/items?after={item}",
+    "/v1/responses/{mine}/input_items?after={item}",
+)
+
+
+@pytest.mark.parametrize("path", CURSORS)
+async def test_a_foreign_cursor_looks_unknown(world: World, path: str) -> None:
+    """The cursor of another's list is refused as one that is none (row 80)."""
+    own = {"own": world.ids["own"]["conversation"], "mine": world.ids["own"]["response"]}
+    answers = []
+    others: tuple[Whose, ...] = ("foreign", "tenant", "missing", "malformed")
+    for whose in others:
+        url = _Filled({**world.ids[whose], **own})(path)
+        answers.append(told(await world.client.get(url, headers=world.callers["service"])))
+    assert answers[0][0] in (400, 404)
+    assert len(set(map(str, answers))) == 1, answers
+
+
+async def test_a_foreign_item_is_not_in_an_own_conversation(world: World) -> None:
+    """Ana's item under Ben's own conversation is not there, as any other."""
+    path = f"/v1/conversations/{world.ids['own']['conversation']}/items"
+    others: tuple[Whose, ...] = ("foreign", "tenant", "missing", "malformed")
+    for method in ("GET", "DELETE"):
+        answers = [
+            told(
+                await world.client.request(
+                    method, f"{path}/{world.ids[whose]['item']}", headers=world.callers["service"]
+                )
+            )
+            for whose in others
+        ]
+        assert answers[0][0] == 404
+        assert len(set(map(str, answers))) == 1, answers
+
+
+async def test_tokens_are_the_tenants(world: World) -> None:
+    """A tenant's key revokes its own users' tokens, and another tenant's look as missing ones."""
+    made = await world.client.post("/v1/cloister/tokens", json={"user": "ana"}, headers=world.callers["service"])
+    path = f"/v1/cloister/tokens/{made.json()['id']}"
+    shown = bearer(made.json()["token"])
+    foreign = await world.client.delete(path, headers=world.callers["service of globex"])
+    missing = await world.client.delete(path[:-1] + "x", headers=world.callers["service of globex"])
+    assert told(foreign) == told(missing)
+    assert (await world.client.get("/v1/conversations", headers=shown)).status_code == 200
+    assert (await world.client.delete(path, headers=shown)).status_code == 403
+    assert (await world.client.delete(path, headers=world.callers["service"])).status_code == 200
+    assert (await world.client.get("/v1/conversations", headers=shown)).status_code == 401
 
 
 def test_every_call_is_in_the_matrix() -> None:

@@ -335,6 +335,9 @@ async def test_an_owner_sees_only_his_own(database: Database, house: House) -> N
         "INSERT INTO cloister.fingerprints VALUES (0, 0, '')",
         "SELECT * FROM cloister.fingerprints",
         "SELECT * FROM cloister.claims",
+        "SELECT * FROM cloister.credentials",
+        "INSERT INTO cloister.credentials VALUES ('x', 'key', 'acme', '', 'key_1', 0, NULL, '')",
+        "UPDATE cloister.credentials SET expires_at = NULL",
         "SET ROLE cloister_lookup",
         "ALTER TABLE cloister.items DISABLE ROW LEVEL SECURITY",
         "CREATE VIEW cloister.everything AS SELECT * FROM cloister.items",
@@ -495,6 +498,7 @@ async def test_what_reads_across_owners_is_named(database: Database) -> None:
     across = {row["name"] for row in rows if row["prosecdef"]}
     assert across == {
         "names", "settle", "settle_anew", "claim", "unclaim", "claims", "seed", "clear", "owner_of", "tenanted",
+        "credential", "credentials", "every_credential", "reseal", "enrol_row", "revoke_rows",
         "expired", "sweep", "every_session", "audit_trail", "audit_tail", "audit_prune", "audit_names",
     }  # fmt: skip
     for row in rows:

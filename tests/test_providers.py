@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -20,10 +20,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.upstreams import ANSWER, OK, WHOLE, Naps, Reply, Upstream, chunk, drop, endless, hang, http, refusal, stream
 
 from cloister import wire
 from cloister.errors import (
     ConfigurationError,
+    OptionRefused,
     ProviderAuth,
     ProviderError,
     ProviderRateLimited,
@@ -40,9 +42,6 @@ from cloister.providers.sse import Events
 
 KEY = "sk-0123456789abcdefSECRET"
 QUESTION = Request([{"role": "user", "content": "My name is Ana Lovelace, what is my name?"}])
-
-Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
-
 
 # The offline model
 
@@ -118,8 +117,8 @@ async def test_offline_fails() -> None:
 async def test_offline_is_cut() -> None:
     """Told to cut, it ends without a finish marker, which the reader takes for a failure."""
     reader = wire.Reader()
-    async for chunk in Offline(cut=2).stream(QUESTION):
-        reader.feed(chunk)
+    async for piece in Offline(cut=2).stream(QUESTION):
+        reader.feed(piece)
     with pytest.raises(ProviderError, match="finish marker"):
         reader.finish()
     whole = await Offline(cut=2).complete(QUESTION)
@@ -319,60 +318,6 @@ def test_events_are_bounded(piece: bytes) -> None:
 # An upstream
 
 
-class Upstream:
-    """Answer each request by the next of the replies, the last again and again, and remember what was asked."""
-
-    def __init__(self) -> None:
-        self.replies: list[Reply] = []
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        self.connections = 0
-        self.asked = asyncio.Event()
-        self.gone = asyncio.Event()
-        self.url = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            while True:
-                first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                self.requests.append((first, headers, json.loads(body) if body else None))
-                self.asked.set()
-                reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-                await reply(writer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self.gone.set()
-            writer.close()
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    upstream = Upstream()
-    server = await asyncio.start_server(upstream.serve, "127.0.0.1", 0)
-    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    yield upstream
-    server.close()
-
-
-class Naps:
-    """Stand in for sleep: remember how long, take no time."""
-
-    def __init__(self) -> None:
-        self.taken: list[float] = []
-
-    async def __call__(self, seconds: float) -> None:
-        self.taken.append(seconds)
-
-
-@pytest.fixture
-def naps() -> Naps:
-    return Naps()
-
-
 Connect = Callable[..., OpenAICompatible]
 
 
@@ -388,69 +333,6 @@ async def provider(upstream: Upstream, naps: Naps) -> AsyncIterator[Connect]:
             return made
 
         yield make
-
-
-def http(status: str, body: bytes, *headers: str, kind: str = "application/json") -> Reply:
-    head = [f"HTTP/1.1 {status}", f"content-type: {kind}", f"content-length: {len(body)}", *headers, "", ""]
-
-    async def reply(writer: asyncio.StreamWriter) -> None:
-        writer.write("\r\n".join(head).encode() + body)
-
-    return reply
-
-
-def refusal(status: str, *headers: str, **error: Any) -> Reply:
-    return http(status, json.dumps({"error": error}).encode(), *headers)
-
-
-SAID = {"role": "assistant", "content": "Hello"}
-ANSWER = {
-    "object": "chat.completion",
-    "model": "m",
-    "choices": [{"index": 0, "message": SAID, "finish_reason": "stop"}],
-}
-OK = http("200 OK", json.dumps(ANSWER).encode())
-
-
-def chunk(text: str, finish: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
-    return b"data: " + json.dumps({"object": "chat.completion.chunk", "choices": [choice]}).encode() + b"\n\n"
-
-
-WHOLE = [chunk("Hel"), chunk("lo"), chunk("", "stop"), b"data: [DONE]\n\n"]
-
-
-def stream(*pieces: bytes, end: bytes = b"0\r\n\r\n", close: bool = False) -> Reply:
-    async def reply(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n")
-        writer.write(b"transfer-encoding: chunked\r\n\r\n")
-        for piece in pieces:
-            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            await writer.drain()
-        writer.write(end)
-        if close:
-            await writer.drain()
-            writer.close()
-
-    return reply
-
-
-async def drop(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-
-
-async def hang(writer: asyncio.StreamWriter) -> None:
-    """Say nothing; the upstream waits for the next request, and so sees when the connection is closed."""
-
-
-def endless(piece: bytes) -> Reply:
-    async def reply(writer: asyncio.StreamWriter) -> None:
-        await stream(end=b"")(writer)
-        while not writer.is_closing():
-            writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            await writer.drain()
-
-    return reply
 
 
 async def drink(provider: Provider, request: Request = QUESTION) -> wire.Answer:
@@ -509,8 +391,9 @@ async def test_bodies_are_allowlisted(upstream: Upstream, provider: Connect) -> 
         usual,
     ]
     for name, value in (("store", True), ("n", 2), ("stream", False), ("conversation", "c"), ("messages", [])):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(OptionRefused) as caught:
             await provider("openai").complete(Request(QUESTION.messages, options={name: value}))
+        assert caught.value.option == name
     assert len(upstream.requests) == 3
 
 
@@ -942,8 +825,11 @@ async def test_claude_options(upstream: Upstream, naps: Naps) -> None:
     one = claude(upstream, naps)
     await one.complete(Request(QUESTION.messages, options=options))
     for bad in ({"seed": 1}, {"response_format": {"type": "json_object"}}, {"n": 2}, {"tool_choice": "sometimes"}):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(OptionRefused) as caught:
             await one.complete(Request(QUESTION.messages, options=bad))
+        assert caught.value.option in bad
+    with pytest.raises(OptionRefused, match="input_audio"):
+        await one.complete(Request([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]))
     await one.close()
     assert {name: value for name, value in upstream.requests[0][2].items() if name != "messages"} == {
         "model": "m",

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from tests.fakes import Parrot, opened
-from tests.test_providers import KEY, OK, Upstream, http, upstream
+from tests.test_providers import KEY
+from tests.upstreams import OK, Upstream, http
 
 from cloister.keyring import Keyring
 from cloister.model import Owner
@@ -16,8 +17,6 @@ from cloister.providers.anthropic import Anthropic
 from cloister.providers.base import Provider
 from cloister.providers.openai import OpenAICompatible
 from cloister.pseudonyms import FIELDS, pseudonym
-
-__all__ = ["upstream"]
 
 MESSAGE = {
     "type": "message",

@@ -21,6 +21,7 @@ from cloister.errors import (
     SessionNotFound,
     StoreUnavailable,
 )
+from cloister.model import Owner
 from cloister.sessions import new_id, place_of
 from cloister.stores import redis_scripts as scripts
 from cloister.stores.base import Fingerprint, Store
@@ -100,6 +101,40 @@ async def test_no_name_is_in_a_key_and_no_word_anywhere(house: House) -> None:
         dump = await _ask(house, "DUMP", key)
         for word in (b"visible title", b"visible instruction", b"visible words", b"visible key"):
             assert word not in dump
+
+
+async def test_credentials_are_filed_by_digests(redis: str) -> None:
+    """No tenant, user, id or secret is in a key; what ends is collected some day even if nobody sweeps, and no sooner.
+
+    What Redis has collected is tidied off its lists when they are read.
+    """
+    async with opened(_url(redis), keyring=Keyring.generate(), tenancy="required") as house:
+        made = house.cloister.credentials
+        await made.add_tenant("visible-tenant")
+        for_ever = await made.new_key("visible-tenant", name="visible words")
+        minted = [await made.new_token(Owner("visible-tenant", "visible-user")) for _ in range(2)]
+        keys = await _keys(house)
+        for word in (b"visible", *(one.secret[4:14].encode() for one in (*minted, for_ever))):
+            assert not any(word in key for key in keys)
+        for secret in [one.secret[4:].encode() for one in (*minted, for_ever)] + [b"visible words"]:
+            assert not any([secret in await _ask(house, "DUMP", key) for key in keys])
+        rows = [key for key in keys if b":c:" in key and b"credentials" not in key]
+        hour = 3_600_000
+        lives = sorted([await _ask(house, "PTTL", key) for key in rows])
+        assert lives[:2] == [-1, -1], "the tenant and its key"
+        assert all(25 * hour - 60_000 < life <= 25 * hour for life in lives[2:])
+        for key in rows:
+            if await _ask(house, "PTTL", key) > 0:
+                await _ask(house, "DEL", key)
+        assert (await house.cloister.user("visible-user", tenant="visible-tenant").end_all()) == 0
+        listed = await house.cloister.store.credentials("visible-tenant", "token", nonce=b"", limit=9)
+        assert list(listed.credentials) == []
+        assert await made.check(for_ever.secret) == for_ever.credential
+        await made.revoke_key("visible-tenant", for_ever.credential.id)
+        house.clock.move(hours=2)
+        await house.cloister.sweep()
+        left = [key for key in await _keys(house) if b"credentials" in key or b"lapse" in key or b":c:" in key]
+        assert len(left) == 3, "the tenant: its row, its place's list, and the list of tenants"
 
 
 async def test_what_should_end_has_a_time_to_live(house: House) -> None:

@@ -509,7 +509,7 @@ async def test_rotation_touches_no_token_of_a_ledger(tmp_path: Path) -> None:
     async with opened(f"token://?ledger=sqlite:///{tmp_path / 'ledger.db'}", keyring=keyring) as house:
         token = (await (await house.ana.start(system="Be kind.")).send("one")).session.id
         keyring.add()
-        assert await upkeep.rewrap_all(house.cloister.vault, lambda _: None) == (1, 0)
+        assert await upkeep.rewrap_all(house.cloister.vault, lambda _: None) == (1, 0, 0)
         assert await upkeep.count_under(house.cloister.vault, old) == 0
         keyring.remove(old)
         assert await told(await house.ana.resume(token)) == ["Be kind.", "one", "You said: one"]

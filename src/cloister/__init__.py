@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         BudgetExceeded,
         CloisterError,
         ConfigurationError,
+        CredentialInvalid,
         IntegrityError,
         NoScope,
+        OptionRefused,
         ProviderAuth,
         ProviderError,
         ProviderRateLimited,
@@ -61,9 +63,9 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError IntegrityError NoScope ProviderAuth ProviderError"
-        " ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy SessionConflict"
-        " SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope OptionRefused"
+        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
+        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
@@ -96,6 +98,7 @@ __all__ = [
     "Cloister",
     "CloisterError",
     "ConfigurationError",
+    "CredentialInvalid",
     "Erasure",
     "IntegrityError",
     "Item",
@@ -107,6 +110,7 @@ __all__ = [
     "NoScope",
     "Offline",
     "OpenAICompatible",
+    "OptionRefused",
     "Owner",
     "Prices",
     "Provider",

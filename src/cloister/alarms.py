@@ -135,7 +135,9 @@ def consider(alarms: Alarms, known: dict[str, Watched], entry: Entry, now: int) 
     if before.raised is not None and abs(entry.at - before.raised) < window:
         before.repeats += 1
         return None
-    before.times = [time for time in before.times if abs(entry.at - time) < window] + [entry.at]
+    before.times = [time for time in before.times if abs(entry.at - time) < window] + [entry.at] * _many(
+        alarms, rule, entry
+    )
     count = len(before.times)
     if rule is not None and count < getattr(alarms, rule.threshold):
         return None
@@ -165,6 +167,16 @@ def _rule_of(entry: Entry) -> tuple[str | None, Rule | None]:
         return (None if entry.event in _SILENT else entry.event), None
     name = _COUNTED.get(entry.event)
     return name, RULES[name] if name else None
+
+
+def _many(alarms: Alarms, rule: Rule | None, entry: Entry) -> int:
+    """Say for how many *entry* counts: one may stand for many that were alike."""
+    try:
+        many = json.loads(entry.detail).get("count", 1) if rule else 1
+    except (ValueError, AttributeError, RecursionError):
+        many = 1
+    # What is remembered stays small, and what is beyond the threshold tells nothing more.
+    return min(many, getattr(alarms, rule.threshold)) if rule and type(many) is int and many > 1 else 1
 
 
 def _whose(rule: Rule | None, entry: Entry) -> str:

@@ -23,6 +23,7 @@ from cloister.alarms import Alarms
 from cloister.attempts import Attempts
 from cloister.audit import AuditKey, is_alert
 from cloister.costs import Budget, Prices
+from cloister.credentials import Credentials
 from cloister.errors import CloisterError, ConfigurationError
 from cloister.guard import Watch
 from cloister.keyring import Keyring
@@ -342,6 +343,13 @@ class AsyncCloister:
         """Give the same for an owner that is one already."""
         self._check_named(owner.tenant)
         return User(self.services_of(owner), owner)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Give what makes, lists, revokes and checks keys of tenants and tokens of their users, for a server."""
+        if self.tenancy == "single":
+            raise ConfigurationError('keys and tokens are of tenants: open with tenancy="required"')
+        return Credentials(self.vault)
 
     def services_of(self, owner: Owner) -> Services:
         """Give what the turns of *owner*'s tenant have in common."""

@@ -8,9 +8,10 @@ from datetime import timedelta
 
 import msgspec
 
-from cloister import sessions, upkeep
+from cloister import credentials, sessions, upkeep
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict
 from cloister.model import SealedItem, SealedSession, to_micros
+from cloister.stores.base import SealedCredential
 from cloister.vault import Opened, Vault
 
 _AT_ONCE = 500
@@ -29,12 +30,16 @@ class Census:
 
 @dataclass(slots=True)
 class Copied:
-    """Count what became of them: ``there`` were copied before, ``failed`` are damaged, or others in the target."""
+    """Count what became of them: ``there`` were copied before, ``failed`` are damaged, or others in the target.
+
+    ``credentials`` counts keys and tokens that are in the target now.
+    """
 
     copied: int = 0
     there: int = 0
     over: int = 0
     failed: int = 0
+    credentials: int = 0
 
 
 async def count(source: Vault) -> Census:
@@ -52,11 +57,11 @@ async def count(source: Vault) -> Census:
 
 
 async def copy(source: Vault, target: Vault, progress: Callable[[int], None]) -> Copied:
-    """Copy every live session of *source*; those that are in *target* already, as they are here, are passed over.
+    """Copy all live sessions and credentials of *source*; those that are in *target* already are passed over.
 
-    Each is opened first, every item of it, and read back afterwards. One that does not open is put on record where it
-    lies; one that is another in the target is left alone there. Both are counted, and the others go on. Neither
-    tombstones nor idempotency records, fingerprints nor the log are copied.
+    Each is opened first, every item of it, and sessions are read back afterwards. One that does not open is put on
+    record where it lies; one that is another in the target is left alone there. Both are counted, and the others go on.
+    Neither tombstones nor idempotency records, fingerprints nor the log are copied.
     """
     done = Copied()
     # Where they are read it is on record before, as every operator's look at what is others'.
@@ -69,6 +74,11 @@ async def copy(source: Vault, target: Vault, progress: Callable[[int], None]) ->
             except (IntegrityError, SessionConflict, ConfigurationError):
                 done.failed += 1
         progress(len(rows))
+    async for credential in upkeep.every_credential(source):
+        try:
+            done.credentials += await _copy_credential(source, target, credential)
+        except (IntegrityError, SessionConflict, ConfigurationError):
+            done.failed += 1
     noted = target.event("sessions.copied", copied=done.copied, there=done.there, failed=done.failed)
     await target.ask(target.store.record, [noted])
     return done
@@ -96,6 +106,18 @@ async def _copy_one(source: Vault, target: Vault, row: SealedSession, done: Copi
         raise IntegrityError("a session does not lie in the target as it was put there; see to that store first")
     done.there += receipt.repeated
     done.copied += not receipt.repeated
+
+
+async def _copy_credential(source: Vault, target: Vault, row: SealedCredential) -> bool:
+    if row.expires_at is not None and row.expires_at <= to_micros(source.now()):
+        return False
+    try:
+        await credentials.opened(source.keys, row)
+    except IntegrityError as error:
+        await source.alarm(error)
+        raise
+    await target.ask(target.store.enrol, row)
+    return True
 
 
 async def _items(vault: Vault, row: SealedSession) -> list[SealedItem]:

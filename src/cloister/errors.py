@@ -9,6 +9,7 @@
     ├── SessionConflict                 the session moved on, or the lease was lost; nothing was stored
     ├── IntegrityError                  what the store returned is not what was stored for this owner
     ├── TokenInvalid                    a sealed token is foreign, damaged or not a token
+    ├── CredentialInvalid               a key or a session token lets nobody in
     ├── ReplyBlocked                    a reply was withheld, and the caller asked to be told by an error
     ├── RateLimited                     this owner is refused for a while
     ├── BudgetExceeded                  a token or cost budget is used up, or a text is too long for the window
@@ -19,6 +20,7 @@
     ├── StoreError                      the store answered with a fault
     │   └── StoreUnavailable            … or cannot be reached, or is full
     ├── ConfigurationError (ValueError) something must be set up differently
+    │   └── OptionRefused               … in what a turn asks of its model: an option that this one does not take
     ├── NoScope (LookupError)           no session scope is open here
     └── ScopeClosed (LookupError)       this task outlived the scope in which it was started
 
@@ -95,6 +97,22 @@ class TokenInvalid(CloisterError):
 
     def __init__(self, text: str = "this token opens no session of this owner's; start a new one") -> None:
         super().__init__(text)
+
+
+class CredentialInvalid(CloisterError):
+    """Say that a secret lets nobody in: malformed, unknown, revoked and expired ones alike.
+
+    ``reason`` says which of them it was, for the log alone: whoever showed the secret must not learn it.
+    """
+
+    notice = "You could not be signed in. Please sign in again."
+
+    def __init__(self, reason: str = "unknown") -> None:
+        super().__init__("this key or token lets nobody in; ask whoever gave it to you for another")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[CredentialInvalid], tuple[str]]:
+        return type(self), (self.reason,)
 
 
 class ReplyBlocked(CloisterError):
@@ -175,6 +193,17 @@ class StoreUnavailable(StoreError):
 
 class ConfigurationError(CloisterError, ValueError):
     """Say what must be set up differently, and how."""
+
+
+class OptionRefused(ConfigurationError):
+    """Say that the model's provider does not take an ``option``, or its value, or what stands in the messages."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+    def __reduce__(self) -> tuple[type[OptionRefused], tuple[str, str]]:
+        return type(self), (str(self.args[0]), self.option)
 
 
 class NoScope(CloisterError, LookupError):

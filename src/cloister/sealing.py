@@ -257,6 +257,20 @@ async def tenant_keys(keys: MasterKeys, tenant: str | None, purpose: str) -> Map
     return await keys.derive(f"{purpose}/{hashlib.sha256(fields(tenant or '')).hexdigest()}")
 
 
+def seal_derived(derived: Mapping[str, bytes], purpose: str, plain: bytes, context: bytes) -> bytes:
+    """Seal *plain* under the newest of the keys *derived* for a *purpose*, so that it opens only in *context*."""
+    name, key = list(derived.items())[-1]
+    return named(name, seal(AESGCM(key), plain, fields(purpose, _FORMAT, name) + context))
+
+
+def open_derived(derived: Mapping[str, bytes], purpose: str, sealed: bytes, context: bytes, what: str) -> bytes:
+    """Open what `seal_derived` sealed, or raise `IntegrityError`; `ConfigurationError` if its key is not there."""
+    name = key_of(sealed)
+    if name not in derived:
+        raise unknown_key(name, what)
+    return unseal(AESGCM(derived[name]), after_name(sealed), fields(purpose, _FORMAT, name) + context, what)
+
+
 class TenantKeys:
     """Seal what has to outlive a session's secret, under a tenant-level key for one *purpose*."""
 
@@ -271,19 +285,12 @@ class TenantKeys:
 
     def seal(self, owner: Owner, session_id: str, plain: bytes) -> bytes:
         """Seal *plain* under the newest key, bound to owner and session."""
-        name, key = list(self._keys.items())[-1]
-        return named(name, seal(AESGCM(key), plain, self._context(name, owner, session_id)))
+        return seal_derived(self._keys, self._purpose, plain, owner_fields(owner) + fields(session_id))
 
     def open(self, owner: Owner, session_id: str, sealed: bytes) -> bytes:
         """Open what `seal` sealed, or raise `IntegrityError`; `ConfigurationError` if its key is not there."""
-        name = key_of(sealed)
-        if name not in self._keys:
-            raise unknown_key(name)
-        context = self._context(name, owner, session_id)
-        return unseal(AESGCM(self._keys[name]), after_name(sealed), context, f"the {self._purpose} of a session")
-
-    def _context(self, name: str, owner: Owner, session_id: str) -> bytes:
-        return fields(self._purpose, _FORMAT, name) + owner_fields(owner) + fields(session_id)
+        context = owner_fields(owner) + fields(session_id)
+        return open_derived(self._keys, self._purpose, sealed, context, f"the {self._purpose} of a session")
 
     def __repr__(self) -> str:
         return f"TenantKeys({self._purpose!r})"
@@ -292,9 +299,9 @@ class TenantKeys:
         raise TypeError("tenant keys are never written anywhere")
 
 
-def unknown_key(key_id: str) -> ConfigurationError:
+def unknown_key(key_id: str, what: str = "this session") -> ConfigurationError:
     """Say that a key is missing: a matter of set-up, which is mended by adding it back, and no alarm."""
     return ConfigurationError(
-        f"this session is under the master key {key_id!r}, which the keyring does not hold: "
+        f"{what} is under the master key {key_id!r}, which the keyring does not hold: "
         "add that key back (it must not have been retired), then try again"
     )

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -34,6 +34,7 @@ from cloister.services import Tenant
 from cloister.sinks.base import Sink
 from cloister.sinks.webhook import Secret
 from cloister.stores.base import Store
+from cloister.telemetry import Telemetry
 
 DEFAULT_FILE = "cloister.toml"
 DEFAULT_STORE = "sqlite:///cloister.db"
@@ -449,7 +450,9 @@ class Settings:
         """Give where entries and alarms go. Raises `ConfigurationError`."""
         return [sinks.connect(each, self.webhook_secret) if isinstance(each, str) else each for each in self.sinks]
 
-    def open(self, *, clock: Callable[[], datetime] | None = None) -> AsyncCloister:
+    def open(
+        self, *, clock: Callable[[], datetime] | None = None, telemetry: Sequence[Telemetry] = ()
+    ) -> AsyncCloister:
         """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
         cloister = AsyncCloister.open(
             self.connect(),
@@ -470,6 +473,7 @@ class Settings:
             budget=self.budget(),
             prices=None if self.prices is None else self.price_table(),
             tenants=self.tenants_apart(),
+            telemetry=telemetry,
         )
         if self.provider is not None:  # else it is opened to be looked after, not for conversations
             cloister.configuration = self.said()

@@ -223,7 +223,8 @@ class Turn(Generic[SessionT]):
         self._asked_at = time.perf_counter()
         provider = self._cloister.provider
         self._asked = provider.name if provider else None
-        return Request(self.messages, self._model, pseudonyms.named(self._options, self._pseudonym))
+        options = pseudonyms.named(self._options, self._pseudonym)
+        return Request(wire.chat(self._handed_out(), carrying=True), self._model, options)
 
     def add(self, item: Item | Mapping[str, Any] | object) -> Item:
         """Record an item between question and reply: an assistant's tool calls, as an SDK gave them, or their results.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
+from typing import NamedTuple
 
 import msgspec
 
-from cloister import sessions
+from cloister import credentials, sessions
 from cloister.errors import ConfigurationError, IntegrityError
 from cloister.model import SealedSession, to_micros
 from cloister.sealing import key_of, wrap_context
-from cloister.stores.base import MOST_FINGERPRINTS
+from cloister.stores.base import MOST_FINGERPRINTS, SealedCredential
 from cloister.vault import Vault
 
 _AT_ONCE = 100
@@ -44,10 +45,18 @@ async def batches(vault: Vault) -> AsyncIterator[Sequence[SealedSession]]:
         yield batch.sessions
 
 
-async def rewrap_all(vault: Vault, progress: Callable[[int], None]) -> tuple[int, int]:
-    """Put every session under the newest master key; give how many were, and how many cannot be opened.
+class Rotated(NamedTuple):
+    """Count what was put under the newest master key, and what cannot be opened."""
 
-    A session that cannot be opened concerns itself alone: it is put on record, and the others go on.
+    sessions: int
+    credentials: int
+    failed: int
+
+
+async def rewrap_all(vault: Vault, progress: Callable[[int], None]) -> Rotated:
+    """Put every session and credential under the newest master key.
+
+    One that cannot be opened concerns itself alone: it is put on record, and the others go on.
     """
     done = failed = 0
     async for rows in batches(vault):
@@ -62,14 +71,46 @@ async def rewrap_all(vault: Vault, progress: Callable[[int], None]) -> tuple[int
             except ConfigurationError:  # under a key that the keyring does not hold
                 failed += 1
         progress(len(rows))
-    await vault.ask(vault.store.record, [vault.event("key.rotated", sessions=done, failed=failed)])
-    return done, failed
+    resealed = 0
+    async for one in every_credential(vault):
+        try:
+            resealed += await reseal(vault, one)
+        except IntegrityError as error:
+            await vault.alarm(error)
+            failed += 1
+        except ConfigurationError:
+            failed += 1
+    rotated = Rotated(done, resealed, failed)
+    await vault.ask(vault.store.record, [vault.event("key.rotated", None, "", **rotated._asdict())])
+    return rotated
 
 
 async def _again(vault: Vault, row: SealedSession) -> SealedSession:
     """Read a session once more that changed while it was being re-wrapped."""
     loaded = await vault.ask(vault.store.load, row.owner, row.id, budget=0)
     return loaded.session or msgspec.structs.replace(row, wrapped=None, carry=None)  # erased: nothing to do
+
+
+async def every_credential(vault: Vault) -> AsyncIterator[SealedCredential]:
+    """Give all credentials, of all tenants."""
+    after, more = b"", True
+    while more:
+        batch = await vault.store.every_credential(after=after, limit=_AT_ONCE)
+        for credential in batch.credentials:
+            yield credential
+        after, more = batch.after, bool(batch.after)
+
+
+async def reseal(vault: Vault, row: SealedCredential) -> bool:
+    """Put a credential under the newest master key; False if it is gone, or was put under it meanwhile."""
+    known = await credentials.opened(vault.keys, row)
+    again = await credentials.sealed(vault.keys, row, known.name)
+    return bool((await vault.ask(vault.store.reseal, row, again.sealed)).count)
+
+
+async def credentials_under(vault: Vault, key: str) -> int:
+    """Count the credentials that are still under the master key named *key*."""
+    return sum([key in _names(one.sealed) async for one in every_credential(vault)])
 
 
 async def count_under(vault: Vault, key: str) -> int:
@@ -91,9 +132,14 @@ async def rewrap(vault: Vault, row: SealedSession) -> bool:
 
 
 def _keys_of(row: SealedSession) -> set[str]:
-    """Name the master keys that a session is under; a damaged wrap is under none."""
+    """Name the master keys that a session is under."""
+    return _names(row.wrapped, row.carry)
+
+
+def _names(*blobs: bytes | None) -> set[str]:
+    """Name the master keys that *blobs* are under; one that is damaged is under none."""
     names = set()
-    for blob in (row.wrapped, row.carry):
+    for blob in blobs:
         if blob is not None:
             with contextlib.suppress(IntegrityError):
                 names.add(key_of(blob))

@@ -148,9 +148,11 @@ class User:
             before = listing.sessions[-1].created_at, listing.sessions[-1].id
 
     async def end_all(self) -> int:
-        """End every session of this user's; give how many there were."""
+        """End every session of this user's, and revoke their session tokens; give how many sessions there were."""
         vault = self._cloister.vault
         vault.admit(self.owner)
+        noted = self._event("credential.revoked", what="token")
+        await vault.ask(vault.store.revoke_all, self.owner, entries=[noted])
         count = 0
         while rows := (await vault.ask(vault.store.sessions, self.owner, limit=100, before=None)).sessions:
             done = sum([await ended(vault, self.owner, row.id) for row in rows])

@@ -128,6 +128,25 @@ EVENTS: Mapping[str, Kind] = {
             "count": _SINCE,
         },
     ),
+    "credential.created": Kind(
+        "notice",
+        "A tenant was added, or a key or a session token made.",
+        {
+            "id": "its public name",
+            "what": "`tenant`, `key`, `operator` or `token`",
+            "tenant": "whose key it is; absent for an operator's and a user's",
+            "seconds": "for how long it is good; absent where that is until it is revoked",
+        },
+    ),
+    "credential.revoked": Kind(
+        "notice",
+        "A key or a session token was revoked, or all tokens of a user.",
+        {
+            "id": "its public name; absent where it was all of them",
+            "what": "as above",
+            "tenant": "as above",
+        },
+    ),
     "token.damaged": Kind("warning", "A sealed token was damaged or is none."),
     "token.replayed": Kind("alert", "A sealed token was used again, or after its session was over."),
     "integrity.failed": Kind(
@@ -147,8 +166,8 @@ EVENTS: Mapping[str, Kind] = {
     ),
     "key.rotated": Kind(
         "notice",
-        "Sessions were put under the newest master key.",
-        {"sessions": "how many", "failed": "how many could not be opened"},
+        "Sessions and credentials were put under the newest master key.",
+        {"sessions": "how many", "credentials": "how many", "failed": "how many could not be opened"},
     ),
     "key.retired": Kind("notice", "A master key was destroyed.", {"key": "its name"}),
     "protection.off": Kind(

@@ -58,6 +58,8 @@ CLASSES: Mapping[str, tuple[Class, int]] = {
     "index.seeded": (ENTITY, _UPDATE),
     "fingerprints.dropped": (ENTITY, _DELETE),
     "sessions.copied": (ENTITY, _CREATE),
+    "credential.created": (ENTITY, _CREATE),
+    "credential.revoked": (ENTITY, _DELETE),
     "key.rotated": (ENTITY, _UPDATE),
     "key.retired": (ENTITY, _DELETE),
     "protection.off": (ENTITY, _UPDATE),

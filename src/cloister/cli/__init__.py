@@ -27,6 +27,7 @@ from cloister.cli.prove import prove
 from cloister.cli.scrub import scrub
 from cloister.cli.serve import serve
 from cloister.cli.sessions import sessions
+from cloister.cli.tenants import tenants
 
 if TYPE_CHECKING:
     from cloister.settings import Settings
@@ -63,7 +64,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-for command in (sessions, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs, serve):
+for command in (sessions, tenants, keys, audit, alerts, migrate, copy, prove, scrub, leaks, costs, serve):
     main.add_command(command)
 
 
@@ -146,9 +147,14 @@ def examine(read: Callable[..., Settings], listed: bool) -> None:
     Makes and changes nothing. Exits with 1 if something is unsafe.
     """
     from cloister import doctor, settings
+    from cloister.server import settings as server
 
     if listed:
         rows = [(name, f"CLOISTER_{name.upper()}", meaning) for name, meaning in settings.describe()]
+        rows += [
+            (f"server.{name}", "" if name in server.TABLES else f"CLOISTER_SERVER_{name.upper()}", f"server: {meaning}")
+            for name, meaning in server.describe()
+        ]
         terminal.table(["in cloister.toml", "in the environment", "meaning"], rows)
         return
     styles = {"ok": "green", "note": None, "missing": "yellow", "off": "yellow", "unsafe": "bold red"}

@@ -20,7 +20,7 @@ from cloister.errors import ConfigurationError
 @click.option("--config", metavar="FILE", help="A TOML file of settings. [env: CLOISTER_CONFIG; cloister.toml]")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def copy(source: str, target: str, config: str | None, yes: bool) -> None:
-    """Copy all live sessions from one store to another, sealed as they are, and verify each.
+    """Copy all live sessions, keys and session tokens from one store to another, sealed as they are, and verify each.
 
     Ids, keys, limits and times stay. If it is interrupted, run it again: what is there already is passed over. Stop
     what uses the source before: a session that changes meanwhile is copied as it was, and then differs. Sessions that
@@ -61,8 +61,10 @@ async def _copy(source: str, target: str, config: str | None, yes: bool) -> None
         with terminal.progress("sessions", census.live + census.over) as done:
             result = await copying.copy(begun.vault, ended.vault, done)
     terminal.say(f"copied {counted(result.copied)} to {there.url}; {result.there} were there; {result.over} were over")
+    if result.credentials:
+        terminal.say(f"keys and session tokens that are there now: {result.credentials}")
     if result.failed:
         raise Failure(
-            f"{counted(result.failed)} were not copied: damaged, under a key that is missing, or others in the target; "
+            f"not copied: {result.failed}, which are damaged, under a key that is missing, or others in the target; "
             "`cloister audit tail` of the source names the damaged ones"
         )

@@ -93,6 +93,10 @@ def _fresh_key() -> str:
     return f"key-{secrets.token_hex(4)}:{base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}"
 
 
+def _all(sessions: int, credentials: int) -> str:
+    return counted(sessions) + (f" and {credentials} credential{'s'[: credentials > 1]}" if credentials else "")
+
+
 def _keyring(cloister: AsyncCloister) -> Keyring:
     from cloister.keyring import Keyring
 
@@ -121,24 +125,30 @@ def _with_keys(command: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
 @keys.command("list")
 @_with_keys
 async def list_keys(cloister: AsyncCloister, keyring: Keyring, from_env: bool) -> None:
-    """List the keys, which of them seals, and how many sessions are under each."""
+    """List the keys, which of them seals, and how many sessions and credentials are under each."""
     from cloister import upkeep
 
-    newest = keyring.names[-1]
+    vault, newest = cloister.vault, keyring.names[-1]
     rows = [
-        (name, "seals" if name == newest else "opens only", await upkeep.count_under(cloister.vault, name))
+        (
+            name,
+            "seals" if name == newest else "opens only",
+            await upkeep.count_under(vault, name),
+            await upkeep.credentials_under(vault, name),
+        )
         for name in keyring.names
     ]
-    terminal.table(["key", "use", "sessions under it"], rows)
+    terminal.table(["key", "use", "sessions under it", "credentials under it"], rows)
 
 
 @keys.command()
 @_with_keys
 @click.option("--resume", is_flag=True, help="Make no new key; go on putting sessions under the newest.")
 async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resume: bool) -> None:
-    """Make a new key and put every session under it, while the store is in use.
+    """Make a new key and put every session and credential under it, while the store is in use.
 
-    Items are not touched, only the secrets that open them. If it is interrupted, go on with --resume.
+    Items are not touched, only the secrets that open them; keys of tenants and tokens stay as good as they were. If it
+    is interrupted, go on with --resume.
     """
     from cloister import upkeep
 
@@ -154,14 +164,14 @@ async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resu
     try:
         count = sum([len(rows) async for rows in upkeep.batches(cloister.vault)])
         with terminal.progress("sessions", count) as done:
-            rewrapped, failed = await upkeep.rewrap_all(cloister.vault, done)
+            rotated = await upkeep.rewrap_all(cloister.vault, done)
     except CloisterError as error:
         raise Failure(
-            f"{terminal.line(error)} Some sessions are still under older keys; mend this, then `keys rotate --resume`"
+            f"{terminal.line(error)} Something is still under older keys; mend this, then `keys rotate --resume`"
         ) from None
-    terminal.say(f"{newest} seals; {counted(rewrapped)} went under it")
-    if failed:
-        raise Failure(f"{counted(failed)} cannot be opened and stayed as they are: see `cloister audit tail`")
+    terminal.say(f"{newest} seals; {_all(rotated.sessions, rotated.credentials)} went under it")
+    if rotated.failed:
+        raise Failure(f"cannot be opened and stayed as they are: {rotated.failed}; see `cloister audit tail`")
     for name in keyring.names[:-1]:
         terminal.say(f"`cloister keys retire {name}` destroys the key {name}")
     if keyring.names[:-1]:
@@ -175,7 +185,7 @@ async def rotate(cloister: AsyncCloister, keyring: Keyring, from_env: bool, resu
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name: str, yes: bool) -> None:
-    """Destroy a key that no session is under.
+    """Destroy a key that no session and no credential is under.
 
     Copies of the store that were made while it was in use can never be opened again.
     """
@@ -186,9 +196,9 @@ async def retire(cloister: AsyncCloister, keyring: Keyring, from_env: bool, name
         raise ConfigurationError(f"there is no key {name!r}; there are {', '.join(keyring.names)}")
     if name == keyring.names[-1]:
         raise ConfigurationError(f"{name} is the key that seals; make another with `cloister keys rotate` first")
-    under = await upkeep.count_under(cloister.vault, name)
-    if under:
-        raise ConfigurationError(f"still under {name}: {counted(under)}; run `cloister keys rotate --resume` first")
+    under = await upkeep.count_under(cloister.vault, name), await upkeep.credentials_under(cloister.vault, name)
+    if any(under):
+        raise ConfigurationError(f"still under {name}: {_all(*under)}; run `cloister keys rotate --resume` first")
     if from_env:
         terminal.say(
             f"Nothing is under {name}. Remove it from CLOISTER_KEYS, everywhere, and destroy every copy of it."

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from cloister import wire
-from cloister.errors import ConfigurationError, ProviderError
+from cloister.errors import OptionRefused, ProviderError
 from cloister.providers import http
 from cloister.providers.base import Request
 from cloister.providers.http import Endpoint, Key, Retries, Sleep, Timeouts, check_url, patience
@@ -71,7 +71,10 @@ class Anthropic:
         await self._client.close()
 
     def _body(self, request: Request) -> dict[str, Any]:
-        messages = wire.anthropic(wire.item(message) for message in request.messages)
+        try:
+            messages = wire.anthropic(wire.item(message) for message in request.messages)
+        except ValueError as error:  # a part of a kind that this format cannot carry
+            raise OptionRefused(str(error), "messages") from None
         return {"model": request.model or self.model, **messages, **_options(request.options)}
 
 
@@ -81,8 +84,11 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
     sent: dict[str, Any] = {"max_tokens": MAX_TOKENS}
     for name, value in given.items():
         if name not in _TRANSLATED:
-            raise ConfigurationError(f"unknown option {name} for anthropic; it takes {', '.join(sorted(_TRANSLATED))}")
-        sent.update(_TRANSLATED[name](value))
+            known = ", ".join(sorted(_TRANSLATED))
+            raise OptionRefused(f"unknown option {name} for anthropic; it takes {known}", name)
+        for field, translated in _TRANSLATED[name](value).items():
+            # Two options of the chat format lie in one of this.
+            sent[field] = {**sent.get(field, {}), **translated} if field == "output_config" else translated
     if given.get("parallel_tool_calls") is False and sent.get("tool_choice", {}).get("type") != "none":
         sent["tool_choice"] = {**sent.get("tool_choice", {"type": "auto"}), "disable_parallel_tool_use": True}
     if "tools" not in sent:
@@ -103,7 +109,7 @@ def _only(name: str, *plain: Any) -> Callable[[Any], _Option]:
 
     def translate(value: Any) -> _Option:
         if value not in plain:
-            raise ConfigurationError(f"anthropic has nothing that corresponds to this value of {name}; leave it out")
+            raise OptionRefused(f"anthropic has nothing that corresponds to this value of {name}; leave it out", name)
         return {}
 
     return translate
@@ -113,23 +119,44 @@ def _tools(tools: list[Mapping[str, Any]]) -> _Option:
     translated = []
     for tool in tools:
         if tool.get("type") != "function":
-            raise ConfigurationError("anthropic takes tools of type function only")
+            raise OptionRefused("anthropic takes tools of type function only", "tools")
         function = tool["function"]
         schema = function.get("parameters") or {"type": "object", "properties": {}}
         described = {"description": function["description"]} if function.get("description") else {}
-        translated.append({"name": function["name"], **described, "input_schema": schema})
+        strict = {"strict": True} if function.get("strict") else {}
+        translated.append({"name": function["name"], **described, "input_schema": schema, **strict})
     return {"tools": translated}
 
 
 def _tool_choice(choice: Any) -> _Option:
     if isinstance(choice, Mapping):
+        if choice.get("type") != "function":
+            raise OptionRefused("anthropic takes a function as tool_choice, or a word", "tool_choice")
         return {"tool_choice": {"type": "tool", "name": choice["function"]["name"]}}
     words = {"auto": "auto", "none": "none", "required": "any"}
     if choice not in words:
-        raise ConfigurationError("tool_choice must be auto, none, required or a function")
+        raise OptionRefused("tool_choice must be auto, none, required or a function", "tool_choice")
     return {"tool_choice": {"type": words[choice]}}
 
 
+def _response_format(form: Mapping[str, Any]) -> _Option:
+    if form.get("type") == "text":
+        return {}
+    schema = form.get("json_schema", {}).get("schema") if form.get("type") == "json_schema" else None
+    if not isinstance(schema, Mapping):
+        raise OptionRefused(
+            "anthropic takes text and json_schema, with a schema, as response_format", "response_format"
+        )
+    return {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+
+
+def _effort(effort: str) -> _Option:
+    if effort not in _EFFORTS:
+        raise OptionRefused(f"anthropic takes {', '.join(_EFFORTS)} as reasoning_effort", "reasoning_effort")
+    return {"output_config": {"effort": effort}}
+
+
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _TRANSLATED: dict[str, Callable[[Any], _Option]] = {
     "temperature": _same("temperature"),
     "top_p": _same("top_p"),
@@ -140,7 +167,9 @@ _TRANSLATED: dict[str, Callable[[Any], _Option]] = {
     "tools": _tools,
     "tool_choice": _tool_choice,
     "parallel_tool_calls": _nothing,  # together with tool_choice, in `_options`
-    "response_format": _only("response_format", {"type": "text"}),
+    "response_format": _response_format,
+    "reasoning_effort": _effort,
+    "thinking": _same("thinking"),
     "n": _only("n", 1),
     "user": lambda user: {"metadata": {"user_id": user}},
     "safety_identifier": lambda user: {"metadata": {"user_id": user}},

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 class Request:
     """Be what a provider is asked: messages of the OpenAI chat format, already fitted to the window.
 
-    ``model=None`` asks for the provider's own. ``options`` are those of the chat format (``temperature``,
-    ``max_tokens``, ``tools`` …), and whom the request is for: ``safety_identifier``, ``prompt_cache_key`` and
-    ``cache_salt`` are the owner's pseudonym, for a provider to send where its API knows them.
+    Messages of a conversation with Anthropic also carry its ``thinking_blocks``, signed, and ``is_error`` for results
+    of tools (`cloister.wire.CARRIED`): send them to nobody else. ``model=None`` asks for the provider's own.
+    ``options`` are those of the chat format (``temperature``, ``max_tokens``, ``tools`` …), and whom the request is
+    for: ``safety_identifier``, ``prompt_cache_key`` and ``cache_salt`` are the owner's pseudonym, for a provider to
+    send where its API knows them.
     """
 
     messages: list[dict[str, Any]] = field(repr=False)

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from cloister.errors import ConfigurationError, ProviderError
+from cloister import wire
+from cloister.errors import ConfigurationError, OptionRefused, ProviderError
 from cloister.providers import http
 from cloister.providers.base import Request
 from cloister.providers.http import Endpoint, Key, Retries, Sleep, Timeouts, check_url, patience
@@ -145,18 +146,25 @@ class OpenAICompatible:
     def _body(self, request: Request) -> dict[str, Any]:
         options = {name: value for name, value in request.options.items() if value is not None}
         if options.pop("n", 1) != 1:
-            raise ConfigurationError("the option n must be 1: a turn has one answer")
+            raise OptionRefused("the option n must be 1: a turn has one answer", "n")
         unknown = options.keys() - OPTIONS - _PSEUDONYMS - self._profile.knows
         if unknown:
             known = ", ".join(sorted(OPTIONS | self._profile.knows))
-            raise ConfigurationError(f"unknown option {sorted(unknown)[0]} for {self.name}; it takes {known}")
+            name = sorted(unknown)[0]
+            raise OptionRefused(f"unknown option {name} for {self.name}; it takes {known}", name)
         sent = {name: value for name, value in options.items() if name in OPTIONS | self._profile.knows}
         return {
             "model": request.model or self.model,
-            "messages": request.messages,
+            "messages": [_plain(message) for message in request.messages],
             **sent,
             **dict(self._profile.always),
         }
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    if wire.CARRIED[0] not in message and wire.CARRIED[1] not in message:
+        return message
+    return {name: value for name, value in message.items() if name not in wire.CARRIED}
 
 
 def _profile(name: str | None, base_url: str | None, model: str | None) -> Profile:

@@ -13,16 +13,25 @@ from starlette.routing import Router
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
-from cloister.server import conversation_items, conversations, openapi, responses
+from cloister.server import chat, conversation_items, conversations, messages, openapi, responses, tokens
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
 from cloister.server.door import Identities as Asks
+from cloister.server.identity import Identities
 from cloister.server.rates import Rates
+from cloister.server.record import Record, into
 from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
 from cloister.settings import Settings
 
-ROUTES: tuple[Route, ...] = (*conversations.ROUTES, *conversation_items.ROUTES, *responses.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *conversations.ROUTES,
+    *conversation_items.ROUTES,
+    *responses.ROUTES,
+    *chat.ROUTES,
+    *messages.ROUTES,
+    *tokens.ROUTES,
+)
 """Every call of the API. Whoever adds one has it in the OpenAPI document, and so in the tests made from that."""
 
 
@@ -37,7 +46,7 @@ class Application:
         routes: Iterable[Route] = ROUTES,
         identities: Callable[[AsyncCloister], Asks] | None = None,
     ) -> None:
-        self._identities = identities or (lambda cloister: _identities(options, cloister))
+        self._identities = identities
         self._opening = opening
         self._options = options
         self.routes = (
@@ -71,11 +80,13 @@ class Application:
             _check(cloister)
             per_user, per_tenant = options.requests_per_minute_user, options.requests_per_minute_tenant
             rates = Rates(cloister.vault, per_user, per_tenant) if per_user or per_tenant else None
-            self._behind = Behind(cloister, options, self._identities(cloister), rates)
+            identities = (self._identities or _identities_of(options))(cloister)
+            self._behind = Behind(cloister, options, identities, rates)
             try:
                 yield
             finally:
                 self._behind = None
+                await identities.close()
 
     async def _described(self, _: object) -> Mapping[str, Any]:
         return openapi.document(self.routes)
@@ -87,8 +98,11 @@ def create(settings: Settings, options: ServerSettings) -> Application:
     return Application(tenanted.open, options)
 
 
-def _identities(options: ServerSettings, cloister: AsyncCloister) -> Asks:
-    raise NotImplementedError
+def _identities_of(options: ServerSettings) -> Callable[[AsyncCloister], Asks]:
+    def made(cloister: AsyncCloister) -> Identities:
+        return Identities(options, cloister.credentials, Record(into(cloister)), now=cloister.vault.now)
+
+    return made
 
 
 def _check(cloister: AsyncCloister) -> None:

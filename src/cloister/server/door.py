@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("cloister.server")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-RawHeaders = Iterable[tuple[bytes, bytes]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 
 _SAFE = (
     (b"cache-control", b"no-store"),
@@ -50,7 +50,9 @@ class Identities(Protocol):
 
     async def caller(self, headers: RawHeaders, source: str) -> Caller: ...
 
-    async def owner(self, caller: Caller, headers: RawHeaders, named: str | None) -> Owner: ...
+    async def owner(self, caller: Caller, headers: RawHeaders, *named: str) -> Owner: ...
+
+    async def close(self) -> None: ...
 
 
 class Admission(Protocol):
@@ -69,21 +71,24 @@ class Behind:
         self.options = options
         self.identities = identities
         self.admission = admission
-        self._models: dict[str | None, tuple[str, ...]] = {}
+        self._models: dict[str | None, tuple[str | None, tuple[str, ...]]] = {}
 
-    def models(self, tenant: str | None) -> tuple[str, ...]:
-        """Say which models a tenant's users may name: those that are listed for it, or the provider's own."""
+    def models(self, tenant: str | None) -> tuple[str | None, tuple[str, ...]]:
+        """Give the model of a tenant's provider, and which ones may be named: those that are listed, or that alone."""
         if tenant not in self._models:
-            self._models[tenant] = self._listed(tenant)
+            self._models[tenant] = self._found(tenant)
         return self._models[tenant]
 
-    def _listed(self, tenant: str | None) -> tuple[str, ...]:
+    def _found(self, tenant: str | None) -> tuple[str | None, tuple[str, ...]]:
         listed = self.options.policy(tenant).models
-        if listed is not None or self.options.models:
-            return listed if listed is not None else self.options.models
+        if listed is None and self.options.models:
+            listed = self.options.models
         provider = self.cloister.services_of(Owner(tenant, "anybody")).provider
+        own = provider.model if provider else None
+        if listed is not None:
+            return own, listed
         # The offline one answers under any name, and forwards none.
-        return () if provider is None or provider.name == "offline" else (provider.model,)
+        return own, () if provider is None or own is None or provider.name == "offline" else (own,)
 
 
 class Door:
@@ -97,7 +102,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
-        reply = Reply(send, request_id, secure=scope.get("scheme") == "https")
+        reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=self._route.style)
         route, source = self._route, _source(scope)
         try:
             with scopes.source(f"{route.method} {route.path} {source} {request_id}"):
@@ -119,10 +124,11 @@ class Door:
             value = self._decoded(body)
         owner = door = None
         if route.owned:
-            owner = await behind.identities.owner(caller, raw, _named(value))
+            owner = await behind.identities.owner(caller, raw, *_named(value))
             door = behind.cloister.user_of(owner)
             if behind.admission is not None:
                 await behind.admission.admit(owner)
+        own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
             policy=behind.options.policy(caller.tenant),
@@ -131,7 +137,8 @@ class Door:
             query=query,
             headers=headers,
             raw=body,
-            models=behind.models(caller.tenant),
+            models=models,
+            model=own,
             most_items=behind.options.max_items,
             carried=behind.cloister.carried,
             owner=owner,
@@ -191,10 +198,11 @@ NOBODY = Caller("operator", None, None, "")
 class Reply:
     """Be the way back of one request."""
 
-    def __init__(self, send: Send, request_id: str, *, secure: bool) -> None:
+    def __init__(self, send: Send, request_id: str, *, secure: bool, style: errors.Style = "openai") -> None:
         self._send = send
         self.request_id = request_id
         self._secure = secure
+        self._style = style
         self.status = 0
 
     async def give(self, given: Any, status: int) -> None:
@@ -203,7 +211,10 @@ class Reply:
             await self._stream(given)
             return
         answer = given if isinstance(given, Answer) else Answer(given, status)
-        await self.write(_ENCODER.encode(answer.body), answer.status, answer.headers)
+        if answer.kind is None:
+            await self.write(_ENCODER.encode(answer.body), answer.status, answer.headers)
+        else:
+            await self.write(answer.body, answer.status, answer.headers, answer.kind.encode())
         if answer.written is not None:
             await answer.written()
 
@@ -226,6 +237,8 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> None:
         self.status = status
         sent = [*_SAFE, (b"content-type", kind), (b"x-request-id", self.request_id.encode())]
+        if self._style == "anthropic":
+            sent.append((b"request-id", self.request_id.encode()))
         if length is not None:
             sent.append((b"content-length", str(length).encode()))
         if self._secure:
@@ -330,10 +343,11 @@ def _lists(query: type | None) -> frozenset[str]:
     )
 
 
-def _named(value: Any) -> str | None:
+def _named(value: Any) -> list[str]:
     """Give whom the body says that it is about, in the fields that the API has for it."""
-    named = getattr(value, "safety_identifier", None) or getattr(value, "user", None)
-    return named if isinstance(named, str) else None
+    given = [getattr(value, name, None) for name in ("safety_identifier", "user")]
+    given.append(getattr(getattr(value, "metadata", None), "user_id", None))
+    return [name for name in given if isinstance(name, str)]
 
 
 def _source(scope: Scope) -> str:

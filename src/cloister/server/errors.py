@@ -17,6 +17,7 @@ from cloister.errors import (
     CloisterError,
     ConfigurationError,
     IntegrityError,
+    OptionRefused,
     ProviderAuth,
     ProviderError,
     ProviderRateLimited,
@@ -80,6 +81,9 @@ def refusal(error: Exception) -> Refused:
         return error
     if isinstance(error, BudgetExceeded) and error.too_long:
         return Refused(400, "invalid_request_error", "context_length_exceeded", str(error), "input")
+    if isinstance(error, OptionRefused):  # its text may name the provider
+        said = "the model behind this server does not take this, or not with this value"
+        return Refused(400, "invalid_request_error", "unsupported", said, error.option or None)
     for kind, status, type, code, text in _TABLE:
         if isinstance(error, kind):
             return Refused(status, type, code, text or str(error), headers=_headers(error, status))

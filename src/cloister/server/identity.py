@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Literal, NoReturn, Protocol
 from urllib.parse import unquote_to_bytes
 
+from cloister.errors import CredentialInvalid
 from cloister.model import Owner
 from cloister.server import jwt
 from cloister.server.issuers import Issuer
@@ -27,8 +28,12 @@ CallerScope = Literal["user", "service", "operator"]
 KEPT = 2.0
 """For how many seconds a server key that was found good is believed again: so long a revoked one may go on."""
 _MOST_KEPT = 1_000
-_OPAQUE = re.compile(rb"c(sk|st|so)_[A-Za-z0-9_-]{16,256}")
-_SCOPES: dict[bytes, CallerScope] = {b"csk_": "service", b"cst_": "user", b"cso_": "operator"}
+_OPAQUE = re.compile(rb"(csk|cst|cso)_[A-Za-z0-9_-]{43}")
+_KINDS: dict[bytes, tuple[str, CallerScope]] = {
+    b"csk_": ("key", "service"),
+    b"cst_": ("token", "user"),
+    b"cso_": ("operator", "operator"),
+}
 _USER, _SESSION = b"cloister-user", b"cloister-session"
 _LONGEST_USER = 256 * 4 * 3  # characters, bytes of each, and three for each encoded byte
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
@@ -50,23 +55,23 @@ class Caller:
 
 
 class Known(Protocol):
-    """Be what the store knows of a key or token that it gave out; ``name`` is its public name."""
+    """Be what the store knows of a key or token that it gave out, as `cloister.credentials.Credential`."""
 
     @property
-    def scope(self) -> str: ...
+    def id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
     @property
     def tenant(self) -> str | None: ...
     @property
     def user(self) -> str | None: ...
-    @property
-    def name(self) -> str: ...
 
 
 class Credentials(Protocol):
-    """Check the keys and tokens that the store gave out."""
+    """Check the keys and tokens that the store gave out, as `cloister.credentials.Credentials` does."""
 
-    async def check(self, secret: str) -> Known | None:
-        """Give whose *secret* is; None for one that is unknown, expired or revoked."""
+    async def check(self, secret: str) -> Known:
+        """Give whose *secret* is. Raises `CredentialInvalid` for one that is unknown, expired or revoked."""
 
 
 @dataclass(slots=True)
@@ -133,10 +138,11 @@ class Identities:
         """
         if caller.tenant is None or caller.scope == "operator":
             raise Refused(403, "permission_error", "wrong_scope", "an operator's key speaks for no user")
-        said = [value for name, value in headers if name == _USER]
-        if len(said) > 1 or sum(name == _SESSION for name, _ in headers) > 1:
+        ours = [(name, value) for name, value in headers if name.startswith(b"cloister")]
+        said = [value for name, value in ours if name == _USER]
+        if len(said) > 1 or sum(name == _SESSION for name, _ in ours) > 1:
             await self._contradiction(caller, "twice", "Cloister-User and Cloister-Session may stand there once")
-        if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in headers):
+        if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in ours):
             await self._contradiction(caller, "underscore", "the names of these headers have no underscores")
         names = [_name(value) for value in said]
         if caller.scope == "user":
@@ -156,7 +162,7 @@ class Identities:
 
     async def _shown(self, headers: Headers) -> Caller:
         secret = _secret(headers)
-        if secret[:4] in _SCOPES:
+        if secret[:4] in _KINDS:
             return await self._opaque(secret)
         if secret.count(b".") != 2:
             raise jwt.Wrong("shape")
@@ -166,15 +172,15 @@ class Identities:
     async def _opaque(self, secret: bytes) -> Caller:
         if not _OPAQUE.fullmatch(secret):
             raise jwt.Wrong("shape")
-        scope, digest, now = _SCOPES[secret[:4]], sha256(secret).digest(), self._ticks()
+        digest, now = sha256(secret).digest(), self._ticks()
         if (kept := self._kept.get(digest, now)) is not None:
             return kept
-        known = await self._credentials.check(secret.decode())
-        if known is None:
-            raise jwt.Wrong("unknown")
-        caller = _checked(known, scope)
+        try:
+            caller = _checked(await self._credentials.check(secret.decode()), *_KINDS[secret[:4]])
+        except CredentialInvalid as error:
+            raise jwt.Wrong(error.reason) from None
         # Session tokens never: whoever signs out is out.
-        if scope == "service":
+        if caller.scope == "service":
             self._kept.keep(digest, caller, now + KEPT)
         return caller
 
@@ -207,13 +213,13 @@ def _secret(headers: Headers) -> bytes:
     return shown[0]
 
 
-def _checked(known: Known, scope: CallerScope) -> Caller:
+def _checked(known: Known, kind: str, scope: CallerScope) -> Caller:
     """Give the caller that the store *knows*, if it is one of the kind that the credential's own form says."""
     tenant, user = known.tenant, known.user
     whole = {"user": tenant and user, "service": tenant and user is None, "operator": tenant is None and user is None}
-    if known.scope != scope or not whole[scope]:
-        raise jwt.Wrong("scope")
-    return Caller(scope, tenant, user, known.name)
+    if known.kind != kind or not whole[scope]:
+        raise jwt.Wrong("kind")
+    return Caller(scope, tenant, user, known.id)
 
 
 def _name(value: bytes) -> str:

@@ -12,7 +12,7 @@ import cloister
 from cloister.server.routes import Route
 from cloister.server.shapes import AnthropicError, Error
 
-_PARAMETER = re.compile(r"\{(\w+)\}")
+_PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
 _REFERENCE = "#/components/schemas/{name}"
 _USER = {
     "name": "Cloister-User",
@@ -31,7 +31,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     named = dict(zip([*types, Error, AnthropicError], schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in listed:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, named)
+        paths.setdefault(_PARAMETER.sub(r"{\1}", route.path), {})[route.method.lower()] = _operation(route, named)
     return {
         "openapi": "3.1.0",
         "info": {

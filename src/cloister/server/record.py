@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cloister import scope
@@ -32,14 +32,15 @@ def into(cloister: AsyncCloister) -> Put:
     """Give what puts events on record in *cloister*'s audit log."""
 
     async def put(kind: str, owner: Owner | None = None, **detail: Detail) -> None:
-        await cloister.vault.ask(cloister.store.record, [cloister.vault.event(kind, owner, "", **detail)])
+        # To the end, even for whoever hangs up in order not to be noted.
+        await cloister.vault.note([cloister.vault.event(kind, owner, "", **detail)])
 
     return put
 
 
 @dataclass(slots=True)
 class _Count:
-    """Remember of one kind and source: how many entries in this window, what is not written yet, and since when."""
+    """Remember of one source: how many entries in this window, what is not written yet, and when the last one was."""
 
     since: float
     where: str | None = None
@@ -48,15 +49,53 @@ class _Count:
     written: float = 0.0
 
 
+@dataclass(slots=True)
+class _Kind:
+    """Remember of one kind of event: its sources, how many entries this minute, and when sources were let go last."""
+
+    counts: dict[str, _Count] = field(default_factory=dict)
+    minute: float = -MINUTE
+    spent: int = 0
+    forgot: float = -MINUTE
+
+    def count(self, source: str, where: str | None, now: float) -> _Count:
+        """Give the count of *source*, or of all that there is no room for."""
+        if source not in self.counts and len(self.counts) >= _MOST:
+            self._forget(now)
+            if len(self.counts) >= _MOST:
+                source, where = "", ""
+        count = self.counts.setdefault(source, _Count(now))
+        count.where = where
+        if now - count.since >= WINDOW:
+            count.since, count.entries = now, 0
+        return count
+
+    def afford(self, now: float) -> bool:
+        """Say whether there may be another entry in this minute."""
+        if now - self.minute >= MINUTE:
+            self.minute, self.spent = now, 0
+        self.spent += 1
+        return self.spent <= AT_ONCE
+
+    def _forget(self, now: float) -> None:
+        """Let go of sources that have been quiet; what was not written of them counts as from anywhere."""
+        if now - self.forgot < MINUTE:  # else a flood would have us look through all of them each time
+            return
+        self.forgot = now
+        for source in [source for source, count in self.counts.items() if now - count.since >= WINDOW and source]:
+            quiet = self.counts.pop(source)
+            if quiet.waiting:
+                self.counts.setdefault("", _Count(now, "")).waiting += quiet.waiting
+
+
 class Record:
     """Put refusals on record, each of the first few by itself and then one entry a minute that says how many."""
 
     def __init__(self, put: Put, ticks: Callable[[], float] = time.monotonic) -> None:
         self._put = put
         self._ticks = ticks
-        self._counts: dict[tuple[str, str], _Count] = {}
-        self._minute = self._forgot = -MINUTE
-        self._spent = 0
+        # Apart, so that who floods with one kind, for which it takes nothing, hides none of another.
+        self._kinds: dict[str, _Kind] = {}
 
     async def add(
         self, kind: str, source: str | None = None, *, by: str = "", owner: Owner | None = None, **detail: Detail
@@ -66,51 +105,27 @@ class Record:
         Without *source*, an entry says where it came from as `cloister.scope.source` was told.
         """
         now, where = self._ticks(), None if source is None else group(source)
-        key = (kind, by or where or "")
-        if key not in self._counts and len(self._counts) >= _MOST:
-            self._forget(now)
-            if len(self._counts) >= _MOST:
-                key, where = (kind, ""), ""
-        count = self._counts.setdefault(key, _Count(now))
-        count.where = where
-        if now - count.since >= WINDOW:
-            count.since, count.entries = now, 0
+        known = self._kinds.setdefault(kind, _Kind())
+        count = known.count(by or where or "", where, now)
         count.waiting += 1
         if count.entries >= SINGLE and now - count.written < MINUTE:
             return
-        if not self._afford(now):
-            return
-        await self._write(kind, count, now, owner, **detail)
+        if known.afford(now):
+            await self._write(kind, count, now, owner, **detail)
 
     async def close(self) -> None:
         """Put on record what was only counted so far."""
-        now = self._ticks()
-        for (kind, _), count in self._counts.items():
-            if count.waiting:
-                await self._write(kind, count, now, None)
-        self._counts.clear()
+        for kind, known in self._kinds.items():
+            for count in known.counts.values():
+                if count.waiting:
+                    await self._write(kind, count, self._ticks(), None)
+        self._kinds.clear()
 
     async def _write(self, kind: str, count: _Count, now: float, owner: Owner | None, **detail: Detail) -> None:
         many = {"count": count.waiting} if count.waiting > 1 else {}
         count.entries, count.written, count.waiting = count.entries + 1, now, 0
         with contextlib.nullcontext() if count.where is None else scope.source(count.where):
             await self._put(kind, owner, **detail, **many)
-
-    def _afford(self, now: float) -> bool:
-        if now - self._minute >= MINUTE:
-            self._minute, self._spent = now, 0
-        self._spent += 1
-        return self._spent <= AT_ONCE
-
-    def _forget(self, now: float) -> None:
-        """Let go of sources that have been quiet; what was not written of them counts as from anywhere."""
-        if now - self._forgot < MINUTE:  # else a flood would have us look through all of them each time
-            return
-        self._forgot = now
-        for key in [key for key, count in self._counts.items() if now - count.since >= WINDOW and key[1]]:
-            quiet = self._counts.pop(key)
-            if quiet.waiting:
-                self._counts.setdefault((key[0], ""), _Count(now, "")).waiting += quiet.waiting
 
 
 def group(source: str) -> str:

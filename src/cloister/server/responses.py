@@ -77,7 +77,7 @@ async def _asking(call: Call, body: NewResponse) -> _Asking:
     taken = await _input(call, session, body)
     memory = Remembered(
         created_at=int(time.time()),
-        model=body.model or next(iter(call.models), "default"),
+        model=body.model or call.model or "default",
         asked=response_options.echo(body),
         conversation=on_expired == "renew" or body.conversation is not None,
         inputs=len(taken),
@@ -217,7 +217,7 @@ async def get(call: Call) -> Answer | Stream:
     if reading.starting_after is not None and not reading.stream:
         raise invalid("this goes with stream=true alone", "starting_after")
     session, answer, _ = await _found(call, call.path["response"])
-    headers = turns.said(session, renewed=False)
+    headers = turns.said(session.id)
     if not reading.stream:
         return Answer(_described(session.stable_id, answer), headers=headers)
     after = -1 if reading.starting_after is None else reading.starting_after

@@ -29,6 +29,8 @@ class Call:
     """The body as it came, for digests."""
     models: tuple[str, ...] = ()
     """Which models may be named; any, where none is listed."""
+    model: str | None = None
+    """The provider's own, which is asked where none is named."""
     most_items: int = 1_000
     """How many items or messages it may bring."""
     carried: bool = False
@@ -61,6 +63,8 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     written: Callable[[], Awaitable[None]] | None = None
     """Done once the answer was written out in full, and only then."""
+    kind: str | None = None
+    """The content type of a body that is bytes, and goes out as they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import ipaddress
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,14 +26,17 @@ import uvloop
 
 from cloister import files
 from cloister.errors import CloisterError, ConfigurationError
-from cloister.server.app import Application, create
+from cloister.server.app import ROUTES, Application
+from cloister.server.monitoring import Monitoring, counting
 from cloister.server.settings import ServerSettings
 from cloister.server.strict import Bounds, bounded
 from cloister.server.workers import Child, Crew, Report
 from cloister.settings import Settings
+from cloister.stores.base import Store
 
 _log = logging.getLogger("cloister.server")
 
+_AT_ONCE = 500
 _HANDSHAKE = 10.0
 _LEFT = 5.0
 """How many seconds cancelled requests may take to leave: releasing a lease, closing what they had from a provider."""
@@ -40,25 +45,74 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def serve(settings: Settings, options: ServerSettings, began: Callable[[str, Report], None]) -> int:
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Be what a worker serves. *look* is asked once it is open: it raises what forbids to serve, or gives facts."""
+
+    application: App
+    look: Callable[[], Awaitable[Report]]
+
+
+def serve(
+    settings: Settings,
+    options: ServerSettings,
+    began: Callable[[str, Report], None],
+    make: Callable[[Settings, ServerSettings, bool], Service] | None = None,
+) -> int:
     """Serve until somebody says stop; give the exit code. *began* is told the URL and what the first worker found.
 
-    Raises `ConfigurationError` for what cannot be served, `OSError` for an address that cannot be had.
+    *make* gives each worker what it serves, after its fork; it is told whether only this machine can ask. Raises
+    `ConfigurationError` for what cannot be served.
     """
     check(settings, options)
-    _log_lines()
+    write_lines()
     _allow_files()
     tls = _Certificate(options)
-    with listen(options.host, options.port) as listening:
+    with listen(options.host, options.port) as listening, counting(options):
         url = _url(options.host, listening, tls.context is not None)
+        alone = _is_loopback(listening)
 
         def work(child: Child) -> int:
-            return _Worker(settings, options, tls.context, listening, child).run()
+            service = (make or of_cloister)(settings, options, alone)
+            return _Worker(service, options, tls.context, listening, child).run()
 
         crew = Crew(options.workers, work, options.shutdown_grace.total_seconds(), lambda facts: began(url, facts))
         return crew.run(reload=tls.read, stopping=listening.close)
+
+
+def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Service:
+    """Give the APIs over a cloister that is opened as *settings* say."""
+    monitoring = Monitoring(options, lambda: application.behind().cloister.store)
+    tenanted = dataclasses.replace(settings, tenancy="required")
+    application = Application(
+        lambda: tenanted.open(telemetry=monitoring.telemetry()), options, routes=[*ROUTES, *monitoring.routes()]
+    )
+
+    async def look() -> Report:
+        keys = await _has_keys(application.behind().cloister.store)
+        if not keys and not options.issuers and not alone:
+            raise ConfigurationError(
+                f"{options.host} can be reached from elsewhere, and there is no key and no issuer yet: make one first, "
+                "with `cloister tenants add NAME` and `cloister tenants keys new NAME`, or listen on 127.0.0.1"
+            )
+        return {"keys": keys or bool(options.issuers)}
+
+    return Service(application, look)
+
+
+async def _has_keys(store: Store) -> bool:
+    """Say whether anybody has a key to this store."""
+    after = b""
+    while True:
+        batch = await store.every_credential(after=after, limit=_AT_ONCE)
+        if any(each.kind in ("key", "operator") for each in batch.credentials):
+            return True
+        if not batch.after:
+            return False
+        after = batch.after
 
 
 def check(settings: Settings, options: ServerSettings) -> None:
@@ -107,7 +161,7 @@ def _url(host: str, listening: socket.socket, secure: bool) -> str:
     return f"http{'s' * secure}://{name}:{listening.getsockname()[1]}"
 
 
-def is_loopback(listening: socket.socket) -> bool:
+def _is_loopback(listening: socket.socket) -> bool:
     """Say whether only this machine reaches a socket."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
@@ -180,22 +234,21 @@ class _Worker:
 
     def __init__(
         self,
-        settings: Settings,
+        service: Service,
         options: ServerSettings,
         tls: ssl.SSLContext | None,
         listening: socket.socket,
         child: Child,
     ) -> None:
+        self._watched = Watched(service)
         self._options = options
         self._tls = tls
         self._listening = listening
         self._child = child
-        self._application = create(settings, options)
-        self._watched = Watched(self._application, self._check)
 
     def run(self) -> int:
         """Serve until told to stop; give the exit code."""
-        server = _Server(self._config(), self._child, self._facts)
+        server = _Server(self._config(), self._child, self._watched)
         try:
             with asyncio.Runner(loop_factory=_Loop) as runner:
                 runner.run(server.serve(sockets=[self._listening]))
@@ -235,12 +288,6 @@ class _Worker:
         )
         return config
 
-    async def _check(self) -> None:
-        """Raise `ConfigurationError` for what is only known once the store is open."""
-
-    def _facts(self) -> dict[str, Any]:
-        return {}
-
 
 def _why(error: BaseException) -> str:
     """Say in one line what was wrong: in the words of the error where they were written for an operator."""
@@ -261,15 +308,15 @@ class _Loop(uvloop.Loop):
 class _Server(uvicorn.Server):
     """Be uvicorn's server, which stops when the parent says so, or is gone."""
 
-    def __init__(self, config: uvicorn.Config, child: Child, facts: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, config: uvicorn.Config, child: Child, watched: Watched) -> None:
         super().__init__(config)
         self._child = child
-        self._facts = facts
+        self._watched = watched
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         asyncio.get_running_loop().add_reader(self._child.alive, self._orphaned)
-        self._child.ready(**self._facts())
+        self._child.ready(self._watched.facts)
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._child.alive)
@@ -286,10 +333,10 @@ class Watched:
     It is closed only once every request has left it: those that were cancelled still have leases to give back.
     """
 
-    def __init__(self, application: Application, check: Callable[[], Awaitable[None]]) -> None:
-        self._application = application
-        self._check = check
+    def __init__(self, service: Service) -> None:
+        self._service = service
         self._requests: set[asyncio.Task[Any]] = set()
+        self.facts: Report = {}
         self.failure: BaseException | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -300,7 +347,7 @@ class Watched:
         assert task is not None
         self._requests.add(task)
         try:
-            await self._application(scope, receive, send)
+            await self._service.application(scope, receive, send)
         except Exception as error:  # noqa: BLE001 (the last resort: uvicorn closes what was begun)
             _log.error("a request failed", exc_info=error)
         finally:
@@ -315,13 +362,13 @@ class Watched:
 
         async def tell(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                await self._check()
+                self.facts = await self._service.look()
             if message["type"].endswith(".failed"):
                 message = {"type": message["type"]}  # the rest is a traceback
             await send(message)
 
         try:
-            await self._application(scope, told, tell)
+            await self._service.application(scope, told, tell)
         except Exception as error:
             self.failure = error
             raise
@@ -330,7 +377,7 @@ class Watched:
 # --- the log ----------------------------------------------------------------------------------------------------------
 
 
-def _log_lines() -> None:
+def write_lines() -> None:
     """Write what is logged to stderr, a line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())

@@ -16,7 +16,6 @@ from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from cloister import settings
 from cloister.errors import ConfigurationError
@@ -32,6 +31,7 @@ _PREFIX = "CLOISTER_SERVER_"
 _NOT_OURS = re.compile(r"SERVICE_(HOST|PORT)(_.*)?|PORT_[0-9]+_.*")
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 _SIZE = re.compile(r"([0-9]{1,12})\s*(|KiB|MiB)")
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,127}")
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
@@ -122,7 +122,7 @@ class ServerSettings:
 
 def describe() -> list[tuple[str, str]]:
     """Give the name of each setting in the table ``[server]``, and what it is for."""
-    return [(name, meaning) for name, (_, meaning) in _KNOWN.items()] + list(_TABLES.items())
+    return [(name, meaning) for name, (_, meaning) in _KNOWN.items()] + list(TABLES.items())
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -192,9 +192,7 @@ def _flag(value: object) -> bool:
 
 
 def _networks(value: object) -> tuple[Network, ...]:
-    said = [value] if isinstance(value, ipaddress.IPv4Network | ipaddress.IPv6Network) else value
-    if isinstance(said, list | tuple) and all(not isinstance(each, str) for each in said):
-        said = [str(each) for each in said]
+    said = [str(each) for each in value] if isinstance(value, list | tuple) else value
     try:
         found = tuple(ipaddress.ip_network(each) for each in _words(said))
     except ValueError:
@@ -206,15 +204,8 @@ def _networks(value: object) -> tuple[Network, ...]:
 
 def _origins(value: object) -> tuple[str, ...]:
     origins = _words(value)
-    for origin in origins:
-        try:
-            url = urlsplit(origin)
-            plain = url.scheme in ("http", "https") and url.hostname and origin == f"{url.scheme}://{url.netloc}"
-            plain = plain and "@" not in url.netloc and (url.port is None or url.port > 0) and origin == origin.lower()
-        except ValueError:
-            plain = False
-        if not plain:
-            raise ValueError("origins as browsers send them, such as https://chat.example; never *")
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("origins as browsers send them, such as https://chat.example; never *")
     return origins
 
 
@@ -236,10 +227,8 @@ def _metrics(value: object) -> Metrics:
     raise ValueError("operator (with an operator's key), open (to everybody) or off")
 
 
-_Readers = Mapping[str, tuple[Callable[[object], Any], str]]
-
 # Each setting: how its value is read, and what it is for.
-_KNOWN: _Readers = {
+_KNOWN: dict[str, tuple[Callable[[object], Any], str]] = {
     "host": (_text, "the address that the server listens on; beyond this machine only with keys configured"),
     "port": (_whole(0, 65_535), "its port; 0 for any that is free"),
     "workers": (_whole(1, 256), "how many processes answer"),
@@ -258,29 +247,31 @@ _KNOWN: _Readers = {
     "shutdown_grace": (_grace, "how long answers under way are waited for when the server is stopped"),
     "metrics": (_metrics, "who may read /metrics: operator, open (everybody) or off"),
 }
-_TABLES = {
+TABLES = {
     "issuers": "whose tokens (JWT) are believed, a table [[server.issuers]] for each; in a file",
     "policy": "what end users may send and applications are believed, a table [server.policy]; in a file",
     "tenants": "what of that is different for single tenants, a table [server.tenants.acme] for each; in a file",
 }
+_Readers = Mapping[str, Callable[[object], Any]]
+_SETTINGS: _Readers = {name: read for name, (read, _) in _KNOWN.items()}
 _POLICY: _Readers = {
-    "end_users_may": (_texts, ""),
-    "body_user": (_flag, ""),
-    "models": (_some_models, ""),
+    "end_users_may": _texts,
+    "body_user": _flag,
+    "models": _some_models,
 }
 _ISSUER: _Readers = {
-    "issuer": (_text, ""),
-    "audience": (_texts, ""),
-    "algorithms": (_texts, ""),
-    "tenants": (_texts, ""),
-    "jwks_url": (_text, ""),
-    "key_variable": (_text, ""),
-    "kid": (_text, ""),
-    "tenant_claim": (_text, ""),
-    "user_claim": (_text, ""),
-    "leeway": (settings.duration, ""),
-    "types": (_texts, ""),
-    "insecure": (_flag, ""),
+    "issuer": _text,
+    "audience": _texts,
+    "algorithms": _texts,
+    "tenants": _texts,
+    "jwks_url": _text,
+    "key_variable": _text,
+    "kid": _text,
+    "tenant_claim": _text,
+    "user_claim": _text,
+    "leeway": settings.duration,
+    "types": _texts,
+    "insecure": _flag,
 }
 _NEEDED = ("issuer", "audience", "algorithms", "tenants")
 
@@ -295,14 +286,14 @@ def _from_file(path: Path | None, environ: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise ConfigurationError(f"server in {path} must be a table, [server]")
     where = f"in {path}"
-    found = {name: _value(name, value, f"server.{name} {where}") for name, value in said.items() if name not in _TABLES}
+    found = {name: _value(name, value, f"server.{name} {where}") for name, value in said.items() if name not in TABLES}
     if "issuers" in said:
         found["issuers"] = _issuers(said["issuers"], where, environ)
     everybody = _policy(said.get("policy", {}), f"[server.policy] {where}")
     tenants = said.get("tenants", {})
     if not isinstance(tenants, dict):
         raise ConfigurationError(f"server.tenants {where} must be a table for each tenant, [server.tenants.acme]")
-    found["default"] = Policy(**everybody)
+    found["default"] = _made(Policy, f"[server.policy] {where}", everybody)
     policies = {}
     for tenant, values in tenants.items():
         check_tenant(tenant)
@@ -321,8 +312,8 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         if name == "PORT" and value.startswith("tcp://"):
             continue
-        if name.lower() in _TABLES:
-            raise ConfigurationError(f"{variable} must be a table in the configuration file: {_TABLES[name.lower()]}")
+        if name.lower() in TABLES:
+            raise ConfigurationError(f"{variable} must be a table in the configuration file: {TABLES[name.lower()]}")
         said[name.lower()] = _value(name.lower(), value, variable)
     return said
 
@@ -331,14 +322,14 @@ def _value(name: str, value: object, where: str) -> Any:
     """Read the value of one setting, which *where* names; values are not repeated, they may be secrets."""
     if name in ("issuers", "default", "policies"):
         return value  # given as an argument, in its own type
-    return _read(_KNOWN, name, value, where, "a setting of the server")
+    return _read(_SETTINGS, name, value, where, "a setting of the server")
 
 
 def _read(known: _Readers, name: str, value: object, where: str, what: str) -> Any:
     if name not in known:
         raise ConfigurationError(f"{where} is not {what}; there are {', '.join(known)}")
     try:
-        return known[name][0](value)
+        return known[name](value)
     except ValueError as error:
         raise ConfigurationError(f"{where} must be {error}") from None
 

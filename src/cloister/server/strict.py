@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote_to_bytes
 
@@ -57,36 +58,43 @@ def check(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], b
     """Raise `Refused` unless the head of a request has one meaning. Names of *headers* are in small letters."""
     if version not in ("1.0", "1.1"):
         raise Refused(505, "invalid_request_error", "http_version", "this server speaks HTTP/1.1")
-    if len(headers) > bounds.headers:
+    # Of most requests this is all: what takes longer to look at is looked at where there is something.
+    values = dict(headers)
+    if len(headers) > bounds.headers or len(target) + sum(map(len, chain.from_iterable(headers))) > bounds.head:
         raise _too_many()
-    seen: dict[bytes, bytes] = {}
-    size = len(target)
-    for name, value in headers:
-        size += len(name) + len(value)
-        if name in _FRAMING:
-            if name in seen:
-                raise _bad(f"the header {name.decode()} is there twice")
-            seen[name] = value
-        elif b"_" in name and name.replace(b"_", b"-") in _FRAMING:
-            raise _bad("a header has an underscore in its name, where another has a dash")
-    if size > bounds.head:
-        raise _too_many()
+    if len(values) < len(headers):
+        _check_twice([name for name, _ in headers])
+    if b"_" in b" ".join(values):
+        _check_twins(values)
     _check_target(target)
-    _check_framing(version, seen)
+    _check_framing(version, values)
 
 
-def _check_framing(version: str, seen: dict[bytes, bytes]) -> None:
-    host = seen.get(b"host")
+def _check_twice(names: list[bytes]) -> None:
+    for name in _FRAMING:
+        if names.count(name) > 1:
+            raise _bad(f"the header {name.decode()} is there twice")
+
+
+def _check_twins(names: Iterable[bytes]) -> None:
+    for name in names:
+        if b"_" in name and name.replace(b"_", b"-") in _FRAMING:
+            raise _bad("a header has an underscore in its name, where another has a dash")
+
+
+def _check_framing(version: str, values: dict[bytes, bytes]) -> None:
+    host = values.get(b"host")
     if (version == "1.1" and host is None) or (host is not None and not _HOST.fullmatch(host)):
         raise _bad("a request needs one header host, with a name and no more")
-    coding = seen.get(b"transfer-encoding")
-    if coding is not None and (version == "1.0" or coding.lower() != b"chunked" or b"content-length" in seen):
+    coding = values.get(b"transfer-encoding")
+    if coding is not None and (version == "1.0" or coding.lower() != b"chunked" or b"content-length" in values):
         raise _bad("transfer-encoding may only say chunked, without a content-length")
-    if b"upgrade" in seen:
+    if b"upgrade" in values:
         raise _bad("this server speaks HTTP/1.1 and switches to nothing else")
-    if not {token.strip() for token in seen.get(b"connection", b"").lower().split(b",")} <= _HOPS:
+    connection = values.get(b"connection", b"").lower()
+    if connection not in _HOPS and not {token.strip() for token in connection.split(b",")} <= _HOPS:
         raise _bad("connection may say close, keep-alive or te")
-    if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
+    if values.get(b"expect", b"100-continue").lower() != b"100-continue":
         raise Refused(417, "invalid_request_error", "expectation_failed", "only 100-continue can be expected")
 
 
@@ -171,7 +179,7 @@ class Strict(HttpToolsProtocol):
         super().data_received(data)
         if self._deaf:
             return
-        if reading and not self._answering:
+        if reading and not answering and self._reading and not self._answering:
             self._head += len(data)
             if self._head > self.bounds.head:
                 self._refuse(_too_many())

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from cloister.content import Content, Remember
 from cloister.model import Reply
@@ -15,10 +17,15 @@ from cloister.server import ids
 from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import Call
 from cloister.session import OnExpired, Session
+from cloister.stream import ReplyStream
 from cloister.user import User
 
 SESSION = "cloister-session"
+NEW = "new"
+"""What the header says where a session is to be started with the first turn."""
 RENEWED = "cloister-renewed"
+
+Model = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 @dataclass(slots=True)
@@ -48,14 +55,19 @@ def named(call: Call, model: str | None) -> str | None:
     if model is None or not call.models:
         return model
     if model not in call.models:
-        raise Refused(
-            404,
-            "invalid_request_error",
-            "model_not_found",
-            "this server does not offer this model; see /v1/models",
-            "model",
-        )
+        raise no_model()
     return model
+
+
+def no_model() -> Refused:
+    """Give the refusal of a model that is not on the list."""
+    return Refused(
+        404,
+        "invalid_request_error",
+        "model_not_found",
+        "this server does not offer this model; see /v1/models",
+        "model",
+    )
 
 
 def instructed(call: Call, text: str | None, param: str) -> str | None:
@@ -65,12 +77,27 @@ def instructed(call: Call, text: str | None, param: str) -> str | None:
     return text
 
 
-async def session_of(call: Call) -> Session | None:
-    """Give the session that the header names, if one does."""
+async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> tuple[Session, bool]:
+    """Give the session that the header names, or a new one with *metadata*, or one that keeps nothing.
+
+    With it comes whether it keeps something, and so is to be named in the answer.
+    """
     name = call.headers.get(SESSION)
     if name is None:
-        return None
-    return await resumed(call.user, name)
+        return call.user.passing(), False
+    if name == NEW:
+        return await call.user.begin(metadata=metadata), True
+    return await resumed(call.user, name), True
+
+
+async def ask(call: Call, session: Session, question: Question) -> Reply[Session]:
+    """Ask *question* in *session*; where that has timed out, in a new one."""
+    return await session.send(question.content, **question.arguments(call, on_expired="renew"))
+
+
+def stream(call: Call, session: Session, question: Question) -> ReplyStream[Session]:
+    """Ask the same, and read the reply while it is written."""
+    return session.stream(question.content, **question.arguments(call, on_expired="renew"))
 
 
 async def resumed(user: User, name: str) -> Session:
@@ -80,12 +107,17 @@ async def resumed(user: User, name: str) -> Session:
 
 def headers(reply: Reply[Session]) -> dict[str, str]:
     """Give the headers that say in which session the answer lies, and whether it is a new one."""
-    return said(reply.session, renewed=reply.renewed)
+    return said(reply.session.id, reply.renewed)
 
 
-def said(session: Session, *, renewed: bool) -> dict[str, str]:
+def headers_of(stream: ReplyStream[Session]) -> dict[str, str]:
     """Give the same while the answer is still being written."""
-    name = session.id if session.id.startswith("ct_") else ids.conversation(session.id)
+    return said(stream.turn.session_id, stream.turn.renewed)
+
+
+def said(session_id: str, renewed: bool = False) -> dict[str, str]:
+    """Give the headers of an answer that lies in a session."""
+    name = session_id if session_id.startswith("ct_") else ids.conversation(session_id)
     return {SESSION: name, **({RENEWED: "true"} if renewed else {})}
 
 

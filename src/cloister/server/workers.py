@@ -40,7 +40,7 @@ class Child:
         """A file descriptor that ends when the parent does."""
         self._reports = reports
 
-    def ready(self, **facts: Any) -> None:
+    def ready(self, facts: Report) -> None:
         """Say that requests are answered from now on."""
         self._say({"ready": facts})
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 from cloister.audit import Entry, Event, Heads
-from cloister.errors import ConfigurationError
+from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
 
 LEASE = timedelta(seconds=8)
@@ -94,6 +94,27 @@ class Record(msgspec.Struct, frozen=True):
     expires_at: int
 
 
+CredentialKind = Literal["tenant", "key", "operator", "token"]
+
+
+class SealedCredential(msgspec.Struct, frozen=True):
+    """Be what is kept of a secret by which somebody is known, and found by its ``digest``.
+
+    ``id`` is its public name, which no other of that tenant and kind has. Whose it is stands in the clear columns:
+    ``tenant`` None is the deployment's own, ``user`` None all of the tenant's. Past ``expires_at`` it can be swept.
+    Whoever opens ``sealed`` finds out whether any of that was changed.
+    """
+
+    digest: bytes
+    kind: CredentialKind
+    tenant: str | None
+    user: str | None
+    id: str
+    created_at: int
+    expires_at: int | None
+    sealed: bytes
+
+
 class Commit(msgspec.Struct, frozen=True):
     """Be everything that a turn changes, to be stored together or not at all.
 
@@ -166,6 +187,27 @@ class Listing(msgspec.Struct, frozen=True):
     sessions: Sequence[SealedSession] = ()
 
 
+class Found(msgspec.Struct, frozen=True):
+    """Be the credential of a digest, or None if there is none."""
+
+    echo: bytes
+    credential: SealedCredential | None = None
+
+
+class Enrolled(msgspec.Struct, frozen=True):
+    """Be some of a tenant's credentials of one kind, in the order of their ids."""
+
+    echo: bytes
+    credentials: Sequence[SealedCredential] = ()
+
+
+class CredentialBatch(msgspec.Struct, frozen=True):
+    """Be credentials of any tenants, and where to go on: empty if there are no more."""
+
+    credentials: Sequence[SealedCredential]
+    after: bytes
+
+
 class Batch(msgspec.Struct, frozen=True):
     """Be sessions of any owners, about as many as were asked for, and where to go on: empty if there are no more."""
 
@@ -217,6 +259,13 @@ def check_charges(owner: Owner, lease: bytes | None, charges: Sequence[Charge]) 
                 raise ValueError(f"the numbers of a charge are from 0 to {MOST_CHARGED}")
     if len(charges) > 1 and len({charge.account for charge in charges}) < len(charges):
         raise ValueError("a turn is charged to an account once")
+
+
+def check_new(credential: SealedCredential, known: Sequence[SealedCredential]) -> bool:
+    """Say whether none is *known* of *credential*'s digest or id; `SessionConflict` for one that is not the same."""
+    if any(msgspec.structs.replace(one, sealed=credential.sealed) != credential for one in known):
+        raise SessionConflict("a credential with this secret or under this name exists already; nothing was stored")
+    return not known
 
 
 def side_by_side(owner: Owner) -> ConfigurationError:
@@ -400,8 +449,13 @@ class Store(Protocol):
     async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
         """Destroy everything of *owner*, tombstones, fingerprints, accounts and audit mapping too; entries go first.
 
-        ``count`` is the number of sessions that there were. The tenant's accounts stay as they are.
+        ``count`` is the number of sessions that there were. The owner's credentials go too. The tenant's accounts, and
+        what lets in the tenant as a whole, stay as they are.
         """
+        ...
+
+    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
+        """Remove the record that is filed under a session and the digest *key*; ``count`` is 0 if there was none."""
         ...
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
@@ -422,7 +476,7 @@ class Store(Protocol):
         ...
 
     async def sweep(self, *, now: int, tombstones_before: int, fingerprints: int, nonce: bytes) -> Receipt:
-        """Remove tombstones that are older, records and accounts that have expired, and claims whose session is over.
+        """Remove older tombstones, records, accounts and credentials that have expired, claims whose session is over.
 
         Of more than *fingerprints* the oldest go too, common ones last: the receipt's ``dropped`` says how many.
         """
@@ -449,6 +503,47 @@ class Store(Protocol):
 
     async def rewrap(self, old: SealedSession, wrapped: bytes | None, carry: bytes | None, *, nonce: bytes) -> Receipt:
         """Replace wrapped secret and carried text if they still are those of *old*; ``count`` is 0 if not."""
+        ...
+
+    async def enrol(self, credential: SealedCredential, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        """Keep a new credential; `SessionConflict` if its digest, or its id in its tenant and kind, is taken.
+
+        Of one that is there already, however it is sealed, the receipt says ``repeated``, and nothing changes.
+        """
+        ...
+
+    async def credential(self, digest: bytes, *, nonce: bytes) -> Found:
+        """Find the credential of *digest*, even if its time is up and it was not swept yet."""
+        ...
+
+    async def credentials(
+        self, tenant: str | None, kind: CredentialKind, *, nonce: bytes, limit: int, after: str = ""
+    ) -> Enrolled:
+        """List credentials of one tenant and kind, in the order of their ids, those behind the id *after*."""
+        ...
+
+    async def revoke(
+        self,
+        tenant: str | None,
+        kind: CredentialKind,
+        credential_id: str,
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        """Destroy a credential at once; ``count`` is 0 if there was none, and then no entry is put on record either."""
+        ...
+
+    async def revoke_all(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        """Destroy every credential of *owner*, of any kind; ``count`` and *entries* as with `revoke`."""
+        ...
+
+    async def every_credential(self, *, after: bytes, limit: int) -> CredentialBatch:
+        """Read some credentials of all tenants, for rotation and copies; see `all`."""
+        ...
+
+    async def reseal(self, old: SealedCredential, sealed: bytes, *, nonce: bytes) -> Receipt:
+        """Replace what is sealed of a credential if it still is what *old* has; ``count`` is 0 if not."""
         ...
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:

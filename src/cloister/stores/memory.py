@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,16 +21,22 @@ from cloister.stores.base import (
     Charge,
     Claims,
     Commit,
+    CredentialBatch,
+    CredentialKind,
     Due,
+    Enrolled,
     Fingerprint,
+    Found,
     Listing,
     Loaded,
     Page,
     Receipt,
     Record,
+    SealedCredential,
     Spent,
     Trail,
     check_charges,
+    check_new,
     options_of,
     position,
     side_by_side,
@@ -45,6 +51,10 @@ class _Kept:
     session: SealedSession
     items: list[SealedItem] = field(default_factory=list)
     ended_at: int = 0
+
+
+def _alike(one: SealedCredential, other: SealedCredential) -> bool:
+    return (one.tenant, one.kind, one.id) == (other.tenant, other.kind, other.id)
 
 
 def from_url(url: str) -> MemoryStore:
@@ -65,6 +75,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._sessions: dict[_Key, _Kept] = {}
         self._records: dict[tuple[Owner, str, bytes], Record] = {}
+        self._credentials: dict[bytes, SealedCredential] = {}
         self._leases: dict[_Key, tuple[bytes, float]] = {}
         self._prints = Prints()
         self._accounts = Accounts()
@@ -231,7 +242,11 @@ class MemoryStore:
         self._records = {known: record for known, record in self._records.items() if known[0] != owner}
         self._audit_ids.pop(owner, None)
         self._accounts.erase(owner)
+        self._drop(lambda one: (one.tenant, one.user) == (owner.tenant, owner.user))
         return Receipt(nonce, count=len(keys))
+
+    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=int(self._records.pop((owner, session_id, key), None) is not None))
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         self._put(entries)
@@ -249,6 +264,7 @@ class MemoryStore:
             del self._sessions[key]
         self._records = {key: record for key, record in self._records.items() if record.expires_at > now}
         self._accounts.sweep(now)
+        self._drop(lambda one: one.expires_at is not None and one.expires_at <= now)
         return Receipt(nonce, count=len(old), dropped=self._prints.sweep(now, fingerprints))
 
     async def expired(self, *, now: int, limit: int, skip: int) -> Sequence[Due]:
@@ -273,6 +289,63 @@ class MemoryStore:
             return Receipt(nonce)
         kept.session = msgspec.structs.replace(kept.session, wrapped=wrapped, carry=carry)
         return Receipt(nonce, count=1)
+
+    # --- credentials --------------------------------------------------------------------------------------------------
+
+    async def enrol(self, credential: SealedCredential, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        known = [
+            one for one in self._credentials.values() if one.digest == credential.digest or _alike(one, credential)
+        ]
+        if check_new(credential, known):
+            self._credentials[credential.digest] = credential
+            self._put(entries)
+        return Receipt(nonce, repeated=bool(known))
+
+    async def credential(self, digest: bytes, *, nonce: bytes) -> Found:
+        return Found(nonce, self._credentials.get(digest))
+
+    async def credentials(
+        self, tenant: str | None, kind: CredentialKind, *, nonce: bytes, limit: int, after: str = ""
+    ) -> Enrolled:
+        found = [one for one in self._credentials.values() if (one.tenant, one.kind) == (tenant, kind)]
+        return Enrolled(nonce, sorted((one for one in found if one.id > after), key=lambda one: one.id)[:limit])
+
+    async def revoke(
+        self,
+        tenant: str | None,
+        kind: CredentialKind,
+        credential_id: str,
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        return self._revoke(lambda one: (one.tenant, one.kind, one.id) == (tenant, kind, credential_id), nonce, entries)
+
+    async def revoke_all(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        return self._revoke(lambda one: (one.tenant, one.user) == (owner.tenant, owner.user), nonce, entries)
+
+    def _revoke(self, wanted: Callable[[SealedCredential], bool], nonce: bytes, entries: Sequence[Event]) -> Receipt:
+        count = self._drop(wanted)
+        self._put(entries if count else ())
+        return Receipt(nonce, count=count)
+
+    def _drop(self, wanted: Callable[[SealedCredential], bool]) -> int:
+        gone = [one.digest for one in self._credentials.values() if wanted(one)]
+        for digest in gone:
+            del self._credentials[digest]
+        return len(gone)
+
+    async def every_credential(self, *, after: bytes, limit: int) -> CredentialBatch:
+        found = [self._credentials[digest] for digest in sorted(self._credentials) if digest > after][:limit]
+        return CredentialBatch(found, found[-1].digest if found else b"")
+
+    async def reseal(self, old: SealedCredential, sealed: bytes, *, nonce: bytes) -> Receipt:
+        if self._credentials.get(old.digest) != old:
+            return Receipt(nonce)
+        self._credentials[old.digest] = msgspec.structs.replace(old, sealed=sealed)
+        return Receipt(nonce, count=1)
+
+    # --- the log ------------------------------------------------------------------------------------------------------
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         reached = position(after, int, 0)

@@ -27,14 +27,19 @@ from cloister.stores.base import (
     Charge,
     Claims,
     Commit,
+    CredentialBatch,
+    CredentialKind,
     Due,
+    Enrolled,
     Fingerprint,
+    Found,
     Listing,
     Loaded,
     Off,
     Page,
     Receipt,
     Record,
+    SealedCredential,
     Spent,
     Trail,
     check_charges,
@@ -155,6 +160,22 @@ def _columns(session: SealedSession) -> tuple[object, ...]:
         session.ended,
         None,
     )
+
+
+_CREDENTIAL_TYPES = ((bytes,), (str,), (str,), (str,), (str,), (int,), (int, type(None)), (bytes,))
+
+
+def _credential(row: Any) -> SealedCredential | None:
+    if row is None or row[0] is None:
+        return None
+    if len(row) != len(_CREDENTIAL_TYPES) or not all(map(isinstance, row, _CREDENTIAL_TYPES)):
+        raise IntegrityError("a credential's row in the store was changed; see the audit log")
+    digest, kind, tenant, user, credential_id, created_at, expires_at, sealed = row
+    return SealedCredential(digest, kind, tenant or None, user or None, credential_id, created_at, expires_at, sealed)
+
+
+def _credential_columns(one: SealedCredential) -> tuple[object, ...]:
+    return one.digest, one.kind, one.tenant or "", one.user or "", one.id, one.created_at, one.expires_at, one.sealed
 
 
 def _entry(row: Any) -> Entry:
@@ -386,10 +407,54 @@ class PostgresStore:
         row = await self._call("rewrap", *_names(old.owner), old.id, old.wrapped, old.carry, wrapped, carry)
         return Receipt(nonce, count=row["changed"])
 
+    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=(await self._call("forget", *_names(owner), session_id, key))["gone"])
+
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         if entries:
             await self._write("record", (), entries)
         return Receipt(nonce)
+
+    # --- credentials --------------------------------------------------------------------------------------------------
+
+    async def enrol(self, credential: SealedCredential, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        row = await self._write("enrol", (_credential_columns(credential),), entries)
+        return _receipt(row["outcome"], nonce)
+
+    async def credential(self, digest: bytes, *, nonce: bytes) -> Found:
+        return Found(nonce, _credential((await self._call("credential", digest))["found"]))
+
+    async def credentials(
+        self, tenant: str | None, kind: CredentialKind, *, nonce: bytes, limit: int, after: str = ""
+    ) -> Enrolled:
+        row = await self._call("credentials", tenant or "", kind, limit, after)
+        return Enrolled(nonce, [found for one in row["rows"] or () if (found := _credential(one))])
+
+    async def revoke(
+        self,
+        tenant: str | None,
+        kind: CredentialKind,
+        credential_id: str,
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        row = await self._write("revoke", (tenant or "", kind, credential_id, None), entries)
+        return Receipt(nonce, count=row["gone"])
+
+    async def revoke_all(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        tenant, user = _names(owner)
+        row = await self._write("revoke", (tenant, None, None, user), entries)
+        return Receipt(nonce, count=row["gone"])
+
+    async def every_credential(self, *, after: bytes, limit: int) -> CredentialBatch:
+        rows = (await self._call("every_credential", after, limit))["rows"] or ()
+        found = [credential for row in rows if (credential := _credential(row))]
+        return CredentialBatch(found, found[-1].digest if found else b"")
+
+    async def reseal(self, old: SealedCredential, sealed: bytes, *, nonce: bytes) -> Receipt:
+        row = await self._call("reseal", _credential_columns(old), sealed)
+        return Receipt(nonce, count=row["changed"])
 
     # --- across owners ------------------------------------------------------------------------------------------------
 
@@ -546,6 +611,7 @@ _REFUSED = {
     "lease": "the lease on the session was lost; nothing was stored, so send it again",
     "record": "this idempotency key was answered meanwhile; send it again for the answer",
     "taken": "a session with this id exists already; nothing was stored",
+    "credential": "a credential with this secret or under this name exists already; nothing was stored",
 }
 
 

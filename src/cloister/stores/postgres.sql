@@ -1,4 +1,4 @@
--- The schema of the PostgreSQL store, version 3. `cloister migrate` runs it in one transaction, as its owner.
+-- The schema of the PostgreSQL store, version 4. `cloister migrate` runs it in one transaction, as its owner.
 --
 -- Three roles that nobody logs in as, and that others are granted: cloister_application may work for one owner at a time,
 -- cloister_operator may read the log and go through all sessions to rotate keys, cloister_lookup owns what reads across
@@ -9,7 +9,7 @@
 CREATE SCHEMA cloister;
 
 CREATE TABLE cloister.meta (version integer NOT NULL);
-INSERT INTO cloister.meta VALUES (3);
+INSERT INTO cloister.meta VALUES (4);
 
 -- Whether users have tenants here: settled by the first session, so that the two kinds never lie side by side.
 CREATE TABLE cloister.tenancy (named boolean NOT NULL);
@@ -80,6 +80,17 @@ CREATE TABLE cloister.charges (
     PRIMARY KEY (tenant, "user", period, lease, number)
 );
 
+-- By which secrets somebody is known. Nobody sees a row of it but through the functions below: who looks for one does not
+-- know whose it is, and has its digest.
+CREATE TABLE cloister.credentials (
+    digest bytea NOT NULL, kind text COLLATE "C" NOT NULL, tenant text COLLATE "C" NOT NULL,
+    "user" text COLLATE "C" NOT NULL, credential text COLLATE "C" NOT NULL,
+    created_at bigint NOT NULL, expires_at bigint, sealed bytea NOT NULL,
+    PRIMARY KEY (digest), UNIQUE (tenant, kind, credential)
+);
+CREATE INDEX credentials_by_user ON cloister.credentials (tenant, "user") WHERE "user" <> '';
+CREATE INDEX credentials_by_expiry ON cloister.credentials (expires_at) WHERE expires_at IS NOT NULL;
+
 CREATE TABLE cloister.audit (
     id bigint GENERATED ALWAYS AS IDENTITY, writer text NOT NULL, number bigint NOT NULL, at bigint NOT NULL,
     event text NOT NULL, severity text NOT NULL, owner text NOT NULL, other text NOT NULL, session text NOT NULL,
@@ -101,7 +112,7 @@ DECLARE
     t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['meta', 'tenancy', 'sessions', 'items', 'leases', 'records', 'claims', 'fingerprints',
-                             'accounts', 'charges', 'audit', 'audit_owners'] LOOP
+                             'accounts', 'charges', 'credentials', 'audit', 'audit_owners'] LOOP
         EXECUTE format('ALTER TABLE cloister.%I ENABLE ROW LEVEL SECURITY', t);
         EXECUTE format('ALTER TABLE cloister.%I FORCE ROW LEVEL SECURITY', t);
         EXECUTE format('CREATE POLICY lookup ON cloister.%I TO cloister_lookup USING (true) WITH CHECK (true)', t);
@@ -133,7 +144,8 @@ GRANT SELECT, DELETE ON cloister.audit_owners TO cloister_application;
 GRANT INSERT (writer, number, at, event, severity, owner, other, session, detail, previous, hash)
     ON cloister.audit TO cloister_application;
 GRANT SELECT, DELETE ON cloister.sessions, cloister.records, cloister.leases TO cloister_lookup;
-GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.claims, cloister.fingerprints, cloister.tenancy TO cloister_lookup;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.claims, cloister.fingerprints, cloister.tenancy, cloister.credentials
+    TO cloister_lookup;
 GRANT SELECT, UPDATE, DELETE ON cloister.accounts, cloister.charges TO cloister_lookup;
 GRANT SELECT, INSERT ON cloister.audit_owners TO cloister_lookup;
 GRANT SELECT, DELETE ON cloister.audit TO cloister_lookup;
@@ -345,6 +357,7 @@ BEGIN
     echo := nonce;
     dropped := 0;
     DELETE FROM cloister.records WHERE expires_at <= p_now;
+    DELETE FROM cloister.credentials WHERE expires_at <= p_now;
     -- Left behind by a process that died, perhaps for a session that was erased at that moment. On the database's clock.
     DELETE FROM cloister.leases WHERE until < clock_timestamp() - interval '1 minute';
     DELETE FROM cloister.sessions WHERE ended IS NOT NULL AND ended_at < p_before;
@@ -404,6 +417,72 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
         ORDER BY s.tenant, s."user", s.session LIMIT p_limit
     ) d
 $$;
+
+CREATE FUNCTION cloister.credential(nonce bytea, p_digest bytea, OUT echo bytea, OUT found cloister.credentials)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, c FROM (SELECT) one LEFT JOIN cloister.credentials c ON c.digest = p_digest
+$$;
+
+CREATE FUNCTION cloister.credentials(
+    nonce bytea, p_tenant text, p_kind text, p_limit bigint, p_after text,
+    OUT echo bytea, OUT rows cloister.credentials[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(d::cloister.credentials) FROM (
+        SELECT c.* FROM cloister.credentials c WHERE c.tenant = p_tenant AND c.kind = p_kind AND c.credential > p_after
+        ORDER BY c.credential LIMIT p_limit
+    ) d
+$$;
+
+CREATE FUNCTION cloister.every_credential(
+    nonce bytea, p_after bytea, p_limit bigint, OUT echo bytea, OUT rows cloister.credentials[]
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT nonce, array_agg(d::cloister.credentials) FROM (
+        SELECT c.* FROM cloister.credentials c WHERE c.digest > p_after ORDER BY c.digest LIMIT p_limit
+    ) d
+$$;
+
+CREATE FUNCTION cloister.reseal(
+    nonce bytea, p_old cloister.credentials, p_sealed bytea, OUT echo bytea, OUT changed bigint
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    echo := nonce;
+    UPDATE cloister.credentials c SET sealed = p_sealed
+    WHERE c.digest = p_old.digest AND c IS NOT DISTINCT FROM p_old;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+END $$;
+
+CREATE FUNCTION cloister.enrol_row(p_new cloister.credentials) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    known cloister.credentials;
+BEGIN
+    INSERT INTO cloister.credentials SELECT (p_new).* ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN 'stored';
+    END IF;
+    SELECT * INTO known FROM cloister.credentials c WHERE c.digest = p_new.digest;
+    known.sealed := p_new.sealed;
+    RETURN CASE WHEN known IS NOT DISTINCT FROM p_new THEN 'repeated' ELSE 'credential' END;
+END $$;
+
+CREATE FUNCTION cloister.revoke_rows(p_tenant text, p_kind text, p_credential text, p_user text) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    gone bigint;
+BEGIN
+    -- One, or all of a user's.
+    IF p_user IS NULL THEN
+        DELETE FROM cloister.credentials c
+        WHERE c.tenant = p_tenant AND c.kind = p_kind AND c.credential = p_credential;
+    ELSE
+        DELETE FROM cloister.credentials c WHERE c.tenant = p_tenant AND c."user" = p_user AND c."user" <> '';
+    END IF;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END $$;
 
 CREATE FUNCTION cloister.audit_tail(
     nonce bytea, p_limit bigint, OUT echo bytea, OUT upto text, OUT rows cloister.audit[]
@@ -948,9 +1027,60 @@ BEGIN
     DELETE FROM cloister.records x WHERE x.tenant = p_tenant AND x."user" = p_user;
     DELETE FROM cloister.accounts x WHERE x.tenant = p_tenant AND x."user" = p_user;
     DELETE FROM cloister.charges x WHERE x.tenant = p_tenant AND x."user" = p_user;
-    PERFORM cloister.unclaim(NULL);
+    PERFORM cloister.unclaim(NULL), cloister.revoke_rows(p_tenant, NULL, NULL, p_user);
     DELETE FROM cloister.audit_owners x WHERE x.tenant = p_tenant AND x."user" = p_user;
     outcome := 'stored';
+END $$;
+
+CREATE FUNCTION cloister.forget(
+    nonce bytea, p_tenant text, p_user text, p_session text, p_key bytea, OUT echo bytea, OUT gone bigint
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
+    echo := nonce;
+    DELETE FROM cloister.records k
+    WHERE k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_key;
+    GET DIAGNOSTICS gone = ROW_COUNT;
+END $$;
+
+CREATE FUNCTION cloister.enrol(
+    nonce bytea, p_new cloister.credentials, p_names json, p_expected text[], p_entries json,
+    OUT echo bytea, OUT outcome text, OUT named text[]
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    echo := nonce;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+        RETURN;
+    END IF;
+    outcome := cloister.enrol_row(p_new);
+    IF outcome = 'stored' THEN
+        PERFORM cloister.put(p_entries);
+    END IF;
+END $$;
+
+CREATE FUNCTION cloister.revoke(
+    nonce bytea, p_tenant text, p_kind text, p_credential text, p_user text,
+    p_names json, p_expected text[], p_entries json,
+    OUT echo bytea, OUT outcome text, OUT named text[], OUT gone bigint
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    echo := nonce;
+    named := cloister.names(p_names);
+    IF named <> p_expected THEN
+        outcome := 'named';
+        RETURN;
+    END IF;
+    outcome := 'nothing';
+    gone := cloister.revoke_rows(p_tenant, p_kind, p_credential, p_user);
+    IF gone > 0 THEN
+        PERFORM cloister.put(p_entries);
+        outcome := 'stored';
+    END IF;
 END $$;
 
 CREATE FUNCTION cloister.record(
@@ -987,11 +1117,13 @@ END $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA cloister FROM PUBLIC;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_application;
 REVOKE EXECUTE ON FUNCTION
-    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_prune, cloister.audit_names
+    cloister.every_session, cloister.every_credential, cloister.reseal,
+    cloister.audit_trail, cloister.audit_tail, cloister.audit_prune, cloister.audit_names
     FROM cloister_application;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA cloister TO cloister_lookup;
 GRANT EXECUTE ON FUNCTION
-    cloister.every_session, cloister.audit_trail, cloister.audit_tail, cloister.audit_prune, cloister.audit_names
+    cloister.every_session, cloister.every_credential, cloister.reseal,
+    cloister.audit_trail, cloister.audit_tail, cloister.audit_prune, cloister.audit_names
     TO cloister_operator;
 GRANT CREATE ON SCHEMA cloister TO cloister_lookup; -- for as long as it takes to hand over what it owns
 DO $$

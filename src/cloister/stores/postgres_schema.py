@@ -13,7 +13,7 @@ from typing import Any
 
 from cloister.errors import ConfigurationError
 
-VERSION = 3
+VERSION = 4
 APPLICATION, OPERATOR, LOOKUP = "cloister_application", "cloister_operator", "cloister_lookup"
 _LOCK = 7_163_915
 # The first minor releases in which row-level security holds in every plan (CVE-2024-10976 and CVE-2025-8713, -8714).
@@ -27,7 +27,7 @@ _OURS = (
 )
 _OWNED = ("sessions", "items", "leases", "records", "audit_owners")
 _SHARED = ("accounts", "charges")
-_TABLES = (*_OWNED, *_SHARED, "claims", "fingerprints", "audit", "meta", "tenancy")
+_TABLES = (*_OWNED, *_SHARED, "claims", "fingerprints", "credentials", "audit", "meta", "tenancy")
 _POLICIES = {
     *((table, "lookup", LOOKUP, "ALL", "true", "true") for table in _TABLES),
     *((table, "mine", APPLICATION, "ALL", _MINE, "") for table in _OWNED),

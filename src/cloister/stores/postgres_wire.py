@@ -16,7 +16,10 @@ from cloister.errors import CloisterError, ConfigurationError, IntegrityError, S
 from cloister.stores.pool import untrusted
 
 OURS = ("connections", "allow_old", "pooler")
-_TYPES = "cloister.sessions", "cloister.sessions[]", "cloister.audit[]", "bigint[]", "bytea[]", "text[]"
+_TYPES = (
+    *("cloister.sessions", "cloister.sessions[]", "cloister.audit[]", "cloister.credentials", "cloister.credentials[]"),
+    *("bigint[]", "bytea[]", "text[]"),
+)
 _PORT = re.compile(r"\d{0,5}")
 
 # What the driver raises for bytes that are no answer to what was asked, and whatever else may come out of it: a

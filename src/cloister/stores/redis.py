@@ -33,8 +33,12 @@ from cloister.stores.base import (
     Charge,
     Claims,
     Commit,
+    CredentialBatch,
+    CredentialKind,
     Due,
+    Enrolled,
     Fingerprint,
+    Found,
     Listing,
     Loaded,
     Number,
@@ -42,6 +46,7 @@ from cloister.stores.base import (
     Page,
     Receipt,
     Record,
+    SealedCredential,
     Spent,
     Trail,
     check_charges,
@@ -49,6 +54,7 @@ from cloister.stores.base import (
     side_by_side,
 )
 from cloister.stores.pool import Lent, Pool, named
+from cloister.stores.redis_credentials import Credentials
 from cloister.stores.redis_log import Log
 from cloister.stores.redis_nodes import Address, Nodes, address_of
 from cloister.stores.redis_prints import Prints
@@ -184,6 +190,7 @@ class RedisStore:
         self._known: dict[Owner, tuple[str, float]] = {}
         self._prints = Prints(prefix, self._script)
         self._accounts = redis_accounts.Accounts(prefix)
+        self._credentials = Credentials(prefix, self._script, self._write)
         self._log = Log(prefix, self._nodes)
 
     async def open(self) -> None:
@@ -431,6 +438,7 @@ class RedisStore:
 
     async def erase(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
         await self.record(entries, nonce=nonce)
+        await self._credentials.remove_all(owner)  # before, so that nobody comes in with one meanwhile
         gone = 0
         index = self._of(owner, b"sessions")
         # Until there are none left: one may be on its way in, whose id is in the index before it is there.
@@ -452,6 +460,11 @@ class RedisStore:
         said = await self._of_session(scripts.REWRAP, old.owner, old.id, *values)
         return Receipt(nonce, count=int(said[0] == b"stored"))
 
+    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
+        digest = self._keys(owner, session_id).digest
+        (gone,) = await self._of_session(scripts.UNRECORD, owner, session_id, key.hex(), digest)
+        return Receipt(nonce, count=gone)
+
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         if entries:
             # Spread over the places by what they are about, as the entries of turns are.
@@ -459,6 +472,39 @@ class RedisStore:
             base = place_prefix(self._prefix, place)
             await self._write(scripts.RECORD, [base + b"log"] * _LOG, list, entries)
         return Receipt(nonce)
+
+    # --- credentials --------------------------------------------------------------------------------------------------
+
+    async def enrol(self, credential: SealedCredential, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        return Receipt(nonce, repeated=not await self._credentials.add(credential, entries))
+
+    async def credential(self, digest: bytes, *, nonce: bytes) -> Found:
+        return Found(nonce, await self._credentials.find(digest))
+
+    async def credentials(
+        self, tenant: str | None, kind: CredentialKind, *, nonce: bytes, limit: int, after: str = ""
+    ) -> Enrolled:
+        return Enrolled(nonce, await self._credentials.listed(tenant, kind, limit, after))
+
+    async def revoke(
+        self,
+        tenant: str | None,
+        kind: CredentialKind,
+        credential_id: str,
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        return Receipt(nonce, count=await self._credentials.remove(tenant, kind, credential_id, entries))
+
+    async def revoke_all(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        return Receipt(nonce, count=await self._credentials.remove_all(owner, entries))
+
+    async def every_credential(self, *, after: bytes, limit: int) -> CredentialBatch:
+        return await self._credentials.behind(after, limit)
+
+    async def reseal(self, old: SealedCredential, sealed: bytes, *, nonce: bytes) -> Receipt:
+        return Receipt(nonce, count=await self._credentials.reseal(old, sealed))
 
     # --- across owners ------------------------------------------------------------------------------------------------
 
@@ -472,8 +518,8 @@ class RedisStore:
         gone = 0
         for place in range(PLACES):
             base = place_prefix(self._prefix, place)
-            keys = [base + name for name in (b"over", b"ends", b"all", b"gone", b"until")]
-            _, whose, silenced = await self._script(scripts.SWEEP, keys, [now, tombstones_before, base])
+            keys = [base + name for name in (b"over", b"ends", b"all", b"gone", b"until", b"lapse", b"credentials")]
+            _, whose, silenced, ended = await self._script(scripts.SWEEP, keys, [now, tombstones_before, base])
             for member in silenced:
                 number, tag = member.split()
                 await self._prints.forget(bytes.fromhex(number.decode()), tag)
@@ -482,6 +528,7 @@ class RedisStore:
                 if session_id is not None:
                     index = self._of(owner_of(tenant, user), b"sessions")
                     await self._script(scripts.READ, [index], ["ZREM", session_id])
+            await self._credentials.unlist_swept(ended)
             gone += len(whose)
         return Receipt(nonce, count=gone, dropped=await self._prints.sweep(now, fingerprints))
 

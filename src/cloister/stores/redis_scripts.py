@@ -261,6 +261,15 @@ return {nonce, 'stored'}
 """
 )
 
+# ARGV: nonce, the record's field, the session's digest
+UNRECORD = (
+    _NAMES
+    + """
+redis.call('ZREM', ends, ARGV[3] .. ' ' .. ARGV[2])
+return {nonce, redis.call('HDEL', records, ARGV[2])}
+"""
+)
+
 # KEYS as of a session, of which only the log counts; ARGV: nonce, entries
 RECORD = (
     _NAMES
@@ -289,9 +298,9 @@ end
 return {ARGV[1], mark}
 """
 
-# KEYS: what is over, when records end, all there is, what ended sessions said, when accounts end; of one place. ARGV:
-# nonce, now, what tombstones are older than, the beginning of the keys of this place. Says whose they were, and what
-# they said.
+# KEYS: what is over, when records end, all there is, what ended sessions said, when accounts end, when credentials end,
+# all credentials; of one place. ARGV: nonce, now, what tombstones are older than, the beginning of the keys of this
+# place. Says whose they were, what they said, and which credentials went.
 SWEEP = (
     accounts.SWEEP
     + """
@@ -308,9 +317,73 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[2])) d
     redis.call('HDEL', ARGV[4] .. 'r:' .. digest, field)
     redis.call('ZREM', KEYS[2], member)
 end
-return {ARGV[1], 'done', whose, redis.call('SMEMBERS', KEYS[4])}
+local ended = {}
+for n, digest in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', ARGV[2])) do
+    ended[n] = redis.call('HMGET', ARGV[4] .. 'c:' .. digest, 'tenant', 'user', 'kind', 'id', 'digest')
+    redis.call('DEL', ARGV[4] .. 'c:' .. digest)
+    redis.call('ZREM', KEYS[6], digest)
+    redis.call('ZREM', KEYS[7], digest)
+end
+return {ARGV[1], 'done', whose, redis.call('SMEMBERS', KEYS[4]), ended}
 """
 )
+
+# Of a credential, KEYS are its row, where its place keeps all there are and when they end, and, as of a session, the
+# log. ARGV: nonce, its digest in letters, how long it lives in ms or '', count of entries, what the row is to have, in
+# the order of the names, entries
+ENROL = (
+    _NAMES
+    + """
+local names = {'kind', 'tenant', 'user', 'id', 'created', 'expires', 'sealed', 'digest'}
+local row, all, ends = KEYS[1], KEYS[2], KEYS[3]
+local known = redis.call('HMGET', row, unpack(names))
+if known[8] then
+    for n = 1, 6 do
+        if known[n] ~= ARGV[4 + n] then return {nonce, 'credential'} end
+    end
+    redis.call('HSET', row, 'digest', known[8])
+    return {nonce, 'repeated'}
+end
+for n, name in ipairs(names) do redis.call('HSET', row, name, ARGV[4 + n]) end
+redis.call('ZADD', all, 0, ARGV[2])
+if ARGV[10] ~= '' then redis.call('ZADD', ends, ARGV[10], ARGV[2]) end
+if ARGV[3] ~= '' then redis.call('PEXPIRE', row, ARGV[3]) end
+return {nonce, 'stored', write(13, tonumber(ARGV[4]))}
+"""
+)
+
+# KEYS as above. ARGV: nonce, its digest in letters, count of entries, entries, then names and what they must have
+REVOKE = (
+    _NAMES
+    + """
+local row, all, ends = KEYS[1], KEYS[2], KEYS[3]
+local entries = tonumber(ARGV[3])
+for n = 4 + entries, #ARGV, 2 do
+    if redis.call('HGET', row, ARGV[n]) ~= ARGV[n + 1] then return {nonce, 'nothing'} end
+end
+redis.call('DEL', row)
+redis.call('ZREM', all, ARGV[2])
+redis.call('ZREM', ends, ARGV[2])
+return {nonce, 'stored', write(4, entries)}
+"""
+)
+
+# KEYS: a row; ARGV: nonce, what is sealed from now on, then names and what they must have
+RESEAL = """
+for n = 3, #ARGV, 2 do
+    if redis.call('HGET', KEYS[1], ARGV[n]) ~= ARGV[n + 1] then return {ARGV[1], 0} end
+end
+redis.call('HSET', KEYS[1], 'sealed', ARGV[2])
+return {ARGV[1], 1}
+"""
+
+# KEYS: a list; ARGV: nonce, a member, between what those with its id lie. Says whether it is new there; -1: the id is
+# another's.
+ENLIST = """
+local there = redis.call('ZRANGEBYLEX', KEYS[1], ARGV[3], ARGV[4])
+if there[1] and there[1] ~= ARGV[2] then return {ARGV[1], -1} end
+return {ARGV[1], redis.call('ZADD', KEYS[1], 0, ARGV[2])}
+"""
 
 # KEYS: what is due; ARGV: nonce, the digest of a session that is not there any more
 FORGET = """

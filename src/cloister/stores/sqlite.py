@@ -23,6 +23,7 @@ from cloister.audit import Entry, Event, Heads, audit_id
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import fields, tag
+from cloister.stores import sqlite_credentials as credentials
 from cloister.stores.base import (
     LEASE,
     Account,
@@ -30,14 +31,19 @@ from cloister.stores.base import (
     Charge,
     Claims,
     Commit,
+    CredentialBatch,
+    CredentialKind,
     Due,
+    Enrolled,
     Fingerprint,
+    Found,
     Listing,
     Loaded,
     Off,
     Page,
     Receipt,
     Record,
+    SealedCredential,
     Spent,
     Trail,
     check_charges,
@@ -130,6 +136,14 @@ def _refused(db: Writing, key: tuple[str, str, str], session: SealedSession, non
     if state == (session.turn,):
         return Receipt(nonce, repeated=True)
     raise SessionConflict("the session changed meanwhile; nothing was stored, so send it again")
+
+
+def _gone(db: Writing, count: int, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+    """Say how many rows are gone, for good, and put *entries* on record if any are."""
+    if count:
+        db.put(entries)
+        db.destroyed = True
+    return Receipt(nonce, count=count)
 
 
 class SqliteStore:
@@ -538,6 +552,7 @@ class SqliteStore:
             self._prints.forget(db.db, "tenant = ? AND user = ?", names(owner))
             for table in ("items", "records", "accounts", "audit_owners"):
                 db.execute(f"DELETE FROM {table} WHERE tenant = ? AND user = ?", names(owner))
+            credentials.remove_all(db.db, *names(owner))
             db.destroyed = True
             return Receipt(nonce, count=count)
 
@@ -547,6 +562,14 @@ class SqliteStore:
             receipt = await self._writer.write(work)
             self._accounts.erase(*names(owner))
         return receipt
+
+    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
+        def work(db: Writing) -> Receipt:
+            held = (*names(owner), session_id, key)
+            gone = db.execute(f"DELETE FROM records WHERE {MINE} AND key = ?", held).rowcount
+            return _gone(db, gone, nonce)
+
+        return await self._writer.write(work)
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         def work(db: Writing) -> Receipt:
@@ -568,6 +591,7 @@ class SqliteStore:
             ).rowcount
             rest = db.execute("DELETE FROM records WHERE expires_at <= ?", (now,)).rowcount
             rest += db.execute("DELETE FROM accounts WHERE until <= ?", (now,)).rowcount
+            rest += credentials.sweep(db.db, now)
             over, dropped = self._prints.sweep(db.db, now, fingerprints)
             db.destroyed = db.destroyed or bool(gone or rest or over or dropped)
             return Receipt(nonce, count=gone, dropped=dropped)
@@ -601,5 +625,57 @@ class SqliteStore:
                 (wrapped, carry, *names(old.owner), old.id, old.wrapped, old.carry),
             ).rowcount
             return Receipt(nonce, count=changed)
+
+        return await self._writer.write(work)
+
+    # --- credentials --------------------------------------------------------------------------------------------------
+
+    async def credential(self, digest: bytes, *, nonce: bytes) -> Found:
+        with self._snapshot() as db:
+            return Found(nonce, credentials.find(db, digest))
+
+    async def credentials(
+        self, tenant: str | None, kind: CredentialKind, *, nonce: bytes, limit: int, after: str = ""
+    ) -> Enrolled:
+        with self._snapshot() as db:
+            return Enrolled(nonce, credentials.listed(db, credentials.key_of(tenant, kind, after), limit))
+
+    async def every_credential(self, *, after: bytes, limit: int) -> CredentialBatch:
+        with self._snapshot() as db:
+            found = credentials.behind(db, after, limit)
+        return CredentialBatch(found, found[-1].digest if found else b"")
+
+    async def enrol(self, credential: SealedCredential, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        def work(db: Writing) -> Receipt:
+            if not credentials.add(db.db, credential):
+                return Receipt(nonce, repeated=True)
+            db.put(entries)
+            return Receipt(nonce)
+
+        return await self._writer.write(work)
+
+    async def revoke(
+        self,
+        tenant: str | None,
+        kind: CredentialKind,
+        credential_id: str,
+        *,
+        nonce: bytes,
+        entries: Sequence[Event] = (),
+    ) -> Receipt:
+        def work(db: Writing) -> Receipt:
+            return _gone(db, credentials.remove(db.db, credentials.key_of(tenant, kind, credential_id)), nonce, entries)
+
+        return await self._writer.write(work)
+
+    async def revoke_all(self, owner: Owner, *, nonce: bytes, entries: Sequence[Event] = ()) -> Receipt:
+        def work(db: Writing) -> Receipt:
+            return _gone(db, credentials.remove_all(db.db, *names(owner)), nonce, entries)
+
+        return await self._writer.write(work)
+
+    async def reseal(self, old: SealedCredential, sealed: bytes, *, nonce: bytes) -> Receipt:
+        def work(db: Writing) -> Receipt:
+            return Receipt(nonce, count=credentials.reseal(db.db, old, sealed))
 
         return await self._writer.write(work)

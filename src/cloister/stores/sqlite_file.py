@@ -13,7 +13,7 @@ from cloister.errors import CloisterError, ConfigurationError, IntegrityError, S
 from cloister.model import Owner, SealedItem, SealedSession
 from cloister.sealing import tag
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE sessions (
     tenant TEXT NOT NULL, user TEXT NOT NULL, session TEXT NOT NULL,
@@ -49,6 +49,13 @@ CREATE TABLE accounts (
     PRIMARY KEY (tenant, user, period)
 ) WITHOUT ROWID;
 CREATE INDEX accounts_by_end ON accounts (until);
+CREATE TABLE credentials (
+    digest BLOB NOT NULL PRIMARY KEY, kind TEXT NOT NULL, tenant TEXT NOT NULL, user TEXT NOT NULL,
+    credential TEXT NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER, sealed BLOB NOT NULL,
+    UNIQUE (tenant, kind, credential)
+) WITHOUT ROWID;
+CREATE INDEX credentials_by_user ON credentials (tenant, user) WHERE user <> '';
+CREATE INDEX credentials_by_expiry ON credentials (expires_at) WHERE expires_at IS NOT NULL;
 CREATE TABLE audit (
     writer TEXT NOT NULL, number INTEGER NOT NULL, at INTEGER NOT NULL, event TEXT NOT NULL, severity TEXT NOT NULL,
     owner TEXT NOT NULL, other TEXT NOT NULL, session TEXT NOT NULL, detail TEXT NOT NULL,

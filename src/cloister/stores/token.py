@@ -32,6 +32,7 @@ from cloister.stores.base import (
     Charge,
     Claims,
     Commit,
+    CredentialBatch,
     Due,
     Fingerprint,
     Number,
@@ -260,6 +261,9 @@ class Alone:
 
     async def all(self, *, after: bytes, limit: int) -> Batch:
         return Batch((), b"")
+
+    async def every_credential(self, *, after: bytes, limit: int) -> CredentialBatch:
+        return CredentialBatch((), b"")
 
     async def trail(self, *, after: bytes, limit: int) -> Trail:
         return await asyncio.to_thread(self._log.trail, after, limit)

@@ -13,6 +13,7 @@
 The fixtures and tests are coroutines: set ``asyncio_mode = auto`` for pytest-asyncio. Nothing here is optional.
 """
 
+from cloister.testing.credentials import sealed_credential
 from cloister.testing.providers import ProviderConformance
 from cloister.testing.rows import LOOKALIKES, START, FakeClock, grown, load, nonce, sealed_items, sealed_session
 from cloister.testing.stores import StoreConformance, entries_of
@@ -27,6 +28,7 @@ __all__ = [
     "grown",
     "load",
     "nonce",
+    "sealed_credential",
     "sealed_items",
     "sealed_session",
 ]

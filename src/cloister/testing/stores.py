@@ -18,6 +18,7 @@ from cloister.model import Owner, SealedSession, to_micros
 from cloister.sealing import tag
 from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Receipt, Record, Store, every_entry
 from cloister.testing.accounts import AccountConformance
+from cloister.testing.credentials import CredentialConformance, sealed_credential
 from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, load, nonce, sealed_items, sealed_session
 
 
@@ -85,7 +86,7 @@ def _check_order(entries: list[Entry]) -> None:
 _FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
 
 
-class StoreConformance(AccountConformance):
+class StoreConformance(AccountConformance, CredentialConformance):
     """The contract of `cloister.stores.base.Store`, as tests. Give a ``store`` fixture: open, empty, closed after."""
 
     # --- what was stored comes back, to its owner -------------------------------------------------------------------
@@ -190,6 +191,8 @@ class StoreConformance(AccountConformance):
         lease = secrets.token_bytes(16)
         charge = Charge(Account("acme", "ana", "2026-01-01"), 1, None, 1)
         over = msgspec.structs.replace(charge, amount=9, limit=8)
+        key = sealed_credential()
+        named = {"limit": 9, "after": "k"}
         requests: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
             (store.load, (ANA, session.id), {"budget": 10}),
             (store.load, (ANA, session.id), {"budget": 10, "lease": lease}),
@@ -218,6 +221,17 @@ class StoreConformance(AccountConformance):
             (store.spent, ([charge.account],), {}),
             (store.spent, ([],), {}),
             (store.prune_audit, ({},), {}),
+            (store.forget, (ANA, session.id, b"key"), {}),
+            (store.enrol, (key,), {}),
+            (store.enrol, (key,), {}),
+            (store.credential, (key.digest,), {}),
+            (store.credential, (b"",), {}),
+            (store.credentials, ("acme", "key"), named),
+            (store.credentials, (None, "operator"), named),
+            (store.reseal, (key, b"s"), {}),
+            (store.revoke, ("acme", "key", key.id), {}),
+            (store.revoke, ("acme", "key", key.id), {}),
+            (store.revoke_all, (ANA,), {}),
             (store.erase, (ANA,), {}),
         ]
         for method, arguments, options in requests:

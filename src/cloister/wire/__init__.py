@@ -7,10 +7,11 @@ Nothing here waits.
 """
 
 from cloister.wire.answers import Answer, Refusal, model_name, read, spent
-from cloister.wire.requests import answer_item, anthropic, chat, item, message, responses
+from cloister.wire.requests import CARRIED, answer_item, anthropic, chat, item, message, responses
 from cloister.wire.streams import Reader
 
 __all__ = [
+    "CARRIED",
     "Answer",
     "Reader",
     "Refusal",

@@ -21,6 +21,8 @@ _ROLES: dict[str, Role] = {
 }
 # Of what a client sent beside the content, only this is part of a chat message. The rest stays with us.
 _CHAT_KEYS = ("name", "refusal", "audio")
+CARRIED = ("thinking_blocks", "is_error")
+"""What messages carry beside for the one format that has it, Anthropic's."""
 _KNOWN = {"role", "content", "tool_calls", "tool_call_id", *_CHAT_KEYS, "function_call", "annotations"}
 _MAX_DEPTH = 64
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -29,9 +31,10 @@ _PLACEHOLDER = re.compile(r"\[[A-Z]{2,12}~\w{8}~\w{4}\]")
 Part = Mapping[str, Any]
 
 
-def chat(items: Iterable[Item]) -> list[dict[str, Any]]:
+def chat(items: Iterable[Item], *, carrying: bool = False) -> list[dict[str, Any]]:
     """Return the ``messages`` of an OpenAI chat completion. Nothing in them is shared with the items.
 
+    With *carrying*, they have what `CARRIED` names, which is for a provider of cloister's own.
     Calls that lie in items of their own join the message before them: this format wants those of an answer in one.
     """
     messages: list[dict[str, Any]] = []
@@ -42,6 +45,8 @@ def chat(items: Iterable[Item]) -> list[dict[str, Any]]:
             messages[-1].setdefault("tool_calls", []).extend(copy.deepcopy(entry.tool_calls))
         else:
             messages.append(message(entry))
+            if carrying and entry.extra:
+                messages[-1].update({key: copy.deepcopy(entry.extra[key]) for key in CARRIED if key in entry.extra})
     return messages
 
 
@@ -137,9 +142,10 @@ def _blocks(entry: Item) -> list[dict[str, Any]]:
     content = _parts(entry, _anthropic_part)
     if entry.role == "tool":
         text = entry.content if isinstance(entry.content, str) else content
-        return [{"type": "tool_result", "tool_use_id": entry.tool_call_id, "content": text}]
+        failed = {"is_error": True} if (entry.extra or {}).get("is_error") is True else {}
+        return [{"type": "tool_result", "tool_use_id": entry.tool_call_id, "content": text, **failed}]
     extra = entry.extra or {}
-    blocks: list[dict[str, Any]] = copy.deepcopy(list(extra.get("thinking_blocks", ())))
+    blocks = _thinking(extra.get("thinking_blocks"))
     if not content and isinstance(extra.get("refusal"), str):
         content = [{"type": "text", "text": extra["refusal"]}]
     blocks += [block for block in content if block.get("text") != ""]  # empty text is refused by the API
@@ -147,6 +153,20 @@ def _blocks(entry: Item) -> list[dict[str, Any]]:
         name = call[call["type"]]["name"]
         blocks.append({"type": "tool_use", "id": call["id"], "name": name, "input": _input(arguments(call))})
     return blocks
+
+
+_THOUGHT = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
+
+
+def _thinking(blocks: object) -> list[dict[str, Any]]:
+    """Return those of *blocks* in which a model thought, and nothing else that a client may have put there."""
+    thought = []
+    for block in blocks if isinstance(blocks, list | tuple) else ():
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        fields = _THOUGHT.get(kind) if isinstance(kind, str) else None
+        if fields and all(isinstance(block.get(field), str) for field in fields):
+            thought.append({"type": kind, **{field: block[field] for field in fields}})
+    return thought
 
 
 def _input(text: str) -> dict[str, Any]:
