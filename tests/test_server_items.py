@@ -231,8 +231,8 @@ def test_an_answer_is_several_items() -> None:
     shown = answered({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
     assert [(entry["type"], entry["id"]) for entry in shown] == [
         ("reasoning", "rs_7_0123456789ab"),
-        ("message", "msg_7_0123456789ab_1"),
-        ("function_call", "fc_7_0123456789ab_2"),
+        ("message", "msg_7_0123456789ab"),
+        ("function_call", "fc_7_0123456789ab"),
     ]
     assert shown[0]["content"] == [{"type": "reasoning_text", "text": "Hm."}]
     assert (shown[2]["call_id"], shown[2]["name"]) == ("call_1", "look")

@@ -141,6 +141,7 @@ class Door:
             raw=body,
             models=models,
             model=own,
+            most_items=behind.options.max_items,
             carried=behind.cloister.carried,
             owner=owner,
             door=door,

@@ -29,7 +29,7 @@ from cloister.server.shapes import Item
 
 MOST_PIECES = 8_192
 """How many pieces of a streamed text are remembered one by one; what came after them is given as the last one."""
-MOST_ECHO = 24_576
+MOST_ECHO = 12_288
 """How long, as JSON, instructions and tools may be to be remembered: every turn that reads the answer reads them."""
 
 _ENDS: dict[str | None, tuple[Status, str | None]] = {

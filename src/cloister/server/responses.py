@@ -8,13 +8,17 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from cloister import wire
+from cloister.content import memory_of
 from cloister.model import Item as Stored
+from cloister.model import Reply
 from cloister.server import errors, ids, items, response_options, turns
 from cloister.server.door import sse
 from cloister.server.events import Event, Events, replayed
 from cloister.server.refusals import Refused, invalid, unsupported
-from cloister.server.response_objects import Remembered, begun, described, message_id
+from cloister.server.response_objects import MOST_ECHO, Remembered, begun, described, message_id
 from cloister.server.response_shapes import (
     Asked,
     Compaction,
@@ -29,7 +33,7 @@ from cloister.server.response_shapes import (
 from cloister.server.routes import Answer, Call, Route, Stream
 from cloister.server.shapes import Item, Page
 from cloister.session import OnExpired, Session
-from cloister.sessions import new_item_id, position_of
+from cloister.sessions import new_item_id
 from cloister.turn import Turn
 
 _log = logging.getLogger("cloister.server")
@@ -63,7 +67,8 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
         streaming = _Streaming(call, asking)
         return Stream(streaming.pieces(), streaming.headers)
     reply = await asking.session.send(asking.question.content, **asking.arguments(call))
-    return Answer(_described(reply.session.stable_id, reply.items[-1]), headers=turns.headers(reply))
+    headers = turns.headers(reply) if asking.memory.store else {}
+    return Answer(_described(reply.session.stable_id, _answer(reply)), headers=headers)
 
 
 async def _asking(call: Call, body: NewResponse) -> _Asking:
@@ -72,7 +77,7 @@ async def _asking(call: Call, body: NewResponse) -> _Asking:
     taken = await _input(call, session, body)
     memory = Remembered(
         created_at=int(time.time()),
-        model=body.model or next(iter(call.models), "default"),
+        model=body.model or call.model or "default",
         asked=response_options.echo(body),
         conversation=on_expired == "renew" or body.conversation is not None,
         inputs=len(taken),
@@ -84,9 +89,21 @@ async def _asking(call: Call, body: NewResponse) -> _Asking:
         options=response_options.options(body),
         system=turns.instructed(call, body.instructions, "instructions"),
     )
+    _check_kept(memory)
     asking = _Asking(session, question, on_expired, memory, body.truncation != "disabled", after)
     question.remember = asking.remember
     return asking
+
+
+def _check_kept(memory: Remembered) -> None:
+    """Raise `Refused` for what could not be stored with an answer, before there is one."""
+    kept = memory.kept(wire.Answer(""))
+    try:
+        memory_of(kept)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    if len(msgspec.json.encode(kept)) > 2 * MOST_ECHO:  # the lengths of a streamed text are to find room besides
+        raise invalid("this takes too much room to be stored with the answer", "metadata")
 
 
 async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | None]:
@@ -109,7 +126,7 @@ async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | N
         if session.item_count == _position(answer) + 1:
             return session, "raise", answer.id
         # Not the last: it goes on in a session of its own, from what stood there then.
-        return await session.branch(answer.id), "raise", None
+        return await session.branch(answer.id, model=turns.named(call, body.model)), "raise", None
     if header is not None:
         return await turns.resumed(call.user, header), "renew", None
     if isinstance(body, CountTokens):
@@ -121,9 +138,12 @@ async def _input(call: Call, session: Session, body: Asked) -> list[Stored]:
     if not body.input:
         raise invalid("there is nothing to answer", "input", "missing_required_parameter")
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    items.allowed(call, given, "input")
+    if len(given) > call.most_items:
+        raise invalid(f"a request brings at most {call.most_items} items here", "input")
     known = None if body.conversation is None and body.previous_response_id is None else session
-    taken = items.taken(await items.resolved(known, given, "input"), "input")
+    given = await items.resolved(known, given, "input")
+    items.allowed(call, given, "input")
+    taken = items.taken(given, "input")
     if all(item.unsent for item in taken):
         raise invalid("nothing of this is what a model is sent", "input")
     return taken
@@ -156,7 +176,7 @@ class _Streaming:
                     async for text in stream.texts():
                         if text:
                             yield _said(self._piece(turn, text))
-            answer = stream.reply.items[-1]
+            answer = _answer(stream.reply)
             if turn.repeated:
                 yield _said(_again(turn.session_id, answer))
                 return
@@ -209,8 +229,10 @@ async def delete(call: Call) -> ResponseDeleted:
     """Leave a response and its input out of their conversation from now on."""
     session, answer, memory = await _found(call, call.path["response"])
     asked = await _inputs(session, answer, memory)
-    for item in [*asked, answer]:
-        await session.hide(item.id)
+    try:
+        await session.hide(*[item.id for item in asked], answer.id)
+    except ValueError as error:  # too many were
+        raise invalid(str(error), code="too_many_deleted") from None
     return ResponseDeleted(id=call.path["response"])
 
 
@@ -261,19 +283,14 @@ async def _found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
     """Give a response of the caller's: its session, its answer, what is remembered of it."""
     session_id, item_id = ids.turn(name)
     session = await call.user.resume(session_id, on_expired="raise")
-    answer = await _item(session, item_id)
-    memory = Remembered.of(answer) if answer is not None and answer.role == "assistant" else None
-    if answer is None or memory is None:
+    try:
+        answer = await session.item(item_id)
+    except ValueError:
+        raise _absent() from None
+    memory = Remembered.of(answer) if answer.role == "assistant" else None
+    if memory is None:
         raise _absent()
     return session, answer, memory
-
-
-async def _item(session: Session, item_id: str) -> Stored | None:
-    position = position_of(item_id)
-    if position is None:
-        return None
-    before = new_item_id(position - 1) if position else None
-    return next((item for item in await session.history(limit=1, after=before) if item.id == item_id), None)
 
 
 async def _inputs(session: Session, answer: Stored, memory: Remembered) -> list[Stored]:
@@ -285,6 +302,13 @@ async def _inputs(session: Session, answer: Stored, memory: Remembered) -> list[
     before = new_item_id(first - 1) if first else None
     listed = await session.history(limit=memory.inputs, after=before)
     return [item for item in listed if first <= _position(item) < last]
+
+
+def _answer(reply: Reply[Session]) -> Stored:
+    """Give the item of an answer; `Refused` where the turn was taken before, and its answer deleted since."""
+    if not reply.items:
+        raise _absent()
+    return reply.items[-1]
 
 
 def _position(item: Stored) -> int:

@@ -31,6 +31,8 @@ class Call:
     """Which models may be named; any, where none is listed."""
     model: str | None = None
     """The provider's own, which is asked where none is named."""
+    most_items: int = 1_000
+    """How many items or messages it may bring."""
     carried: bool = False
     """The store gives out tokens, which hold the sessions themselves and change with every turn."""
     owner: Owner | None = None
