@@ -124,7 +124,8 @@ async def test_foreign_looks_missing(house: Served) -> None:
 
     async def refused(name: str, tenant: str, streamed: bool) -> tuple[int, str, dict[str, str]]:
         body = {"model": MODEL, "messages": HELLO, "stream": streamed}
-        answer = await house.ask("POST", "/chat/completions", body, user="ben", tenant=tenant, **{SESSION: name})
+        where: Any = {SESSION: name}
+        answer = await house.ask("POST", "/chat/completions", body, user="ben", tenant=tenant, **where)
         return answer.status_code, answer.text, {**answer.headers, "x-request-id": ""}
 
     names = [anas, "conv_" + "A" * 43, "conv_short", anas.removeprefix("conv_"), "cs_" + anas[5:], "ct_x", "", "NEW"]

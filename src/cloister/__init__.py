@@ -65,8 +65,9 @@ _HOMES = {
     "costs.prices": "Prices",
     "errors": (
         "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError KeyReused NoScope"
-        " OptionRefused ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed"
-        " SessionBusy SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        " OptionRefused ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked"
+        " ScopeClosed SessionBusy SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable"
+        " TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
