@@ -63,9 +63,10 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope OptionRefused"
-        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
-        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope"
+        " OptionRefused ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited"
+        " ReplyBlocked ScopeClosed SessionBusy SessionConflict SessionExpired SessionNotFound StoreError"
+        " StoreUnavailable TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
