@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from cloister.providers.base import Provider, Request
     from cloister.providers.offline import Offline
     from cloister.providers.openai import OpenAICompatible
+    from cloister.rates import Rates
     from cloister.scope import Scope, current
     from cloister.scrub.settings import Scrub
     from cloister.sealing import MasterKeys
@@ -75,6 +76,7 @@ _HOMES = {
     "providers.base": "Provider Request",
     "providers.offline": "Offline",
     "providers.openai": "OpenAICompatible",
+    "rates": "Rates",
     "scope": "Scope current",
     "scrub.settings": "Scrub",
     "sealing": "MasterKeys",
@@ -119,6 +121,7 @@ __all__ = [
     "ProviderRateLimited",
     "ProviderTimeout",
     "RateLimited",
+    "Rates",
     "Reply",
     "ReplyBlocked",
     "ReplyStream",
