@@ -284,6 +284,7 @@ ERRORS = [
     (errors.OptionRefused(SECRET, "seed"), 400, "unsupported"),
     (errors.SessionBusy(SECRET), 409, "session_busy"),
     (errors.SessionConflict(SECRET), 409, "session_conflict"),
+    (errors.KeyReused("the key was used for something else"), 422, "idempotency_key_reused"),
     (errors.RateLimited(SECRET, timedelta(seconds=7)), 429, "rate_limit_exceeded"),
     (errors.BudgetExceeded("the budget of the day is used up"), 429, "budget_exceeded"),
     (errors.ReplyBlocked(SECRET), 403, "reply_blocked"),

@@ -356,7 +356,7 @@ def test_depth_is_bounded() -> None:
 
 def call(scope: Any, *may: str) -> Call:
     caller = Caller(scope, "acme", "ana" if scope == "user" else None, "key_1")
-    return Call(caller, Policy(end_users_may=may), "req_1", {}, None, {})
+    return Call(caller, "POST /v1/responses", Policy(end_users_may=may), "req_1", {}, None, {})
 
 
 @pytest.mark.parametrize("entry", EVERY, ids=named)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
@@ -22,7 +21,6 @@ from cloister.server.record import Record, into
 from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
-from cloister.settings import Settings
 
 ROUTES: tuple[Route, ...] = (
     *conversations.ROUTES,
@@ -90,12 +88,6 @@ class Application:
 
     async def _described(self, _: object) -> Mapping[str, Any]:
         return openapi.document(self.routes)
-
-
-def create(settings: Settings, options: ServerSettings) -> Application:
-    """Give the application that serves what *settings* name, as *options* say."""
-    tenanted = dataclasses.replace(settings, tenancy="required")
-    return Application(tenanted.open, options)
 
 
 def _identities_of(options: ServerSettings) -> Callable[[AsyncCloister], Asks]:

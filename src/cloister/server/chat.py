@@ -153,11 +153,12 @@ async def create(call: Call, body: NewCompletion) -> Answer | Stream:
     messages = said.messages(call, body.messages)
     system, content = said.led(messages)
     question = turns.Question(content, body.model, _options(body), system)
-    session, kept = await turns.session_for(call, metadata=body.metadata)
+    session, question.kept = await turns.session_for(call, metadata=body.metadata)
     if body.stream:
-        return _streamed(call, body, question, session, kept)
+        return _streamed(call, body, question, session)
     reply = await turns.ask(call, session, question)
-    return Answer(completed(call, body.model, reply), headers=turns.headers(reply) if kept else {})
+    headers = turns.headers(reply) if question.kept else {}
+    return Answer(completed(call, body.model, reply), headers=headers, written=question.delivered)
 
 
 def _refuse_unoffered(body: NewCompletion) -> None:
@@ -219,10 +220,10 @@ def usage_of(usage: Usage) -> CompletionUsage:
     )
 
 
-def _streamed(call: Call, body: NewCompletion, question: turns.Question, session: Session, kept: bool) -> Stream:
+def _streamed(call: Call, body: NewCompletion, question: turns.Question, session: Session) -> Stream:
     where: dict[str, str] = {}
     pieces = _chunks(call, body, question, session, where)
-    return Stream(told(pieces, call.request_id, "openai"), headers=lambda: where if kept else {})
+    return Stream(told(pieces, call.request_id, "openai"), lambda: where if question.kept else {}, question.delivered)
 
 
 async def _chunks(
@@ -248,7 +249,7 @@ async def _chunks(
                 where.update(turns.headers_of(stream))
             yield begun + chunk({"content": text})
             begun = b""
-    reply = stream.reply
+    reply = question.reply = stream.reply
     if begun:
         where.update(turns.headers(reply))
     for number, one in enumerate(reply.tool_calls):

@@ -133,6 +133,7 @@ class Door:
         own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
+            route=f"{route.method} {route.path}",
             policy=behind.options.policy(caller.tenant),
             request_id=reply.request_id,
             path=scope.get("path_params", {}),

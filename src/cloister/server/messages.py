@@ -123,11 +123,12 @@ async def create(call: Call, body: NewMessage) -> Answer | Stream:
     """Answer messages."""
     system, messages = _read(call, body)
     question = turns.Question(messages, body.model, _options(body), system)
-    session, kept = await turns.session_for(call)
+    session, question.kept = await turns.session_for(call)
     if body.stream:
-        return _streamed(call, body, question, session, kept)
+        return _streamed(call, body, question, session)
     reply = await turns.ask(call, session, question)
-    return Answer(_message(call, body, reply), headers=turns.headers(reply) if kept else {})
+    headers = turns.headers(reply) if question.kept else {}
+    return Answer(_message(call, body, reply), headers=headers, written=question.delivered)
 
 
 async def count(call: Call, body: Counted) -> Count:
@@ -224,10 +225,12 @@ def usage_of(usage: Usage) -> MessageUsage:
     )
 
 
-def _streamed(call: Call, body: NewMessage, question: turns.Question, session: Session, kept: bool) -> Stream:
+def _streamed(call: Call, body: NewMessage, question: turns.Question, session: Session) -> Stream:
     where: dict[str, str] = {}
     pieces = _events(call, body, question, session, where)
-    return Stream(told(pieces, call.request_id, "anthropic"), headers=lambda: where if kept else {})
+    return Stream(
+        told(pieces, call.request_id, "anthropic"), lambda: where if question.kept else {}, question.delivered
+    )
 
 
 def _event(kind: str, **fields: Any) -> bytes:
@@ -246,7 +249,7 @@ async def _events(
                 head = _start(call, body, stream.turn.tokens) + _open(0, {"type": "text", "text": ""})
                 begun = 1
             yield head + _delta(0, {"type": "text_delta", "text": text})
-    reply = stream.reply
+    reply = question.reply = stream.reply
     rest = b""
     if begun:
         rest, index = _event("content_block_stop", index=0), 1

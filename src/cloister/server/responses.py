@@ -65,10 +65,12 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
     asking = await _asking(call, body)
     if body.stream:
         streaming = _Streaming(call, asking)
-        return Stream(streaming.pieces(), streaming.headers)
+        return Stream(streaming.pieces(), streaming.headers, asking.question.delivered)
     reply = await asking.session.send(asking.question.content, **asking.arguments(call))
+    asking.question.reply = reply
     headers = turns.headers(reply) if asking.memory.store else {}
-    return Answer(_described(reply.session.stable_id, _answer(reply)), headers=headers)
+    body_of = _described(reply.session.stable_id, _answer(reply))
+    return Answer(body_of, headers=headers, written=asking.question.delivered)
 
 
 async def _asking(call: Call, body: NewResponse) -> _Asking:
@@ -88,6 +90,7 @@ async def _asking(call: Call, body: NewResponse) -> _Asking:
         model=body.model,
         options=response_options.options(body),
         system=turns.instructed(call, body.instructions, "instructions"),
+        kept=memory.store,
     )
     _check_kept(memory)
     asking = _Asking(session, question, on_expired, memory, body.truncation != "disabled", after)
@@ -125,6 +128,8 @@ async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | N
         session, answer, _ = await _found(call, previous)
         if session.item_count == _position(answer) + 1:
             return session, "raise", answer.id
+        if await _answered(call, session):
+            return session, "raise", answer.id
         # Not the last: it goes on in a session of its own, from what stood there then.
         return await session.branch(answer.id, model=turns.named(call, body.model)), "raise", None
     if header is not None:
@@ -132,6 +137,14 @@ async def _session(call: Call, body: Asked) -> tuple[Session, OnExpired, str | N
     if isinstance(body, CountTokens):
         return call.user.passing(), "raise", None
     return await call.user.begin(), "raise", None
+
+
+async def _answered(call: Call, session: Session) -> bool:
+    """Say whether what went on behind a response is this very request, sent once before."""
+    known = turns.once(call)
+    if not known or ("idempotency_key" not in known and not known["retry"]):
+        return False
+    return await session.answered(known["request"], idempotency_key=known.get("idempotency_key"))
 
 
 async def _input(call: Call, session: Session, body: Asked) -> list[Stored]:
@@ -176,6 +189,7 @@ class _Streaming:
                     async for text in stream.texts():
                         if text:
                             yield _said(self._piece(turn, text))
+            asking.question.reply = stream.reply
             answer = _answer(stream.reply)
             if turn.repeated:
                 yield _said(_again(turn.session_id, answer))

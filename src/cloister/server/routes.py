@@ -20,6 +20,8 @@ class Call:
     """Be one request, after the door has looked at it: who asks for whom, and what was sent beside the body."""
 
     caller: Caller
+    route: str
+    """Method and path, with names where ids stand."""
     policy: Policy
     request_id: str
     path: Mapping[str, str]

@@ -88,7 +88,9 @@ def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Ser
     monitoring = Monitoring(options, lambda: application.behind().cloister.store)
     tenanted = dataclasses.replace(settings, tenancy="required")
     application = Application(
-        lambda: tenanted.open(telemetry=monitoring.telemetry()), options, routes=[*ROUTES, *monitoring.routes()]
+        lambda: tenanted.open(telemetry=monitoring.telemetry(), rates=options.rates()),
+        options,
+        routes=[*ROUTES, *monitoring.routes()],
     )
 
     async def look() -> Report:

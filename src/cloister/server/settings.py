@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from cloister import settings
 from cloister.errors import ConfigurationError
+from cloister.rates import Rates
 from cloister.server.issuers import Issuer, SharedKey, check_tenant
 
 Metrics = Literal["operator", "open", "off"]
@@ -111,6 +112,11 @@ class ServerSettings:
     def policy(self, tenant: str | None) -> Policy:
         """Give the policy of *tenant*: its own, or that for everybody."""
         return self.default if tenant is None else self.policies.get(tenant, self.default)
+
+    def rates(self) -> Rates | None:
+        """Give how many turns may run at once."""
+        user, tenant = self.turns_at_once_user, self.turns_at_once_tenant
+        return None if user is None and tenant is None else Rates(user, tenant)
 
     def said(self) -> dict[str, str]:
         """Give what is set otherwise than by itself, and no secret, as text."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Annotated, Any
 
 import msgspec
 
 from cloister.content import Content, Remember
 from cloister.model import Reply
+from cloister.sealing import fields
 from cloister.server import ids
 from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import Call
@@ -24,6 +26,10 @@ SESSION = "cloister-session"
 NEW = "new"
 """What the header says where a session is to be started with the first turn."""
 RENEWED = "cloister-renewed"
+KEY = "idempotency-key"
+TRIES = "x-stainless-retry-count"
+"""In which the SDKs of OpenAI and Anthropic say how often they have sent this request before."""
+_LONGEST_KEY = 255
 
 Model = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
@@ -38,16 +44,43 @@ class Question:
     system: str | None = None
     remember: Remember | None = None
     """What the API wants to know of the answer later; stored with it, and never sent to a model."""
+    kept: bool = True
+    """What it comes to is stored."""
+    reply: Reply[Session] | None = None
+    """What it came to."""
 
     def arguments(self, call: Call, *, on_expired: OnExpired) -> dict[str, Any]:
         """Give the arguments of ``session.send`` and ``session.stream`` besides the content."""
         return {
+            **once(call, kept=self.kept),
             "model": named(call, self.model),
             "options": self.options,
             "system": self.system,
             "remember": self.remember,
             "on_expired": on_expired,
         }
+
+    async def delivered(self) -> None:
+        """Take note that the answer was written out in full: who asks the same now asks anew."""
+        if self.reply is not None:
+            await self.reply.session.delivered(self.reply)
+
+
+def once(call: Call, *, kept: bool = True) -> dict[str, Any]:
+    """Give by what a request is known again that comes twice: its key, or that an SDK says how often it has tried.
+
+    Both hold for this credential and this call alone, besides owner and session.
+    """
+    key, tries = call.headers.get(KEY), call.headers.get(TRIES)
+    if key is not None and not kept:
+        raise invalid("nothing is stored of this request, so it cannot be known again: name a session", KEY)
+    if key is not None and not 1 <= len(key) <= _LONGEST_KEY:
+        raise invalid(f"an idempotency key has 1 to {_LONGEST_KEY} characters", KEY)
+    if not kept or (key is None and tries is None):
+        return {}
+    scope = fields(call.caller.credential, call.route)
+    known = {"request": scope + call.raw, "retry": tries not in (None, "0")}
+    return known if key is None else {**known, "idempotency_key": sha256(scope + key.encode()).hexdigest()}
 
 
 def named(call: Call, model: str | None) -> str | None:
@@ -92,7 +125,8 @@ async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> 
 
 async def ask(call: Call, session: Session, question: Question) -> Reply[Session]:
     """Ask *question* in *session*; where that has timed out, in a new one."""
-    return await session.send(question.content, **question.arguments(call, on_expired="renew"))
+    question.reply = await session.send(question.content, **question.arguments(call, on_expired="renew"))
+    return question.reply
 
 
 def stream(call: Call, session: Session, question: Question) -> ReplyStream[Session]:
