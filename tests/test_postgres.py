@@ -32,7 +32,7 @@ from cloister.stores import postgres_schema
 from cloister.stores.base import Fingerprint, Receipt, Store
 from cloister.stores.postgres_schema import migrate
 from cloister.stores.postgres_wire import Wire, public
-from cloister.testing import StoreConformance, nonce, sealed_items, sealed_session
+from cloister.testing import StoreConformance, nonce, sealed_credential, sealed_items, sealed_session
 
 
 @pytest.fixture
@@ -447,20 +447,41 @@ async def test_a_statement_names_its_owner_before_it_reads(database: Database, h
 
 
 async def test_operators_may_be_others(database: Database) -> None:
-    """With an operator's role the application's can neither read the log nor go through all sessions."""
+    """With an operator's role the application's can neither read the log nor go through all sessions and credentials.
+
+    What a server has to know of keys it does find out.
+    """
     app, operator = ("r_" + secrets.token_hex(4) for _ in range(2))
     async with database.connected() as driver:
         await migrate(driver, app, operator)
     store = stores.connect(database.url(app))
     await store.open()
-    for attempt in (store.audit_tail(1), store.all(after=b"", limit=1), store.audit_owners()):
+    key = sealed_credential()
+    for attempt in (
+        *(store.audit_tail(1), store.all(after=b"", limit=1), store.audit_owners()),
+        *(store.every_credential(after=b"", limit=1), store.reseal(key, b"", nonce=nonce())),
+    ):
         with pytest.raises(ConfigurationError, match="operator"):
             await attempt
     await store.close()
+    async with opened(database.url(app), tenancy="required") as house:
+        made = house.cloister.credentials
+        assert not await made.has_keys()
+        await made.add_tenant("acme")
+        assert not await made.has_keys()
+        token = await made.new_token(Owner("acme", "ana"))
+        assert not await made.has_keys(), "a token is no key"
+        minted = await made.new_key("acme")
+        assert await made.has_keys()
+        assert await made.check(token.secret) == token.credential
+        assert await made.revoke_key("acme", minted.credential.id)
+        await made.new_operator_key()
+        assert await made.has_keys()
     theirs = stores.connect(database.url(operator))
     await theirs.open()
-    assert (await theirs.audit_tail(1)).entries == []
+    assert [entry.event for entry in (await theirs.audit_tail(1)).entries] == ["credential.created"]
     assert not (await theirs.all(after=b"", limit=1)).sessions
+    assert len((await theirs.every_credential(after=b"", limit=9)).credentials) == 3
     await theirs.close()
 
 

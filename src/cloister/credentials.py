@@ -108,6 +108,15 @@ class Credentials:
         """List the keys of a tenant, or those of operators."""
         return await self._list(tenant, "operator" if tenant is None else "key")
 
+    async def has_keys(self) -> bool:
+        """Say whether anybody has a key, an operator or any tenant; no operator's rights in the store are needed."""
+        if await self.keys(None):
+            return True
+        for tenant in await self.tenants():
+            if await self.keys(tenant.id):
+                return True
+        return False
+
     async def revoke_key(self, tenant: str | None, key_id: str) -> bool:
         """Revoke a key of a tenant, or of an operator, from now on; say whether there was one."""
         return await self._revoke(tenant, "operator" if tenant is None else "key", key_id)

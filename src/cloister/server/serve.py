@@ -32,11 +32,9 @@ from cloister.server.settings import ServerSettings
 from cloister.server.strict import Bounds, bounded
 from cloister.server.workers import Child, Crew, Report
 from cloister.settings import Settings
-from cloister.stores.base import Store
 
 _log = logging.getLogger("cloister.server")
 
-_AT_ONCE = 500
 _HANDSHAKE = 10.0
 _LEFT = 5.0
 """How many seconds cancelled requests may take to leave: releasing a lease, closing what they had from a provider."""
@@ -94,7 +92,7 @@ def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Ser
     )
 
     async def look() -> Report:
-        keys = await _has_keys(application.behind().cloister.store)
+        keys = await application.behind().cloister.credentials.has_keys()
         if not keys and not options.issuers and not alone:
             raise ConfigurationError(
                 f"{options.host} can be reached from elsewhere, and there is no key and no issuer yet: make one first, "
@@ -103,18 +101,6 @@ def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Ser
         return {"keys": keys or bool(options.issuers)}
 
     return Service(application, look)
-
-
-async def _has_keys(store: Store) -> bool:
-    """Say whether anybody has a key to this store."""
-    after = b""
-    while True:
-        batch = await store.every_credential(after=after, limit=_AT_ONCE)
-        if any(each.kind in ("key", "operator") for each in batch.credentials):
-            return True
-        if not batch.after:
-            return False
-        after = batch.after
 
 
 def check(settings: Settings, options: ServerSettings) -> None:
