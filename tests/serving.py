@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import quote, unquote
@@ -30,6 +30,7 @@ from cloister.server.identity import Caller
 from cloister.server.settings import ServerSettings
 from cloister.stores.base import Store
 
+TENANTS = ("acme", "globex")
 UNRATED = ServerSettings(requests_per_minute_user=None, requests_per_minute_tenant=None)
 """The store is asked now and then how many requests there were; which calls a test sees must not hang on that."""
 
@@ -96,8 +97,7 @@ class Served:
         **headers: str,
     ) -> httpx2.Response:
         """Ask without any SDK, as a back end for *user*, or, with a *token*, as that user."""
-        shown = credentials(tenant, user if token else None)
-        sent = {"authorization": f"Bearer {shown}", **headers}
+        sent = {"authorization": f"Bearer {credentials(tenant, user if token else None)}", **headers}
         if not token:
             sent["cloister-user"] = quote(user)
         body = {} if json is None else {"json": json}
@@ -146,15 +146,17 @@ async def alive(app: Application) -> AsyncIterator[None]:
 
 @dataclass
 class Listening:
-    """A server behind a port."""
+    """A server behind a port, which asks whoever comes for a real key."""
 
     url: str
+    keys: Mapping[str, str]
+    """The key of each tenant's back end."""
 
     def client(self, user: str = "ana", tenant: str = "acme") -> openai.OpenAI:
         """Give the client of a back end that speaks for *user*; close it."""
         return openai.OpenAI(
             base_url=f"{self.url}/v1",
-            api_key=credentials(tenant),
+            api_key=self.keys[tenant],
             default_headers={"Cloister-User": quote(user)},
             max_retries=0,
         )
@@ -166,10 +168,15 @@ def listening(app: Application) -> Iterator[Listening]:
     server = uvicorn.Server(uvicorn.Config(cast(Any, app), port=0, log_config=None, lifespan="on", ws="none"))
     ready = threading.Event()
     start = server.startup
+    keys: dict[str, str] = {}
 
     async def startup(sockets: Any = None) -> None:
         try:
             await start(sockets)
+            made = app.behind().cloister.credentials
+            for tenant in TENANTS:
+                await made.add_tenant(tenant)
+                keys[tenant] = (await made.new_key(tenant)).secret
         finally:
             ready.set()
 
@@ -178,9 +185,9 @@ def listening(app: Application) -> Iterator[Listening]:
     thread.start()
     try:
         assert ready.wait(20)
-        assert server.started
+        assert len(keys) == len(TENANTS), "it did not start: see what it wrote"
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Listening(f"http://127.0.0.1:{port}")
+        yield Listening(f"http://127.0.0.1:{port}", keys)
     finally:
         server.should_exit = True
         thread.join(20)
@@ -190,5 +197,5 @@ def listening(app: Application) -> Iterator[Listening]:
 def server() -> Iterator[Listening]:
     """A server that all tests of a process share: who needs a store of their own takes a user of their own."""
     cloister = AsyncCloister.open("memory://", provider=Parrot(), tenancy="required", keyring=Keyring.generate())
-    with listening(application(cloister)) as running:
+    with listening(Application(lambda: cloister, UNRATED)) as running:
         yield running

@@ -132,7 +132,7 @@ entries = st.one_of(
 )
 
 
-@given(st.lists(entries, max_size=4))
+@given(st.lists(entries, max_size=2))
 def test_items_come_back(given: list[dict[str, Any]]) -> None:
     """Whatever an item holds comes back, one for one, through mask and storage."""
     read = [kept(item)[1] for item in items.taken(given)]
@@ -227,12 +227,14 @@ def answered(answer: object) -> list[dict[str, Any]]:
 def test_an_answer_is_several_items() -> None:
     """What a model thought, said and called are items of their own, each with an id by which it is found."""
     call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-    message = {"role": "assistant", "content": "I look.", "reasoning_content": "Hm.", "tool_calls": [call]}
+    calls = [call, {**call, "id": "call_2"}]
+    message = {"role": "assistant", "content": "I look.", "reasoning_content": "Hm.", "tool_calls": calls}
     shown = answered({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
     assert [(entry["type"], entry["id"]) for entry in shown] == [
         ("reasoning", "rs_7_0123456789ab"),
         ("message", "msg_7_0123456789ab"),
         ("function_call", "fc_7_0123456789ab"),
+        ("function_call", "fc_7_0123456789ab_1"),
     ]
     assert shown[0]["content"] == [{"type": "reasoning_text", "text": "Hm."}]
     assert (shown[2]["call_id"], shown[2]["name"]) == ("call_1", "look")
