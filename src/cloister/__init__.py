@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         CredentialInvalid,
         IntegrityError,
+        KeyReused,
         NoScope,
         OptionRefused,
         ProviderAuth,
@@ -63,9 +64,10 @@ _HOMES = {
     "costs.budget": "Budget",
     "costs.prices": "Prices",
     "errors": (
-        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError NoScope OptionRefused"
-        " ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked ScopeClosed SessionBusy"
-        " SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable TokenInvalid"
+        "BudgetExceeded CloisterError ConfigurationError CredentialInvalid IntegrityError KeyReused NoScope"
+        " OptionRefused ProviderAuth ProviderError ProviderRateLimited ProviderTimeout RateLimited ReplyBlocked"
+        " ScopeClosed SessionBusy SessionConflict SessionExpired SessionNotFound StoreError StoreUnavailable"
+        " TokenInvalid"
     ),
     "keyring": "Keyring",
     "leaks.detector": "LeakDetector",
@@ -102,6 +104,7 @@ __all__ = [
     "Erasure",
     "IntegrityError",
     "Item",
+    "KeyReused",
     "Keyring",
     "LeakDetector",
     "LeakGuard",

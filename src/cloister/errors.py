@@ -10,6 +10,7 @@
     ├── IntegrityError                  what the store returned is not what was stored for this owner
     ├── TokenInvalid                    a sealed token is foreign, damaged or not a token
     ├── CredentialInvalid               a key or a session token lets nobody in
+    ├── KeyReused (ValueError)          an idempotency key came again with something else
     ├── ReplyBlocked                    a reply was withheld, and the caller asked to be told by an error
     ├── RateLimited                     this owner is refused for a while
     ├── BudgetExceeded                  a token or cost budget is used up, or a text is too long for the window
@@ -113,6 +114,12 @@ class CredentialInvalid(CloisterError):
 
     def __reduce__(self) -> tuple[type[CredentialInvalid], tuple[str]]:
         return type(self), (self.reason,)
+
+
+class KeyReused(CloisterError, ValueError):
+    """Say that an idempotency key was used for something else before; nothing was asked or stored."""
+
+    notice = "This message was sent under a name that another one has. Please send it again."
 
 
 class ReplyBlocked(CloisterError):

@@ -206,6 +206,8 @@ class Reply(Generic[SessionT]):
     time_to_first_token: timedelta | None = None
     items: tuple[Item, ...] = field(default=(), repr=False)
     """What was stored with the turn, in order, as its owner knows it, the answer last; of one repeated, the answer."""
+    filed: tuple[str, bytes] | None = field(default=None, repr=False)
+    """By what a retry of the request finds this, until `Session.delivered`."""
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

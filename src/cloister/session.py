@@ -23,7 +23,7 @@ from cloister.errors import (
     SessionExpired,
 )
 from cloister.guard import Check, remembered
-from cloister.idempotency import Key
+from cloister.idempotency import Filing, door, secret_of
 from cloister.leaks.evidence import Verdict
 from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_before
 from cloister.model import Head, Item, Owner, Reply, SealedSession, Usage, from_micros
@@ -123,6 +123,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         truncate: bool = True,
         after: str | None = None,
         on_expired: OnExpired = "renew",
@@ -130,10 +132,12 @@ class Session:
         """Say something to the model and give its reply, once both are stored.
 
         *remember* are JSON values that are stored, sealed, with the answer, in its item's ``extra["response"]``, and
-        that no model is sent; or what gives them, from the answer, when the turn is stored. Without *truncate*, a
-        conversation that the window does not hold whole raises `BudgetExceeded`; *after* names the item with which
-        the session has to end, or else it is a `SessionConflict`. If the session has timed out, the reply comes from a
-        new one and says so, unless *on_expired* is ``"raise"``.
+        that no model is sent; or what gives them, from the answer, when the turn is stored. *request* is the body of
+        the request that asks for it: an idempotency key is then refused with any other one; and without a key, a
+        *retry* of the same request within ten minutes is answered by what the session's last turn came to, until
+        `delivered`. Without *truncate*, a conversation that the window does not hold whole raises `BudgetExceeded`;
+        *after* names the item with which the session has to end, or else it is a `SessionConflict`. If the session has
+        timed out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
         """
         provider = self._provider()
         async with self._turn(
@@ -144,6 +148,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            request=request,
+            retry=retry,
             truncate=truncate,
             after=after,
             on_expired=on_expired,
@@ -162,6 +168,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         truncate: bool = True,
         after: str | None = None,
         on_expired: OnExpired = "renew",
@@ -179,6 +187,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            request=request,
+            retry=retry,
             truncate=truncate,
             after=after,
             on_expired=on_expired,
@@ -195,6 +205,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         on_expired: OnExpired = "raise",
     ) -> contextlib.AbstractAsyncContextManager[Turn[Session]]:
         """Say something and call the model yourself: ``turn.chat()`` is what to send, ``turn.finish`` takes the answer.
@@ -211,6 +223,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            request=request,
+            retry=retry,
             on_expired=on_expired,
         )
 
@@ -225,6 +239,8 @@ class Session:
         documents: Sequence[str],
         system: str | None,
         remember: Remember | None,
+        request: bytes | None,
+        retry: bool,
         truncate: bool = True,
         after: str | None = None,
         on_expired: OnExpired,
@@ -241,7 +257,7 @@ class Session:
         seed, new = (None, asked) if self._seed is None else self._seed.sow(asked)
         if seed is not None and seed.passing and idempotency_key is not None:
             raise ValueError("nothing is stored of a passing turn, so that it is not found again under a key")
-        key = Key.of(idempotency_key, self.stable_id, [*asked, *([over] if over else [])])
+        filing = await self._filing(seed, idempotency_key, request, [*asked, *([over] if over else [])], retry)
         budget = cloister.window(model)
         beside = [*(seed.items if seed else ()), *new, *([over] if over else [])]
         bill = cloister.bill(self.owner, model, self.head.tokens, beside, options)
@@ -251,17 +267,19 @@ class Session:
         course.at("load")
         try:
             cloister.vault.admit(self.owner)  # before there is anything to settle
-            record = key.digest if key else None
-            async with self._found(
-                seed, budget=budget, record=record, lease=bill.lease, charges=bill.reserve()
-            ) as found:
+            wanted: dict[str, Any] = {"budget": budget, "lease": bill.lease, "charges": bill.reserve()}
+            async with self._found(seed, filing, **wanted) as found:
                 course.at("prepare")
                 if isinstance(found, Loaded) and found.over is not None:
                     bill.close()  # nothing was reserved
                     await bill.refuse(found.over)
-                if key and found.record is not None:
-                    yield (turn := await self._repeat(key, found.record, found))
-                    return
+                if filing is not None and not (isinstance(found, Opened) and found.unborn):
+                    filing = filing.at(self.stable_id)
+                if filing is not None and found.record is not None:
+                    if filing.valid(found.record, cloister.vault.now()):
+                        yield (turn := await self._repeat(filing, found.record, found))
+                        return
+                    filing = msgspec.structs.replace(filing, retry=False)  # too late: it takes the other's place
                 opened = await self._admit(found, on_expired)
                 if after is not None and sessions.position_of(after) != opened.head.count - 1:
                     raise SessionConflict("the session has gone on behind that item; nothing was asked or stored")
@@ -286,7 +304,7 @@ class Session:
                     model=model,
                     options=options,
                     pseudonym=await pseudonyms.pseudonym(cloister.vault.keys, self.owner),
-                    key=key,
+                    filing=filing,
                     remember=remember,
                     prints=prints,
                     course=course,
@@ -317,28 +335,72 @@ class Session:
             course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
             await bill.settle(failed)
 
+    async def _filing(
+        self, seed: Seed | None, key: str | None, request: bytes | None, asked: Sequence[Item], retry: bool
+    ) -> Filing | None:
+        """Say under what the answer is filed, if the same request may come again."""
+        if seed is not None and seed.passing:
+            if key is not None:
+                raise ValueError("nothing is stored of a passing turn, so that it is not found again under a key")
+            return None
+        secret = b""
+        if request is not None or (seed is not None and key is not None):
+            secret = await secret_of(self._cloister.vault.keys, self.owner)
+        place = self.stable_id if seed is None else door(secret, self.owner)
+        return Filing.of(key, place, asked, request, secret, retry=retry)
+
     @contextlib.asynccontextmanager
-    async def _found(self, seed: Seed | None, **wanted: Any) -> AsyncGenerator[Opened | Loaded, None]:
+    async def _found(
+        self, seed: Seed | None, filing: Filing | None, **wanted: Any
+    ) -> AsyncGenerator[Opened | Loaded, None]:
         """Load the session to work on it alone; or make it, where it comes to be with this turn, or passes."""
-        cloister = self._cloister
-        vault = cloister.vault
+        vault = self._cloister.vault
         if seed is not None:
-            vault.check_kept(record=wanted["record"] is not None, charges=bool(wanted["charges"]))
-            waiting = vault.queue.alone(self.owner, self.stable_id)
-            async with contextlib.nullcontext() if seed.passing else waiting:
+            vault.check_kept(record=filing is not None, charges=bool(wanted["charges"]))
+            async with self._alone(seed, filing):
                 if self._seed is not None:  # or the turn that this one waited for was the first
-                    yield vault.begin(
-                        self.owner,
-                        seed.system and cloister.counted(seed.system),
-                        seed.title,
-                        dict(seed.metadata),
-                        limits=cloister.limits,
-                        session_id=None if seed.passing else self.stable_id,
-                        passing=seed.passing,
-                    )
+                    yield await self._made(seed, filing)
                     return
+        if filing is not None:
+            filing = filing.at(self.stable_id)
+            if filing.looks:
+                wanted["record"] = filing.under(b"").digest
+            if filing.looks and filing.digest is None:
+                wanted["again"] = filing.last(vault.now())
         async with vault.work(self, **wanted) as found:
             yield found
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, seed: Seed, filing: Filing | None) -> AsyncGenerator[None, None]:
+        """Wait for whoever makes the session, or another by the same request; passing turns wait for nobody."""
+        queue = self._cloister.vault.queue
+        async with contextlib.AsyncExitStack() as stack:
+            if filing is not None:
+                name = f"{filing.session} {filing.under(b'').digest.hex()}"
+                await stack.enter_async_context(queue.alone(self.owner, name))
+            if not seed.passing:
+                await stack.enter_async_context(queue.alone(self.owner, self.stable_id))
+            yield
+
+    async def _made(self, seed: Seed, filing: Filing | None) -> Opened:
+        """Make the session, with what is on file of the request that makes it."""
+        cloister, vault = self._cloister, self._cloister.vault
+        made = vault.begin(
+            self.owner,
+            seed.system and cloister.counted(seed.system),
+            seed.title,
+            dict(seed.metadata),
+            limits=cloister.limits,
+            session_id=None if seed.passing else self.stable_id,
+            passing=seed.passing,
+        )
+        if filing is not None and filing.looks:
+            digest = filing.under(b"").digest
+            made.record = await vault.filed(self.owner, filing.session, digest)
+            if made.record is not None and not await vault.holds(self.owner, made.record.holder):
+                made.record = None  # its session was erased, and took with it what it said
+                await vault.forget(self.owner, filing.session, digest)
+        return made
 
     def _there(self) -> None:
         """Raise `RuntimeError` for a session of which nothing is stored: the store would know of none of this id."""
@@ -382,9 +444,11 @@ class Session:
         if opened.id == self.stable_id and not opened.fresh:
             self.id, self.head, self._seed = opened.name, opened.head, None
 
-    async def _repeat(self, key: Key, record: Record, found: Opened | Loaded) -> Turn[Session]:
-        """Give the turn that was stored under an idempotency key, instead of taking it again."""
-        vault = self._cloister.vault
+    async def _repeat(self, filing: Filing, record: Record, found: Opened | Loaded) -> Turn[Session]:
+        """Give the turn that was stored when the request came before, instead of taking it again."""
+        vault, key = self._cloister.vault, filing.under(b"")
+        if isinstance(found, Opened) and record.key != key.digest:
+            key = filing.under(found.head.turn)
         holder = found if isinstance(found, Opened) and record.holder == self.stable_id else None
         if holder is None:
             async with vault.guarded(self.owner, self.id):
@@ -408,6 +472,7 @@ class Session:
             renewed=kept.renewed,
             notice=RENEWED if kept.renewed else None,
             items=() if gone else (item,),
+            filed=filing.until_delivered(key),
         )
         return Turn.stored(reply, holder, item.id)
 
@@ -463,6 +528,11 @@ class Session:
         assert isinstance(opened, Opened)
         opened.items, opened.head = items, head
         return opened, mask_of(self._cloister.scrub, opened)
+
+    async def delivered(self, reply: Reply[Session]) -> None:
+        """Take note that whoever asked has all of *reply*: to ask the same again is a new turn, and no retry."""
+        if reply.filed is not None:
+            await self._cloister.vault.forget(self.owner, *reply.filed)
 
     async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model; give them as they are stored."""
@@ -562,7 +632,7 @@ class Session:
         held = await pages.fitting(vault, self, first, pages.place(item_id) + 1, self._cloister.window(model))
         await self._note_read(len(held), False)
         items = tuple([checked(shown(item)) for item in held if item.error is None])
-        return begun(self._cloister, self.owner, Seed(opened.system, items=items))
+        return await begun(self._cloister, self.owner, Seed(opened.system, items=items))
 
     async def _note_read(self, items: int, masked: bool) -> None:
         vault = self._cloister.vault
@@ -625,10 +695,12 @@ class Session:
         return f"Session({self.owner}, {self.item_count} items)"
 
 
-def begun(cloister: Services, owner: Owner, seed: Seed) -> Session:
+async def begun(cloister: Services, owner: Owner, seed: Seed) -> Session:
     """Give a session that is not there yet; `ValueError` for title or metadata that it cannot have."""
     head = sessions.begin(cloister.limits, cloister.vault.now(), seed.title, dict(seed.metadata))
-    return Session(cloister, owner, sessions.new_id(), head, seed=seed)
+    # Beside what its first turn is filed under: a store may keep the two in one place.
+    beside = door(await secret_of(cloister.vault.keys, owner), owner)
+    return Session(cloister, owner, sessions.new_id(beside), head, seed=seed)
 
 
 async def ended(vault: Vault, owner: Owner, session_id: str) -> int:

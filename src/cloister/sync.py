@@ -357,6 +357,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         on_expired: OnExpired = "renew",
     ) -> Reply[Session]:
         """Say something to the model and give its reply, once both are stored."""
@@ -368,6 +370,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            request=request,
+            retry=retry,
             on_expired=on_expired,
         )
         return self._reply(self._cloister.run(work))
@@ -382,6 +386,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         on_expired: OnExpired = "renew",
     ) -> ReplyStream:
         """Say something and read the reply while it is written."""
@@ -393,6 +399,8 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            request=request,
+            retry=retry,
             on_expired=on_expired,
         )
         return ReplyStream(self, inner)
@@ -408,6 +416,8 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         on_expired: OnExpired = "raise",
     ) -> Iterator[Turn]:
         """Say something and call the model yourself."""
@@ -419,10 +429,16 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
+            request=request,
+            retry=retry,
             on_expired=on_expired,
         )
         with _entered(self._cloister, entering) as inner:
             yield Turn(self, inner)
+
+    def delivered(self, reply: Reply[Session]) -> None:
+        """Take note that whoever asked has all of *reply*."""
+        self._cloister.run(self._inner.delivered(reply))  # type: ignore[arg-type]  # of which only what is filed counts
 
     def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model."""

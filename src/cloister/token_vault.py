@@ -29,7 +29,7 @@ from cloister.model import Head, Item, Owner, SealedItem, SealedSession
 from cloister.sealing import key_of
 from cloister.stores.base import Charge, Due, Loaded
 from cloister.tokens import Tokens
-from cloister.vault import Handle, Opened, Vault
+from cloister.vault import Again, Handle, Opened, Vault
 
 _RETRIES = 4
 _CONTENT_ELSEWHERE = "the content of this session lies in its token, which its application holds: resume(token)"
@@ -118,13 +118,14 @@ class TokenVault(Vault):
         *,
         budget: int = 0,
         record: bytes | None = None,
+        again: Again | None = None,
         lease: bytes | None = None,
         charges: Sequence[Charge] = (),
     ) -> AsyncIterator[Opened | Loaded]:
         """Work on a session alone: over all processes with a ledger, in this one without."""
-        self.check_kept(record=record is not None, charges=bool(charges))
+        self.check_kept(record=record is not None or again is not None, charges=bool(charges))
         stable = _Stable(session.owner, (await self._read(session.owner, session.id)).id)
-        at_once = super().work(stable, budget=budget, record=record, lease=lease, charges=charges)
+        at_once = super().work(stable, budget=budget, record=record, again=again, lease=lease, charges=charges)
         working = at_once if self.ledger else self._alone(session, stable)
         async with working as found:
             if isinstance(found, Opened) and found.record is None:

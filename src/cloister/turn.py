@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from cloister import idempotency, pseudonyms, sessions, window, wire
+from cloister import pseudonyms, sessions, window, wire
 from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
@@ -32,7 +32,7 @@ from cloister.errors import (
     SessionConflict,
 )
 from cloister.guard import Check
-from cloister.idempotency import Kept, Key
+from cloister.idempotency import Filing, Kept
 from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import REMEMBERED, Head, Item, Reply, Usage, Used, to_micros
 from cloister.outlet import Outlet
@@ -85,7 +85,7 @@ class Turn(Generic[SessionT]):
         model: str | None = None,
         options: Mapping[str, Any] | None = None,
         pseudonym: str = "",
-        key: Key | None = None,
+        filing: Filing | None = None,
         remember: Remember | None = None,
         prints: Sequence[Fingerprint] = (),
         course: Course = UNWATCHED,
@@ -105,7 +105,8 @@ class Turn(Generic[SessionT]):
         self._options = dict(options or {})
         self._pseudonym = pseudonym
         self._beside = window.options_tokens(self._options, cloister.counter(model))
-        self._key = key
+        self._filing = filing
+        self._filed: tuple[str, bytes] | None = None
         self._remember = remember
         self._prints = prints
         self._answer = secrets.token_hex(6)
@@ -425,7 +426,8 @@ class Turn(Generic[SessionT]):
             used=self._used,
             entries=self._entries(items, answer),
             fingerprints=self._fingerprints(None if blocked else judged.heard),
-            record=None if self._key is None else self._recorder(self._key, answer, blocked),
+            record=None if self._filing is None else self._recorder(self._filing, answer, blocked),
+            replaces=self._filing is not None and self._filing.replaces,
             settlement=self._bill.settlement(),
         )
         self._bill.close()
@@ -444,6 +446,7 @@ class Turn(Generic[SessionT]):
             latency=timedelta(seconds=self._answered_at - self._asked_at),
             time_to_first_token=None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at),
             items=tuple(map(shown, stored)),
+            filed=self._filed,
         )
         if blocked and check.raises:
             raise ReplyBlocked("the reply carried another user's details, so the safe text was stored instead of it")
@@ -549,13 +552,15 @@ class Turn(Generic[SessionT]):
     def _event(self, kind: str, **detail: Detail) -> Event:
         return self._cloister.vault.event(kind, self._opened.owner, self._opened.id, **detail)
 
-    def _recorder(self, key: Key, answer: wire.Answer, blocked: bool) -> Recorder:
-        """Give what makes the idempotency record once the answer's position is known."""
-        until = to_micros(self._cloister.vault.now() + idempotency.LIVE)
+    def _recorder(self, filing: Filing, answer: wire.Answer, blocked: bool) -> Recorder:
+        """Give what makes the record by which the request is known again, once the answer's position is known."""
+        until = to_micros(self._cloister.vault.now() + filing.live)
 
         def record(opened: Opened, head: Head, name: str) -> Record:
             token = "" if name == opened.id else name
+            key = filing.under(b"" if opened.fresh else head.turn)
             kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed, token, blocked)
+            self._filed = filing.until_delivered(key)
             return key.seal(opened, kept, until)
 
         return record

@@ -76,7 +76,7 @@ class User:
         """
         self._cloister.vault.admit(self.owner)
         first, imported = _given(system, items)
-        return begun(self._cloister, self.owner, Seed(first, title, dict(metadata or {}), tuple(imported)))
+        return await begun(self._cloister, self.owner, Seed(first, title, dict(metadata or {}), tuple(imported)))
 
     def passing(self) -> Session:
         """Give a session whose turns are looked at, billed and put on record as any other, and never stored.
@@ -86,7 +86,9 @@ class User:
         an idempotency key nor a retry of the same request keeps a passing turn from being taken twice, and the leak
         guard learns nothing from one.
         """
-        return begun(self._cloister, self.owner, Seed(passing=True))
+        cloister = self._cloister
+        head = sessions.begin(cloister.limits, cloister.vault.now(), None, None)
+        return Session(cloister, self.owner, sessions.new_id(), head, seed=Seed(passing=True))
 
     async def resume(self, session_id: str, *, on_expired: OnExpired = "renew") -> Session:
         """Give a session of this user's; a timed-out one too, unless *on_expired* is ``"raise"``.

@@ -111,6 +111,9 @@ class Opened:
         del self.keys
 
 
+Again = Callable[[Head], bytes | None]
+"""Says under which digest the last turn of a session is filed, if it may be the request that is made now."""
+
 Recorder = Callable[[Opened, Head, str], Record]
 """Makes an idempotency record, for a session, the head that it will have, and what the application will hold."""
 
@@ -185,10 +188,13 @@ class Vault(Channel):
         *,
         budget: int = 0,
         record: bytes | None = None,
+        again: Again | None = None,
         lease: bytes | None = None,
         charges: Sequence[Charge] = (),
     ) -> AsyncIterator[Opened | Loaded]:
         """Work on a session alone, over all processes, with as many of its newest items as *budget* tokens hold.
+
+        The record under the digest *record* comes along, or the one that *again* names once the session is known.
 
         Gives what was loaded instead where the session is over: a tombstone; or where *charges*, which are reserved
         under *lease*, would take an account beyond its limit. Raises `SessionBusy` after
@@ -211,12 +217,26 @@ class Vault(Channel):
                     return
                 opened = await self._open(row, loaded, owner, session_id, budget=budget, since=since)
                 opened.lease = lease
+                if again is not None and opened.record is None and (digest := again(opened.head)) is not None:
+                    opened.record = await self.filed(owner, session_id, digest)
                 with self.leases.kept(lease, owner, session_id):
                     yield opened
                 lease = opened.lease
             finally:
                 if lease and loaded.session is not None and not loaded.session.ended:
                     await self._finish(self.ask(self.store.release, owner, session_id, lease))
+
+    async def filed(self, owner: Owner, session_id: str, digest: bytes) -> Record | None:
+        """Give the record that is filed under *digest* in that place, whether or not there is a session."""
+        return (await self.ask(self.store.load, owner, session_id, budget=0, record=digest)).record
+
+    async def holds(self, owner: Owner, session_id: str) -> bool:
+        """Say whether *owner* has that session, or its tombstone; to ask is no attempt."""
+        return (await self.ask(self.store.load, owner, session_id, budget=0)).session is not None
+
+    async def forget(self, owner: Owner, session_id: str, digest: bytes) -> None:
+        """Remove that record, to the end even if the caller is cancelled."""
+        await self._finish(self.ask(self.store.forget, owner, session_id, digest))
 
     async def _lease(
         self, owner: Owner, session_id: str, lease: bytes, deadline: float, since: float, **options: Any
@@ -434,9 +454,12 @@ class Vault(Channel):
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Recorder | None = None,
+        replaces: bool = False,
         settlement: Settlement | None = None,
     ) -> list[Item]:
         """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
+
+        A record that *replaces* another takes the place of one that a fresh session finds under the same digest.
 
         Once begun it runs to its end even if the caller is cancelled, so that nobody guesses what became of it.
         """
@@ -453,7 +476,9 @@ class Vault(Channel):
             grown = sessions.grow(opened.head, stored, last, moment, turn, used)
         if record is not None:
             grown = self._repeatable(opened, grown)
-        await self._store(opened, self._commit(opened, grown, stored, rows, entries, fingerprints, record, settlement))
+        await self._store(
+            opened, self._commit(opened, grown, stored, rows, entries, fingerprints, record, replaces, settlement)
+        )
         return stored
 
     async def _store(self, opened: Opened, storing: Coroutine[Any, Any, None]) -> None:
@@ -489,6 +514,7 @@ class Vault(Channel):
         entries: Sequence[Event],
         fingerprints: Sequence[Fingerprint],
         record: Recorder | None,
+        replaces: bool,
         settlement: Settlement | None,
     ) -> None:
         lease, charges = settlement or Settlement(opened.lease, ())
@@ -502,7 +528,14 @@ class Vault(Channel):
             beside: dict[str, Any] = {"entries": entries, "fingerprints": fingerprints, "record": kept}
             if charges:
                 beside |= {"charges": charges, "lease": lease}
-            await self._twice(self.store.create, row, rows, **beside, instead_of=opened.instead_of)
+            beside["instead_of"] = opened.instead_of
+            try:
+                await self._twice(self.store.create, row, rows, **beside)
+            except SessionConflict:
+                if kept is None or not replaces:
+                    raise
+                await self.ask(self.store.forget, opened.owner, kept.session, kept.key)
+                await self._twice(self.store.create, row, rows, **beside)
         else:
             commit = Commit(opened.head.version, opened.lease, row, rows, entries, fingerprints, kept, charges)
             await self._twice(self.store.commit, commit)
