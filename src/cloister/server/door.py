@@ -139,6 +139,7 @@ class Door:
             raw=body,
             models=models,
             model=own,
+            route=f"{route.method} {route.path}",
             most_items=behind.options.max_items,
             carried=behind.cloister.carried,
             owner=owner,

@@ -31,6 +31,8 @@ class Call:
     """Which models may be named; any, where none is listed."""
     model: str | None = None
     """The provider's own, which is asked where none is named."""
+    route: str = ""
+    """Which call of the API it is, for digests."""
     most_items: int = 1_000
     """How many items or messages it may bring."""
     carried: bool = False

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Annotated, Any
 
 import msgspec
 
 from cloister.content import Content, Remember
 from cloister.model import Reply
+from cloister.sealing import fields
 from cloister.server import ids
 from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import Call
@@ -75,6 +77,23 @@ def instructed(call: Call, text: str | None, param: str) -> str | None:
     if text is not None and call.caller.scope == "user" and "instructions" not in call.policy.end_users_may:
         raise Refused(403, "permission_error", "role_not_allowed", "end users give no instructions here", param)
     return text
+
+
+def once(call: Call) -> dict[str, Any]:
+    """Give by what the request is known again if it comes twice: the client's key, or that its SDK tries again.
+
+    Both count for one user, one credential and one route. Whoever takes this calls ``session.delivered`` once the
+    answer was written out: what comes then is no retry.
+    """
+    scope, key = fields(call.route, call.caller.credential), call.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 256:
+        raise invalid("an idempotency key has 1 to 256 characters", "idempotency-key")
+    tries = call.headers.get("x-stainless-retry-count", "")
+    return {
+        "idempotency_key": None if key is None else sha256(fields(scope, key)).hexdigest(),
+        "request": fields(scope, call.raw),
+        "retry": tries.isdecimal() and tries.strip("0") != "",
+    }
 
 
 async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> tuple[Session, bool]:
