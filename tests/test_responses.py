@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from typing import Any
 
 import openai
 import pydantic
 import pytest
 from tests.fakes import told
-from tests.serving import Listening, served, server
+from tests.serving import Listening, Served, credentials, served, server
 
 from cloister import LeakGuard
 from cloister.errors import ProviderAuth, ProviderError, ProviderRateLimited, ProviderTimeout, StoreUnavailable
@@ -443,6 +445,81 @@ async def test_expired_responses_are_told_from_absent_ones() -> None:
                 assert theirs.json()["error"]["code"] == "not_found"
         gone = await server.ask("GET", f"/responses/{response.id}")
         assert gone.json()["error"]["code"] == "session_expired"
+
+
+@pytest.mark.parametrize("where", ["alone", "conversation", "chain"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_retry_of_what_was_not_written_is_the_same_turn(where: str, stream: bool) -> None:
+    """The SDK's own retry gets the response of the first attempt, if that was not written out; else a new turn."""
+    async with served() as server:
+        client = server.client()
+        given: dict[str, Any] = {}
+        if where == "conversation":
+            given = {"conversation": (await client.conversations.create()).id}
+        if where == "chain":
+            given = {"previous_response_id": (await client.responses.create(model=MODEL, input="first")).id}
+        body = {"model": MODEL, "input": "Hello.", "stream": stream, **given}
+        headers: Any = {"x-stainless-retry-count": "1"}
+        asked = len(server.provider.requests)
+        await break_off(server, body)
+        first = await server.ask("POST", "/responses", body, **headers)
+        assert len(server.provider.requests) == asked + 1
+        again = await server.ask("POST", "/responses", body, **headers)
+        assert len(server.provider.requests) == asked + 2
+        assert [answer.status_code for answer in (first, again)] == [200, 200]
+        assert name_in(first.text) != name_in(again.text)
+        stored = await server.ask("GET", f"/responses/{name_in(first.text)}" + ("?stream=true" if stream else ""))
+        assert stored.text == first.text
+
+
+async def test_an_idempotency_key_is_answered_once() -> None:
+    """The same key and body is the same response, with another body a 422, and another user's is their own."""
+    async with served() as server:
+        previous = await server.client().responses.create(model=MODEL, input="first")
+        for given in ({}, {"previous_response_id": previous.id}):
+            headers: Any = {"idempotency-key": f"key {len(given)}"}
+            body = {"model": MODEL, "input": "Hello.", **given}
+            one, two = [await server.ask("POST", "/responses", body, **headers) for _ in range(2)]
+            assert one.json() == two.json()
+            other = await server.ask("POST", "/responses", {**body, "input": "else"}, **headers)
+            assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            ben = await server.ask("POST", "/responses", {"model": MODEL, "input": "Ben."}, user="ben", **headers)
+            assert "You said: Ben." in ben.text
+
+
+def name_in(text: str) -> str:
+    """The first response that is named in an answer."""
+    found = re.search(r'"id":"(resp_[\w-]+)"', text)
+    assert found
+    return found[1]
+
+
+async def break_off(server: Served, body: dict[str, Any]) -> None:
+    """Ask, and lose the connection before the answer was written out."""
+    sent = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()  # as the client sends it
+    messages = [{"type": "http.request", "body": sent, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            raise ConnectionError
+
+    headers = {
+        **{"authorization": f"Bearer {credentials('acme')}", "cloister-user": "ana"},
+        "content-type": "application/json",
+    }
+    scope: dict[str, Any] = {
+        **{"type": "http", "method": "POST", "path": "/v1/responses", "raw_path": b"/v1/responses"},
+        **{"query_string": b"", "scheme": "http", "client": ("127.0.0.1", 1), "root_path": ""},
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+    }
+    with pytest.raises(ConnectionError):
+        await server.app(scope, receive, send)
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------

@@ -529,22 +529,6 @@ class Session:
         opened.items, opened.head = items, head
         return opened, mask_of(self._cloister.scrub, opened)
 
-    async def answered(self, request: bytes, *, idempotency_key: str | None = None) -> bool:
-        """Say whether a turn of this session answered this *request*, so that to ask it again gives that answer.
-
-        Without a key, that is the last one, for ten minutes, until it was `delivered`.
-        """
-        vault = self._cloister.vault
-        filing = await self._filing(None, idempotency_key, request, [], retry=True)
-        found = await vault.look(self.owner, self.id)
-        if filing is None or isinstance(found, SealedSession):
-            return False
-        digest = filing.digest or filing.last(vault.now())(found.head)
-        if digest is None:
-            return False
-        loaded = await vault.ask(vault.store.load, self.owner, self.stable_id, budget=0, record=digest)
-        return loaded.record is not None
-
     async def delivered(self, reply: Reply[Session]) -> None:
         """Take note that whoever asked has all of *reply*: to ask the same again is a new turn, and no retry."""
         if reply.filed is not None:

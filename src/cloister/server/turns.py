@@ -79,7 +79,8 @@ def once(call: Call, *, kept: bool = True) -> dict[str, Any]:
     if not kept or (key is None and tries is None):
         return {}
     scope = fields(call.caller.credential, call.route)
-    known = {"request": scope + call.raw, "retry": tries not in (None, "0")}
+    again = tries is not None and tries.isdecimal() and tries.strip("0") != ""
+    known = {"request": scope + call.raw, "retry": again}
     return known if key is None else {**known, "idempotency_key": sha256(scope + key.encode()).hexdigest()}
 
 

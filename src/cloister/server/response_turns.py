@@ -1,0 +1,282 @@
+"""A turn, asked for as a response: where it goes on, what comes in, and its events while it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from cloister import wire
+from cloister.content import memory_of
+from cloister.errors import SessionConflict
+from cloister.model import Item as Stored
+from cloister.model import Reply
+from cloister.server import errors, ids, items, response_options, turns
+from cloister.server.door import sse
+from cloister.server.events import Event, Events, replayed
+from cloister.server.refusals import Refused, invalid, unsupported
+from cloister.server.response_objects import MOST_ECHO, Remembered, begun, described, message_id
+from cloister.server.response_shapes import (
+    Asked,
+    CountTokens,
+    NewResponse,
+    Response,
+)
+from cloister.server.routes import Call
+from cloister.session import OnExpired, Session
+from cloister.stream import ReplyStream
+from cloister.turn import Turn
+
+_log = logging.getLogger("cloister.server")
+
+
+@dataclass(slots=True)
+class Asking:
+    """Be one request for a response: what is asked, where, and what is remembered of it."""
+
+    session: Session
+    question: turns.Question
+    on_expired: OnExpired
+    memory: Remembered
+    truncate: bool
+    after: str | None
+    otherwise: Callable[[], Awaitable[Session]] | None = None
+    """Gives where it goes on instead, if it has not come before and the session has gone on."""
+    pieces: list[int] = field(default_factory=list)
+
+    def arguments(self, call: Call) -> dict[str, Any]:
+        given = self.question.arguments(call, on_expired=self.on_expired)
+        return {**given, "truncate": self.truncate, "after": self.after}
+
+    async def branch(self) -> bool:
+        """Go on in another session; say whether there is one to go on in."""
+        if self.otherwise is None:
+            return False
+        self.session, self.after, self.otherwise = await self.otherwise(), None, None
+        return True
+
+    def remember(self, answer: wire.Answer) -> Mapping[str, Any]:
+        self.memory.pieces = self.pieces
+        return self.memory.kept(answer)
+
+
+async def asking_of(call: Call, body: NewResponse) -> Asking:
+    """Take a request, and find where it goes on; `Refused` for what is not offered or not to be stored."""
+    response_options.check(body)
+    once = turns.once(call, kept=body.store is not False)
+    session, on_expired, after = await session_of(call, body)
+    otherwise = None
+    if after is not None and session.item_count != position_of(after) + 1:
+        # Not the last: it goes on in a session of its own, from what stood there then; or this request is what came
+        # behind it, and comes once more.
+        branch = functools.partial(session.branch, after, model=turns.named(call, body.model))
+        if once.get("idempotency_key") or once.get("retry"):
+            otherwise = branch
+        else:
+            session, after = await branch(), None
+    taken = await input_of(call, session, body)
+    memory = Remembered(
+        created_at=int(time.time()),
+        model=body.model or call.model or "default",
+        asked=response_options.echo(body),
+        conversation=on_expired == "renew" or body.conversation is not None,
+        inputs=len(taken),
+        store=body.store is not False,
+    )
+    question = turns.Question(
+        taken,
+        model=body.model,
+        options=response_options.options(body),
+        system=turns.instructed(call, body.instructions, "instructions"),
+        kept=memory.store,
+    )
+    _check_kept(memory)
+    whole = body.truncation == "disabled"
+    asking = Asking(session, question, on_expired, memory, not whole, after, otherwise)
+    question.remember = asking.remember
+    return asking
+
+
+def _check_kept(memory: Remembered) -> None:
+    """Raise `Refused` for what could not be stored with an answer, before there is one."""
+    kept = memory.kept(wire.Answer(""))
+    try:
+        memory_of(kept)
+    except ValueError as error:
+        raise invalid(str(error)) from None
+    if len(msgspec.json.encode(kept)) > 2 * MOST_ECHO:  # the lengths of a streamed text are to find room besides
+        raise invalid("this takes too much room to be stored with the answer", "metadata")
+
+
+async def session_of(call: Call, body: Asked) -> tuple[Session, OnExpired, str | None]:
+    """Give the session in which the request goes on, or a new one; what is to be done if its time is up; and its end.
+
+    The end is the item behind which the request stands, where that matters; the session may have gone on.
+    """
+    conversation, previous = body.conversation, body.previous_response_id
+    header = call.headers.get(turns.SESSION)
+    turns.one_of(("conversation", conversation), ("previous_response_id", previous), (turns.SESSION, header))
+    if isinstance(body, NewResponse) and body.store is False:
+        if conversation is not None or previous is not None or header is not None:
+            raise unsupported("turns of a stored conversation that are not stored themselves", "store")
+        return call.user.passing(), "raise", None
+    if conversation is not None:
+        name = conversation if isinstance(conversation, str) else conversation.id
+        return await turns.resumed(call.user, name), "raise", None
+    if previous is not None:
+        session, answer, _ = await found(call, previous)
+        return session, "raise", answer.id
+    if header is not None and header != turns.NEW:
+        return await turns.resumed(call.user, header), "renew", None
+    if isinstance(body, CountTokens):
+        return call.user.passing(), "raise", None
+    return await call.user.begin(), "raise", None
+
+
+async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
+    if not body.input:
+        raise invalid("there is nothing to answer", "input", "missing_required_parameter")
+    given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    if len(given) > call.most_items:
+        raise invalid(f"a request brings at most {call.most_items} items here", "input")
+    known = None if body.conversation is None and body.previous_response_id is None else session
+    given = await items.resolved(known, given, "input")
+    items.allowed(call, given, "input")
+    taken = items.taken(given, "input")
+    if all(item.unsent for item in taken):
+        raise invalid("nothing of this is what a model is sent", "input")
+    return taken
+
+
+class Streaming:
+    """Be a response while it is written."""
+
+    def __init__(self, call: Call, asking: Asking) -> None:
+        self._call = call
+        self._asking = asking
+        self._turn: Turn[Session] | None = None
+        self._events: Events | None = None
+        self._reply: Reply[Session] | None = None
+
+    def headers(self) -> Mapping[str, str]:
+        """Say in which session the answer will lie; a token is known when it is stored, and not before."""
+        turn, session = self._turn, self._asking.session
+        if turn is None or session.id.startswith("ct_") or not self._asking.memory.store:
+            return {}
+        renewed = {turns.RENEWED: "true"} if turn.renewed and self._asking.on_expired == "renew" else {}
+        return {turns.SESSION: ids.conversation(turn.session_id), **renewed}
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        """Give the events. Nothing comes before the first text, or the end: until then, a failure has a status."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                stream = await self._entered(stack)
+                turn = self._turn = stream.turn
+                if not turn.repeated:
+                    async for text in stream.texts():
+                        if text:
+                            yield _said(self._piece(turn, text))
+            self._reply, answer = stream.reply, answer_of(stream.reply)
+            if turn.repeated:
+                yield _said(again(turn.session_id, answer))
+                return
+            response = whole(turn.session_id, answer)
+            yield _said([*self._begin(turn), *self._made(turn).end(response)])
+        except Exception as error:
+            if self._events is None:
+                raise
+            refused = errors.refusal(error)
+            _log.error("%s failed while it was streamed: %s", self._call.request_id, type(error).__name__)
+            yield _said(self._events.fail(refused.code, refused.message))
+
+    async def written(self) -> None:
+        """Take note that the stream was written to its end."""
+        if self._reply is not None:
+            await self._reply.session.delivered(self._reply)
+
+    async def _entered(self, stack: contextlib.AsyncExitStack) -> ReplyStream[Session]:
+        asking, call = self._asking, self._call
+        try:
+            asked = asking.session.stream(asking.question.content, **asking.arguments(call))
+            return await stack.enter_async_context(asked)
+        except SessionConflict:
+            if not await asking.branch():
+                raise
+        asked = asking.session.stream(asking.question.content, **asking.arguments(call))
+        return await stack.enter_async_context(asked)
+
+    def _piece(self, turn: Turn[Session], text: str) -> Iterable[Event]:
+        yield from self._begin(turn)
+        asking = self._asking
+        if asking.memory.spoken is None:
+            asking.memory.spoken = 1 if turn.thought else 0
+        asking.pieces.append(len(text))
+        kind = "refusal" if isinstance(text, wire.Refusal) else "output_text"
+        yield from self._made(turn).piece(str(text), asking.memory.spoken, kind)
+
+    def _begin(self, turn: Turn[Session]) -> Iterable[Event]:
+        if self._events is None:
+            yield from self._made(turn).begin()
+
+    def _made(self, turn: Turn[Session]) -> Events:
+        if self._events is None:
+            nothing = begun(self._asking.memory, turn.session_id, turn.answer_id)
+            self._events = Events(nothing, message_id(turn.answer_id))
+        return self._events
+
+
+async def found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
+    """Give a response of the caller's: its session, its answer, what is remembered of it."""
+    session_id, item_id = ids.turn(name)
+    session = await call.user.resume(session_id, on_expired="raise")
+    try:
+        answer = await session.item(item_id)
+    except ValueError:
+        raise _absent() from None
+    memory = Remembered.of(answer) if answer.role == "assistant" else None
+    if memory is None:
+        raise _absent()
+    return session, answer, memory
+
+
+def answer_of(reply: Reply[Session]) -> Stored:
+    """Give the item of an answer; `Refused` where the turn was taken before, and its answer deleted since."""
+    if not reply.items:
+        raise _absent()
+    return reply.items[-1]
+
+
+def position(item: Stored) -> int:
+    return position_of(item.id)
+
+
+def position_of(item_id: str) -> int:
+    return int(item_id.split("_")[1])
+
+
+def _absent() -> Refused:
+    return Refused(404, "invalid_request_error", "not_found", errors.NOT_FOUND)
+
+
+def whole(session_id: str, answer: Stored) -> Response:
+    memory = Remembered.of(answer)
+    assert memory is not None
+    return described(memory, session_id, answer)
+
+
+def again(session_id: str, answer: Stored) -> Iterable[Event]:
+    """Give the events of a stored response once more."""
+    memory = Remembered.of(answer)
+    assert memory is not None
+    nothing, response = begun(memory, session_id, answer.id), described(memory, session_id, answer)
+    return replayed(nothing, response, message_id(answer.id), memory.pieces, memory.more)
+
+
+def _said(events: Iterable[Event]) -> bytes:
+    return b"".join(sse(event, event["type"]) for event in events)
