@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -163,6 +164,24 @@ async def test_sessions_are_kept_apart(house: Served, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(turns, "resumed", leaky)
     assert not await apart()
+
+
+async def test_a_session_that_is_a_token(tmp_path: Path) -> None:
+    """Where the store gives out tokens, each answer brings the next one: in the header, or at the end of a stream."""
+    store = f"token://?ledger=sqlite:///{tmp_path / 'ledger.db'}"
+    async with served(store, provider=Talker()) as house:
+        first = await begin(house, "I like figs.")
+        assert first.startswith("ct_")
+        answer = await say(house, "And plums.", session=first, stream=True)
+        assert SESSION not in answer.headers
+        last = [piece async for piece in answer.parse()][-1]
+        token = last.model_extra["cloister_session"]
+        assert token not in (first, "")
+        await say(house, "Which?", session=token)
+        assert [text for role, text in heard(house) if role == "user"] == ["I like figs.", "And plums.", "Which?"]
+        messages = {"model": MODEL, "max_tokens": 9, "messages": HELLO, "stream": True}
+        events = (await house.ask("POST", "/messages", messages, **at("new"))).text
+        assert '"cloister_session":"ct_' in events
 
 
 # --- without one ------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from cloister.errors import (
     ProviderRateLimited,
     ProviderTimeout,
 )
-from cloister.model import Usage
+from cloister.model import Item, Usage
 from cloister.providers import NAMES, connect
 from cloister.providers.anthropic import Anthropic
 from cloister.providers.base import Provider, Request
@@ -916,3 +916,29 @@ def test_objects_that_are_no_providers() -> None:
     wrong = object()
     with pytest.raises(ConfigurationError, match="lacks name, model, complete, stream, close"):
         connect(wrong)
+
+
+async def test_what_anthropic_signed_goes_to_nobody_else(upstream: Upstream, provider: Connect) -> None:
+    """Thoughts and failures of tools that messages carry go back to Anthropic, and to no other service."""
+    thought = {"type": "thinking", "thinking": "Figs.", "signature": "c2ln"}
+    use = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    strange = {"type": "document", "source": {"type": "file", "file_id": "file_1"}}
+    items = [
+        Item("user", "Look."),
+        Item(
+            "assistant", "Well.", tool_calls=[use], extra={"thinking_blocks": [thought, strange, {"type": "thinking"}]}
+        ),
+        Item("tool", "broken", tool_call_id="call_1", extra={"is_error": True}),
+    ]
+    request = Request(wire.chat(items, carrying=True))
+    upstream.replies = [OK, http("200 OK", json.dumps(MESSAGE).encode())]
+    await provider("openai").complete(request)
+    one = claude(upstream, Naps())
+    await one.complete(request)
+    await one.close()
+    plain, signed = (body["messages"] for _, _, body in upstream.requests)
+    assert plain == wire.chat(items)
+    assert "thinking" not in str(plain)
+    assert [block["type"] for block in signed[1]["content"]] == ["thinking", "text", "tool_use"]
+    assert signed[1]["content"][0] == thought
+    assert signed[2]["content"][0]["is_error"] is True

@@ -221,13 +221,13 @@ def usage_of(usage: Usage) -> CompletionUsage:
 
 
 def _streamed(call: Call, body: NewCompletion, question: turns.Question, session: Session) -> Stream:
-    where: dict[str, str] = {}
+    where: dict[str, str] | None = {} if question.kept else None
     pieces = _chunks(call, body, question, session, where)
-    return Stream(told(pieces, call.request_id, "openai"), lambda: where if question.kept else {}, question.delivered)
+    return Stream(told(pieces, call.request_id, "openai"), lambda: where or {}, question.delivered)
 
 
 async def _chunks(
-    call: Call, body: NewCompletion, question: turns.Question, session: Session, where: dict[str, str]
+    call: Call, body: NewCompletion, question: turns.Question, session: Session, where: dict[str, str] | None
 ) -> AsyncGenerator[bytes, None]:
     told_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     frame: dict[str, Any] = {
@@ -245,13 +245,15 @@ async def _chunks(
     begun = chunk({"role": "assistant", "content": "", "refusal": None})
     async with turns.stream(call, session, question) as stream:
         async for text in stream:
-            if begun:
-                where.update(turns.headers_of(stream))
+            if begun and where is not None:
+                where.update(turns.headers_of(call, stream))
             yield begun + chunk({"content": text})
             begun = b""
     reply = question.reply = stream.reply
-    if begun:
+    if begun and where is not None:
         where.update(turns.headers(reply))
+    if where is not None:
+        frame.update(turns.carried(call, reply, where))
     for number, one in enumerate(reply.tool_calls):
         begun += chunk({"tool_calls": [{"index": number, **one}]})
     yield begun + chunk({}, _finish(reply))

@@ -226,11 +226,9 @@ def usage_of(usage: Usage) -> MessageUsage:
 
 
 def _streamed(call: Call, body: NewMessage, question: turns.Question, session: Session) -> Stream:
-    where: dict[str, str] = {}
+    where: dict[str, str] | None = {} if question.kept else None
     pieces = _events(call, body, question, session, where)
-    return Stream(
-        told(pieces, call.request_id, "anthropic"), lambda: where if question.kept else {}, question.delivered
-    )
+    return Stream(told(pieces, call.request_id, "anthropic"), lambda: where or {}, question.delivered)
 
 
 def _event(kind: str, **fields: Any) -> bytes:
@@ -238,14 +236,15 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 
 async def _events(
-    call: Call, body: NewMessage, question: turns.Question, session: Session, where: dict[str, str]
+    call: Call, body: NewMessage, question: turns.Question, session: Session, where: dict[str, str] | None
 ) -> AsyncGenerator[bytes, None]:
     begun = index = 0
     async with turns.stream(call, session, question) as stream:
         async for text in stream:
             head = b""
             if not begun:
-                where.update(turns.headers_of(stream))
+                if where is not None:
+                    where.update(turns.headers_of(call, stream))
                 head = _start(call, body, stream.turn.tokens) + _open(0, {"type": "text", "text": ""})
                 begun = 1
             yield head + _delta(0, {"type": "text_delta", "text": text})
@@ -254,14 +253,16 @@ async def _events(
     if begun:
         rest, index = _event("content_block_stop", index=0), 1
     else:
-        where.update(turns.headers(reply))
+        if where is not None:
+            where.update(turns.headers(reply))
         rest = _start(call, body, reply.usage.input_tokens)
     # What the model thought comes last: it is known to be free of other users' details once all is.
     others = [block for block in blocks.answered(reply) if not (begun and block["type"] == "text")]
     for number, block in enumerate(others, index):
         rest += _whole(number, block)
     delta = {"stop_reason": blocks.stop_reason(reply), "stop_sequence": None}
-    yield rest + _event("message_delta", delta=delta, usage=usage_of(reply.usage)) + _event("message_stop")
+    token = {} if where is None else turns.carried(call, reply, where)
+    yield rest + _event("message_delta", delta=delta, usage=usage_of(reply.usage), **token) + _event("message_stop")
 
 
 def _start(call: Call, body: NewMessage, tokens: int) -> bytes:

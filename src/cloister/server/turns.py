@@ -145,9 +145,15 @@ def headers(reply: Reply[Session]) -> dict[str, str]:
     return said(reply.session.id, reply.renewed)
 
 
-def headers_of(stream: ReplyStream[Session]) -> dict[str, str]:
-    """Give the same while the answer is still being written."""
-    return said(stream.turn.session_id, stream.turn.renewed)
+def headers_of(call: Call, stream: ReplyStream[Session]) -> dict[str, str]:
+    """Give the same while the answer is still being written; a token is known at its end, and told by `carried`."""
+    there = said(stream.turn.session_id, stream.turn.renewed)
+    return {name: value for name, value in there.items() if name != SESSION or not call.carried}
+
+
+def carried(call: Call, reply: Reply[Session], where: Mapping[str, str]) -> dict[str, str]:
+    """Give what the last event of a stream says of the session, where no header could: the token that it is now."""
+    return {} if SESSION in where or not call.carried else {"cloister_session": reply.session.id}
 
 
 def said(session_id: str, renewed: bool = False) -> dict[str, str]:
