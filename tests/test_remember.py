@@ -11,6 +11,7 @@ from cloister.content import MOST_REMEMBERED
 from cloister.model import Limits
 from cloister.scrub.settings import Scrub
 
+MAIL = "ana.smith@example.org"
 IBAN = "DE89 3704 0044 0532 0130 00"
 
 
@@ -35,6 +36,9 @@ async def test_what_is_remembered_reaches_no_model_and_no_window(url: str) -> No
         await session.send("next")
         assert "never to be sent" not in house.provider.seen
         assert house.provider.requests[-1].messages == house.provider.requests[-2].messages
+        branch = await session.branch((await session.history())[1].id)
+        await branch.send("next")
+        assert branch.token_count == session.token_count
         async with session.turn("once more") as turn:
             for asked in (turn.chat(), turn.responses(), turn.anthropic()):
                 assert "never to be sent" not in str(asked)
@@ -55,11 +59,11 @@ async def test_personal_data_in_it_is_replaced_before_it_is_stored(where: Any) -
             "usage": {"input_tokens": 1, "output_tokens": 1},
         }
         session = await house.ana.start()
-        await session.send(f"My account is {IBAN}.", remember={"instructions": f"Her account is {IBAN}."})
+        await session.send(f"My account is {IBAN}.", remember={"instructions": f"Write to {MAIL}."})
         (_, shown), (_, masked) = await session.history(), await session.history(masked=True)
-        assert (shown.extra or {})["response"] == {"instructions": f"Her account is {IBAN}."}
-        assert IBAN in str((shown.extra or {})["thinking_blocks"])
-        assert (IBAN in str((masked.extra or {})["response"])) == (where == "off")
+        assert (shown.extra or {})["response"] == {"instructions": f"Write to {MAIL}."}
+        assert f"Write to {IBAN}?" in str((shown.extra or {})["thinking_blocks"])
+        assert (MAIL in str((masked.extra or {})["response"])) == (where == "off")
 
 
 async def test_it_may_be_completed_until_the_turn_is_stored(url: str) -> None:

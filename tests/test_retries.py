@@ -95,17 +95,19 @@ async def test_two_first_turns_under_a_key_at_once(house: House) -> None:
     assert asked(house) == 1
 
 
-async def test_two_processes_under_a_key(url: str) -> None:
-    """The second to commit stores nothing, and finds the first one's answer when it asks again."""
+@pytest.mark.parametrize("key", ["k", None])
+async def test_two_processes_at_one_request(url: str, key: str | None) -> None:
+    """The second to commit stores nothing, and finds the first one's answer when it asks again; without a key too."""
     if url == "memory://":
         return
+    same: dict[str, Any] = {"idempotency_key": key, "request": BODY}
     async with opened(url) as one, opened(url) as two:
         first = await one.ana.begin()
-        async with (await two.ana.begin()).turn("question", idempotency_key="k", request=BODY) as turn:
-            reply = await first.send("question", idempotency_key="k", request=BODY)
+        async with (await two.ana.begin()).turn("question", **same, retry=True) as turn:
+            reply = await first.send("question", **same)
             with pytest.raises(SessionConflict):
                 await turn.finish("late")
-        again = await (await two.ana.begin()).send("question", idempotency_key="k", request=BODY)
+        again = await (await two.ana.begin()).send("question", **same, retry=True)
         assert again.session.stable_id == reply.session.stable_id
         assert len(await two.ana.sessions()) == 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 
@@ -85,13 +85,9 @@ class Filing(msgspec.Struct, frozen=True):
         digest = self.digest or hmac.digest(self.secret, fields("request", self.session, self.content, turn), "sha256")
         return Key(self.session, digest, self.content)
 
-    def last(self, now: datetime) -> Callable[[Head], bytes | None]:
-        """Give what says under which digest the last turn of a session lies, if *now* it may be this very request."""
-
-        def digest(head: Head) -> bytes | None:
-            return None if now - from_micros(head.sealed_at) > RETRIED else self.under(head.turn).digest
-
-        return digest
+    def last(self, head: Head) -> bytes:
+        """Give the digest under which the last turn of the session of *head* lies, if it was this very request."""
+        return self.under(head.turn).digest
 
     def valid(self, record: Record, now: datetime) -> bool:
         """Say whether what is on *record* still answers the request."""

@@ -366,7 +366,7 @@ class Session:
             if filing.looks:
                 wanted["record"] = filing.under(b"").digest
             if filing.looks and filing.digest is None:
-                wanted["again"] = filing.last(vault.now())
+                wanted["again"] = filing.last
         async with vault.work(self, **wanted) as found:
             yield found
 

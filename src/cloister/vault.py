@@ -111,8 +111,8 @@ class Opened:
         del self.keys
 
 
-Again = Callable[[Head], bytes | None]
-"""Says under which digest the last turn of a session is filed, if it may be the request that is made now."""
+Again = Callable[[Head], bytes]
+"""Says under which digest the last turn of a session lies, if it was the request that is made now."""
 
 Recorder = Callable[[Opened, Head, str], Record]
 """Makes an idempotency record, for a session, the head that it will have, and what the application will hold."""
@@ -217,8 +217,8 @@ class Vault(Channel):
                     return
                 opened = await self._open(row, loaded, owner, session_id, budget=budget, since=since)
                 opened.lease = lease
-                if again is not None and opened.record is None and (digest := again(opened.head)) is not None:
-                    opened.record = await self.filed(owner, session_id, digest)
+                if again is not None and opened.record is None:
+                    opened.record = await self.filed(owner, session_id, again(opened.head))
                 with self.leases.kept(lease, owner, session_id):
                     yield opened
                 lease = opened.lease
