@@ -1,10 +1,14 @@
 # Each target is a line or two over scripts/; without make, run the lines themselves.
 
-.PHONY: demo test check soak bench lock clean
+.PHONY: demo serve test check soak bench lock clean
 
 demo: ## the main job, on the embedded store; PROVIDER=openai and the like for a real model
 	@scripts/setup
 	@.venv/bin/cloister demo $(if $(PROVIDER),--provider $(PROVIDER))
+
+serve: ## the HTTP APIs on this machine, with the offline model; ARGS="--port 9000" for more
+	@scripts/setup
+	@exec .venv/bin/cloister serve --provider $(or $(PROVIDER),offline) $(ARGS)
 
 test: ## all tests but the long ones; ARGS="-k window" for some
 	@scripts/setup dev

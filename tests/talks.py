@@ -14,7 +14,6 @@ from tests.fakes import Parrot
 from tests.serving import Served, credentials
 
 from cloister.providers.base import Request
-from cloister.server.identity import Caller
 
 
 class Talker(Parrot):
@@ -82,6 +81,11 @@ def pieces_of(said: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {**head, "choices": [], "usage": said["usage"]}
 
 
+def at(session: str) -> Any:
+    """Give the header that names a session."""
+    return {"cloister-session": session}
+
+
 def claude(served: Served, user: str = "ana", tenant: str = "acme", **options: Any) -> anthropic.AsyncAnthropic:
     """Give Anthropic's client of a back end that speaks for *user*; it asks once."""
     return anthropic.AsyncAnthropic(
@@ -91,19 +95,6 @@ def claude(served: Served, user: str = "ana", tenant: str = "acme", **options: A
         http_client=served.http,
         **{"max_retries": 0, **options},
     )
-
-
-class EndUsers:
-    """Say that whoever asks is the end user of the header, with a token of their own."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    async def caller(self, headers: Any, source: str) -> Caller:
-        return Caller("user", "acme", "ana", "token_test")
-
-    async def owner(self, caller: Caller, headers: Any, named: str | None) -> Any:
-        return await self._inner.owner(caller, headers, named)
 
 
 @dataclass

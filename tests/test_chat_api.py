@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import Clock, told
-from tests.serving import Listening, Served, credentials, served
-from tests.talks import EndUsers, Talker, Wire, call, completion
+from tests.serving import UNRATED, Listening, Served, served
+from tests.talks import Talker, Wire, at, call, completion
 from tests.upstreams import Reply, Upstream, chunk, drop, endless, hang, http, refusal, stream
 
 from cloister import wire
@@ -25,11 +26,12 @@ from cloister.providers.offline import Offline
 from cloister.providers.openai import OpenAICompatible
 from cloister.pseudonyms import FIELDS
 from cloister.server import turns
-from cloister.server.settings import Policy, ServerSettings
+from cloister.server.settings import Policy
 
 SESSION, RENEWED = "cloister-session", "cloister-renewed"
 MODEL = "parrot-1"
 TOOL: Any = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+HEADERS: tuple[dict[str, Any], ...] = ({}, {SESSION: "new"})
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
 
@@ -124,7 +126,7 @@ async def test_foreign_looks_missing(house: Served) -> None:
 
     async def refused(name: str, tenant: str, streamed: bool) -> tuple[int, str, dict[str, str]]:
         body = {"model": MODEL, "messages": HELLO, "stream": streamed}
-        answer = await house.ask("POST", "/chat/completions", body, user="ben", tenant=tenant, **{SESSION: name})
+        answer = await house.ask("POST", "/chat/completions", body, user="ben", tenant=tenant, **at(name))
         return answer.status_code, answer.text, {**answer.headers, "x-request-id": ""}
 
     names = [anas, "conv_" + "A" * 43, "conv_short", anas.removeprefix("conv_"), "cs_" + anas[5:], "ct_x", "", "NEW"]
@@ -161,23 +163,6 @@ async def test_sessions_are_kept_apart(house: Served, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(turns, "resumed", leaky)
     assert not await apart()
-
-
-async def test_the_header_is_given_once(house: Served) -> None:
-    """Given twice, or as its underscore twin, the header is refused, whichever name a proxy would choose."""
-    anas, bens = await begin(house, "Hi"), await begin(house, "Hi", user="ben")
-    usual = [("authorization", f"Bearer {credentials('acme')}"), ("cloister-user", "ana")]
-    for more in (
-        [(SESSION, anas), (SESSION, bens)],
-        [(SESSION, anas), ("cloister_session", bens)],
-        [("cloister_session", anas)],
-        [(SESSION, anas), (SESSION, anas)],
-    ):
-        body = {"model": MODEL, "messages": HELLO}
-        answer = await house.http.post("/v1/chat/completions", headers=[*usual, *more], json=body)
-        assert answer.status_code == 400
-        assert answer.json()["error"]["param"] == SESSION
-    assert len(house.provider.requests) == 2
 
 
 # --- without one ------------------------------------------------------------------------------------------------------
@@ -446,7 +431,7 @@ async def test_what_is_not_offered_is_refused(house: Served, given: dict[str, An
 )
 async def test_what_is_malformed_is_refused(house: Served, given: dict[str, Any]) -> None:
     """A body that is none of the API's is a 400 in its shape, in a session too; nobody is asked."""
-    for headers in ({}, {SESSION: "new"}):
+    for headers in HEADERS:
         answer = await house.ask("POST", "/chat/completions", given, **headers)
         assert answer.status_code == 400, answer.text
         assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -460,17 +445,15 @@ async def test_end_users_speak_for_themselves(role: str) -> None:
     said = {"role": role, "content": "Obey.", **({"tool_call_id": "call_1"} if role == "tool" else {})}
     messages = [said, {"role": "user", "content": "Hello"}]
     for may, status in (((), 403), ((role,), 200)):
-        async with served(provider=Talker(), options=ServerSettings(default=Policy(end_users_may=may))) as house:
-            behind = house.app.behind()
-            behind.identities = EndUsers(behind.identities)
-            for headers in ({}, {SESSION: "new"}):
+        async with served(provider=Talker(), options=replace(UNRATED, default=Policy(end_users_may=may))) as house:
+            for headers in HEADERS:
                 body = {"model": MODEL, "messages": messages}
-                answer = await house.ask("POST", "/chat/completions", body, **headers)
+                answer = await house.ask("POST", "/chat/completions", body, token=True, **headers)
                 assert answer.status_code == status, answer.text
                 if status == 403:
                     assert answer.json()["error"]["code"] == "role_not_allowed"
                     assert house.provider.requests == []
-            assert (await house.ask("POST", "/chat/completions", {"messages": HELLO})).status_code == 200
+            assert (await house.ask("POST", "/chat/completions", {"messages": HELLO}, token=True)).status_code == 200
 
 
 async def test_models(house: Served) -> None:
@@ -490,7 +473,7 @@ async def test_models(house: Served) -> None:
 async def test_models_that_are_listed() -> None:
     """A list of models takes the place of the provider's own; names may have slashes."""
     names = ("vendor/model-a", "model-b")
-    async with served(options=ServerSettings(default=Policy(models=names))) as house:
+    async with served(options=replace(UNRATED, default=Policy(models=names))) as house:
         client = house.client()
         assert [one.id async for one in await client.models.list()] == list(names)
         assert (await client.models.retrieve("vendor/model-a")).id == "vendor/model-a"
@@ -542,7 +525,7 @@ async def test_a_bad_upstream(upstream: Upstream, fault: Reply, status: int, cod
     upstream.replies = [fault]
     async with distant(upstream) as house:
         for body in ({"messages": HELLO}, {"messages": HELLO, "stream": True}):
-            for headers in ({}, {SESSION: "new"}):
+            for headers in HEADERS:
                 answer = await house.ask("POST", "/chat/completions", body, **headers)
                 error = answer.json()["error"]
                 assert (answer.status_code, error["code"]) == (status, code)
@@ -569,7 +552,7 @@ async def test_a_stream_that_breaks(upstream: Upstream, fault: Reply) -> None:
     """After the first words a fault is an event that the client raises; there is no end marker, and nothing stored."""
     upstream.replies = [fault]
     async with distant(upstream) as house:
-        for headers in ({}, {SESSION: "new"}):
+        for headers in HEADERS:
             answer = await house.ask("POST", "/chat/completions", {"messages": HELLO, "stream": True}, **headers)
             assert answer.status_code == 200
             assert "Hello." in answer.text
@@ -614,7 +597,7 @@ async def test_a_commit_that_fails_ends_a_stream(house: Served) -> None:
         raise StoreUnavailable("the disk is full")
 
     house.store.answers["commit"] = fail
-    answer = await house.ask("POST", "/chat/completions", {"messages": HELLO, "stream": True}, **{SESSION: session})
+    answer = await house.ask("POST", "/chat/completions", {"messages": HELLO, "stream": True}, **at(session))
     assert "[DONE]" not in answer.text
     assert '"finish_reason":"stop"' not in answer.text
     assert "store_unavailable" in answer.text

@@ -280,6 +280,8 @@ ERRORS = [
     (errors.SessionNotFound(), 404, "not_found"),
     (errors.TokenInvalid(), 404, "not_found"),
     (errors.SessionExpired(), 404, "session_expired"),
+    (errors.CredentialInvalid("unknown"), 401, "invalid_api_key"),
+    (errors.OptionRefused(SECRET, "seed"), 400, "unsupported"),
     (errors.SessionBusy(SECRET), 409, "session_busy"),
     (errors.SessionConflict(SECRET), 409, "session_conflict"),
     (errors.RateLimited(SECRET, timedelta(seconds=7)), 429, "rate_limit_exceeded"),

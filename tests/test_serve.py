@@ -221,7 +221,9 @@ def streaming(server: Running) -> socket.socket:
     connection.sendall(request("/turn", method="POST"))
     said = b""
     while b"word0" not in said:
-        said += connection.recv(1_000)
+        part = connection.recv(1_000)
+        assert part, f"no stream, but {said!r}"
+        said += part
     return connection
 
 
@@ -290,9 +292,8 @@ def test_workers_give_way_to_new_ones(tmp_path: Path) -> None:
         renewed = trusting(tmp_path)
 
         def replaced() -> bool:
-            with contextlib.suppress(ssl.SSLCertVerificationError):
+            with contextlib.suppress(ssl.SSLCertVerificationError, ConnectionError, ValueError):
                 return bool(server.ask("/pid", context=renewed).json["pid"] != first)
-            assert server.ask("/pid", context=trust).json["pid"] == first
             return False
 
         eventually(replaced)

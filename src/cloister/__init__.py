@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cloister.providers.base import Provider, Request
     from cloister.providers.offline import Offline
     from cloister.providers.openai import OpenAICompatible
+    from cloister.rates import Rates
     from cloister.scope import Scope, current
     from cloister.scrub.settings import Scrub
     from cloister.sealing import MasterKeys
@@ -77,6 +78,7 @@ _HOMES = {
     "providers.base": "Provider Request",
     "providers.offline": "Offline",
     "providers.openai": "OpenAICompatible",
+    "rates": "Rates",
     "scope": "Scope current",
     "scrub.settings": "Scrub",
     "sealing": "MasterKeys",
@@ -122,6 +124,7 @@ __all__ = [
     "ProviderRateLimited",
     "ProviderTimeout",
     "RateLimited",
+    "Rates",
     "Reply",
     "ReplyBlocked",
     "ReplyStream",

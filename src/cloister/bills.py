@@ -1,4 +1,7 @@
-"""What one turn may come to, reserved before a model is asked, and what it came to, settled with what is stored."""
+"""What one turn may come to, reserved before a model is asked, and what it came to, settled with what is stored.
+
+That it runs at all is reserved with it, where `Rates` say how many may.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,15 @@ from cloister.costs import Budget, Cap, Prices, cost, exceeded, from_nanos, plai
 from cloister.costs.money import EXACT, ZERO
 from cloister.errors import CloisterError
 from cloister.model import Head, Owner, Usage
+from cloister.rates import AGAIN, Rates, Slots, refused
 from cloister.stores.base import Account, Charge
 from cloister.vault import Vault
 
 _KEPT = timedelta(days=1) // timedelta(microseconds=1)
 """How long an account stays after its period: a turn that began in it may still be settled."""
+
+_LATE = timedelta(hours=1) // timedelta(microseconds=1)
+"""The same for a count of turns, of which there are many accounts a day."""
 
 _OURS = 256
 """How many tokens cloister itself may add to what is sent, for which nobody has to reserve anew."""
@@ -40,6 +47,7 @@ class Bill:
         model: str | None,
         tokens: int,
         options: Mapping[str, Any],
+        rates: Rates | None = None,
     ) -> None:
         self.lease = secrets.token_bytes(16)
         self.asked = False
@@ -61,12 +69,14 @@ class Bill:
             self._tokens, self._reserved = tokens, self._comes_to(tokens)
             self._caps = budget.caps(now)
         self._accounts = {_account(owner, cap): cap for cap in self._caps if cap.period is not None}
+        self._slots = {_slot(owner, slots): slots for slots in (rates.slots(now) if rates else ())}
         self._open = False
 
     def reserve(self) -> list[Charge]:
         """Give what is to be reserved before the model is asked. From here on there is something to settle."""
-        self._open = bool(self._accounts)
-        return [self._charge(account, self._reserved, cap.limit) for account, cap in self._accounts.items()]
+        self._open = bool(self._accounts or self._slots)
+        taken = [_taken(account, slots, 1, slots.limit) for account, slots in self._slots.items()]
+        return taken + [self._charge(account, self._reserved, cap.limit) for account, cap in self._accounts.items()]
 
     def _charge(self, account: Account, amount: int, limit: int | None) -> Charge:
         period = self._accounts[account].period
@@ -75,12 +85,14 @@ class Bill:
     async def admit(self, head: Head, *, reserved: bool) -> None:
         """Raise `BudgetExceeded` if the session of *head* may not spend so much, or if nothing is left to reserve.
 
+        `RateLimited` if too many turns run already.
+
         What goes along with the loading of a session is *reserved* with it.
         """
         for cap in self._caps:
             if cap.scope == "session" and head.spent + self._reserved > cap.limit:
                 await self._refuse(cap, head.spent)
-        if self._accounts and not reserved:
+        if (self._accounts or self._slots) and not reserved:
             vault = self._vault
             receipt = await vault.ask(vault.store.charge, self._owner, self.lease, self.reserve())
             if receipt.over is not None:
@@ -96,7 +108,12 @@ class Bill:
             await self.admit(head, reserved=False)
 
     async def refuse(self, account: Account) -> NoReturn:
-        """Put on record that *account* would come beyond its limit, and raise `BudgetExceeded`."""
+        """Put on record that *account* would come beyond its limit, and raise `BudgetExceeded` or `RateLimited`."""
+        if account in self._slots:
+            slots, seconds = self._slots[account], round(AGAIN.total_seconds())
+            limit = f"turns_per_{slots.scope}"
+            await self._vault.note([self._vault.event("rate.limited", self._owner, limit=limit, seconds=seconds)])
+            raise refused(slots)
         cap = self._accounts[account]
         used = 0
         if cap.scope == "user":
@@ -155,7 +172,13 @@ class Bill:
         """Give what takes the place of what was reserved; `close` it once that is stored."""
         if not self._open:
             return None
-        return Settlement(self.lease, [self._charge(account, self.nanos, None) for account in self._accounts])
+        return Settlement(
+            self.lease, [*self._given_back, *[self._charge(account, self.nanos, None) for account in self._accounts]]
+        )
+
+    @property
+    def _given_back(self) -> list[Charge]:
+        return [_taken(account, slots, 0, None) for account, slots in self._slots.items()]
 
     def close(self) -> None:
         """Take note that the bill is settled."""
@@ -166,7 +189,9 @@ class Bill:
 
         *error* is why the turn came to nothing, which a fault of the store does not take the place of.
         """
-        settlement = None if self.asked else self.settlement()
+        settlement = self.settlement()
+        if settlement is not None and self.asked:
+            settlement = Settlement(self.lease, self._given_back) if self._slots else None
         if settlement is None:
             return
         try:
@@ -185,6 +210,14 @@ class Bill:
             return {}
         ((currency, amount),) = spent.items()
         return {"cost": plain(amount), "currency": currency}
+
+
+def _slot(owner: Owner, slots: Slots) -> Account:
+    return Account(owner.tenant, owner.user if slots.scope == "user" else None, slots.period)
+
+
+def _taken(account: Account, slots: Slots, amount: int, limit: int | None) -> Charge:
+    return Charge(account, amount, limit, slots.ends + _LATE)
 
 
 def _account(owner: Owner, cap: Cap) -> Account:

@@ -30,6 +30,7 @@ from cloister.keyring import Keyring
 from cloister.leaks.settings import LeakGuard
 from cloister.model import Limits, Owner, to_micros
 from cloister.providers.base import Provider
+from cloister.rates import Rates
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Services, Tenant, check_context
@@ -73,6 +74,7 @@ class AsyncCloister:
         telemetry: Sequence[Telemetry] = (),
         budget: Budget | None = None,
         prices: Prices | None = None,
+        rates: Rates | None = None,
         sinks: Sequence[Sink] = (),
         sinks_state: str | os.PathLike[str] | None = None,
     ) -> AsyncCloister:
@@ -88,10 +90,10 @@ class AsyncCloister:
         becomes of replies with other users' details; None lets them pass, which is put on record too. *tenants* says
         what is different for the users of single tenants. *telemetry* watches turns and stores: a
         `cloister.metrics.Prometheus`, a `cloister.traces.Traces`. *budget* bounds what turns may cost, by *prices*:
-        `Prices.default` unless given. *alarms* say what is a breach attempt, after which a user is refused for a
-        while; None never refuses, which is put on record too. *sinks* are where entries and alarms go, besides the
-        store; how far each was served is kept in the folder *sinks_state*, beside an embedded store unless given, and
-        else in memory. Raises `ConfigurationError`.
+        `Prices.default` unless given. *rates* bound how many turns run at once. *alarms* say what is a breach attempt,
+        after which a user is refused for a while; None never refuses, which is put on record too. *sinks* are where
+        entries and alarms go, besides the store; how far each was served is kept in the folder *sinks_state*, beside an
+        embedded store unless given, and else in memory. Raises `ConfigurationError`.
         """
         return cls(
             stores.connect(url),
@@ -110,6 +112,7 @@ class AsyncCloister:
             telemetry,
             budget,
             prices,
+            rates,
             alarms,
             sinks,
             sinks_state,
@@ -133,6 +136,7 @@ class AsyncCloister:
         telemetry: Sequence[Telemetry],
         budget: Budget | None,
         prices: Prices | None,
+        rates: Rates | None,
         alarms: Alarms | None,
         sinks: Sequence[Sink],
         sinks_state: str | os.PathLike[str] | None,
@@ -179,6 +183,7 @@ class AsyncCloister:
         self._housekeeping: asyncio.Task[None] | None = None
         self._budget = budget
         self._prices = prices
+        self._rates = rates
         self._telemetry = Everybody(telemetry) if telemetry else None
         self._vault: Vault | None = None
         self._services: Services | None = None
@@ -216,7 +221,16 @@ class AsyncCloister:
         tokens = self._context_tokens
         prices = self._prices or _known_prices()
         return Services(
-            vault, watch, self.provider, self.limits, self.scrub, tokens, self.keep_failed, self._budget, prices
+            vault,
+            watch,
+            self.provider,
+            self.limits,
+            self.scrub,
+            tokens,
+            self.keep_failed,
+            self._budget,
+            prices,
+            self._rates,
         )
 
     @property

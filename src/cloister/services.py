@@ -18,6 +18,7 @@ from cloister.errors import ConfigurationError
 from cloister.guard import Watch
 from cloister.model import Item, Limits, Owner
 from cloister.providers.base import Provider
+from cloister.rates import Rates
 from cloister.scrub.settings import Scrub
 from cloister.vault import Vault
 
@@ -36,6 +37,7 @@ class Tenant:
     context_tokens: int | None = None
     keep_failed: bool | None = None
     budget: Budget | None = None
+    rates: Rates | None = None
 
     def __post_init__(self) -> None:
         check_context(self.context_tokens)
@@ -64,6 +66,7 @@ class Services:
     keep_failed: bool
     budget: Budget | None
     prices: Prices
+    rates: Rates | None = None
     _prepared: set[str] = field(default_factory=set, repr=False)
 
     def but(self, tenant: Tenant) -> Services:
@@ -92,7 +95,9 @@ class Services:
             beside = windows.options_tokens(options, self.counter(model))
             tokens = min(before + new + beside, self.window(model))
         named = self.provider.name if self.provider else None
-        return Bill(self.vault, owner, self.prices, self.budget, named, model or self.model, tokens, options)
+        return Bill(
+            self.vault, owner, self.prices, self.budget, named, model or self.model, tokens, options, self.rates
+        )
 
     async def prepare(self, model: str | None) -> None:
         """Load what counts for *model*: an exact vocabulary takes a second, for which no other task should wait."""

@@ -123,20 +123,20 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
-        request: bytes | None = None,
-        retry: bool = False,
         truncate: bool = True,
         after: str | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         on_expired: OnExpired = "renew",
     ) -> Reply[Session]:
         """Say something to the model and give its reply, once both are stored.
 
         *remember* are JSON values that are stored, sealed, with the answer, in its item's ``extra["response"]``, and
-        that no model is sent; or what gives them, from the answer, when the turn is stored. *request* is the body of
-        the request that asks for it: an idempotency key is then refused with any other one; and without a key, a
-        *retry* of the same request within ten minutes is answered by what the session's last turn came to, until
-        `delivered`. Without *truncate*, a conversation that the window does not hold whole raises `BudgetExceeded`;
-        *after* names the item with which the session has to end, or else it is a `SessionConflict`. If the session has
+        that no model is sent; or what gives them, from the answer, when the turn is stored. Without *truncate*, a
+        conversation that the window does not hold whole raises `BudgetExceeded`; *after* names the item with which
+        the session has to end, or else it is a `SessionConflict`. *request* is the body of the request that asks for
+        it: an idempotency key is then refused with any other one; and without a key, a *retry* of the same request
+        within ten minutes is answered by what the session's last turn came to, until `delivered`. If the session has
         timed out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
         """
         provider = self._provider()
@@ -148,10 +148,10 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
-            request=request,
-            retry=retry,
             truncate=truncate,
             after=after,
+            request=request,
+            retry=retry,
             on_expired=on_expired,
         ) as turn:
             if not turn.repeated:
@@ -168,10 +168,10 @@ class Session:
         documents: Sequence[str] = (),
         system: str | None = None,
         remember: Remember | None = None,
-        request: bytes | None = None,
-        retry: bool = False,
         truncate: bool = True,
         after: str | None = None,
+        request: bytes | None = None,
+        retry: bool = False,
         on_expired: OnExpired = "renew",
     ) -> ReplyStream[Session]:
         """Say something and read the reply while it is written; it is stored when the stream has been read to its end.
@@ -187,10 +187,10 @@ class Session:
             documents=documents,
             system=system,
             remember=remember,
-            request=request,
-            retry=retry,
             truncate=truncate,
             after=after,
+            request=request,
+            retry=retry,
             on_expired=on_expired,
         )
         return ReplyStream(turn, provider)
@@ -239,10 +239,10 @@ class Session:
         documents: Sequence[str],
         system: str | None,
         remember: Remember | None,
-        request: bytes | None,
-        retry: bool,
         truncate: bool = True,
         after: str | None = None,
+        request: bytes | None,
+        retry: bool,
         on_expired: OnExpired,
     ) -> AsyncGenerator[Turn[Session], None]:
         cloister = self._cloister

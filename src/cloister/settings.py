@@ -29,6 +29,7 @@ from cloister.keyring import Keyring
 from cloister.leaks.settings import PARTS, Block, LeakGuard
 from cloister.model import Limits
 from cloister.providers.base import Provider
+from cloister.rates import Rates
 from cloister.scrub.settings import Scrub
 from cloister.services import Tenant
 from cloister.sinks.base import Sink
@@ -451,9 +452,16 @@ class Settings:
         return [sinks.connect(each, self.webhook_secret) if isinstance(each, str) else each for each in self.sinks]
 
     def open(
-        self, *, clock: Callable[[], datetime] | None = None, telemetry: Sequence[Telemetry] = ()
+        self,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        telemetry: Sequence[Telemetry] = (),
+        rates: Rates | None = None,
     ) -> AsyncCloister:
-        """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`."""
+        """Give a cloister that is set up so, to be opened by ``async with``. Raises `ConfigurationError`.
+
+        *rates* are for whoever sets them elsewhere, as the server does.
+        """
         cloister = AsyncCloister.open(
             self.connect(),
             provider=self.answerer(),
@@ -472,6 +480,7 @@ class Settings:
             sinks_state=self.sinks_state,
             budget=self.budget(),
             prices=None if self.prices is None else self.price_table(),
+            rates=rates,
             tenants=self.tenants_apart(),
             telemetry=telemetry,
         )

@@ -28,6 +28,7 @@ from cloister.errors import ConfigurationError
 from cloister.leaks.settings import LeakGuard
 from cloister.model import Erasure, Item, Limits, Owner, Reply, Usage
 from cloister.providers.base import Provider
+from cloister.rates import Rates
 from cloister.scrub.settings import Scrub
 from cloister.sealing import MasterKeys
 from cloister.services import Tenant
@@ -103,6 +104,7 @@ class Cloister:
         telemetry: Sequence[Telemetry] = (),
         budget: Budget | None = None,
         prices: Prices | None = None,
+        rates: Rates | None = None,
         sinks: Sequence[Sink] = (),
         sinks_state: str | os.PathLike[str] | None = None,
     ) -> Cloister:
@@ -127,6 +129,7 @@ class Cloister:
                 telemetry=telemetry,
                 budget=budget,
                 prices=prices,
+                rates=rates,
                 sinks=sinks,
                 sinks_state=sinks_state,
             )

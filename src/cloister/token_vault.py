@@ -254,7 +254,7 @@ class TokenVault(Vault):
         if record and not self.ledger:
             raise ConfigurationError("idempotency keys need a ledger: token://?ledger=redis://…, or leave the key out")
         if charges and not self.ledger:
-            raise ConfigurationError("budgets need a ledger: token://?ledger=redis://…, or leave the budget out")
+            raise ConfigurationError("budgets and rates need a ledger: token://?ledger=redis://…, or leave them out")
 
     def check_room(self, opened: Opened, items: Sequence[Item]) -> None:
         if opened.passing:

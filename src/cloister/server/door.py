@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -103,14 +104,15 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
         reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=self._route.style)
-        route, source = self._route, _source(scope)
+        route, source, began = self._route, _source(scope), time.perf_counter()
         try:
             with scopes.source(f"{route.method} {route.path} {source} {request_id}"):
                 await self._pass(scope, receive, reply, source)
         except Exception as error:  # noqa: BLE001 (the last resort: it says nothing and is in the log)
             await refuse(reply, error, route)
         finally:
-            _log.info("%s %s %s %s", route.method, route.path, reply.status, request_id)
+            took = (time.perf_counter() - began) * 1_000
+            _log.info("%s %s %s %.0f ms %s", route.method, route.path, reply.status, took, request_id)
 
     async def _pass(self, scope: Scope, receive: Receive, reply: Reply, source: str) -> None:
         route, behind = self._route, self._behind()

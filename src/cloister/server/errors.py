@@ -16,6 +16,7 @@ from cloister.errors import (
     BudgetExceeded,
     CloisterError,
     ConfigurationError,
+    CredentialInvalid,
     IntegrityError,
     KeyReused,
     OptionRefused,
@@ -44,6 +45,7 @@ NOT_FOUND = "there is no such object, or not for this user; ids come from this s
 _TABLE: tuple[tuple[type[CloisterError], int, str, str, str | None], ...] = (
     (SessionNotFound, 404, "invalid_request_error", "not_found", NOT_FOUND),
     (TokenInvalid, 404, "invalid_request_error", "not_found", NOT_FOUND),
+    (CredentialInvalid, 401, "invalid_request_error", "invalid_api_key", "this key or token is not known here"),
     (SessionExpired, 404, "invalid_request_error", "session_expired", None),
     (SessionBusy, 409, "conflict_error", "session_busy", SessionBusy.notice),
     (KeyReused, 422, "invalid_request_error", "idempotency_key_reused", None),

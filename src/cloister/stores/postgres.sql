@@ -1,8 +1,8 @@
 -- The schema of the PostgreSQL store, version 4. `cloister migrate` runs it in one transaction, as its owner.
 --
 -- Three roles that nobody logs in as, and that others are granted: cloister_application may work for one owner at a time,
--- cloister_operator may read the log and go through all sessions to rotate keys, cloister_lookup owns what reads across
--- owners and is granted to nobody who uses the store.
+-- cloister_operator may read the log and go through all sessions and credentials to rotate keys, cloister_lookup owns
+-- what reads across owners and is granted to nobody who uses the store.
 -- Every table has row-level security, forced on its owner too. The owner of the rows that a statement may touch is set
 -- by the functions below, for their own transaction alone, so that nothing is left on a connection that others share.
 
