@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import told
-from tests.serving import UNRATED, Listening, Served, credentials, served
+from tests.serving import UNRATED, Listening, Served, served
 from tests.talks import Talker, Wire, at, call, claude, completion, message
 from tests.upstreams import Upstream, hang, http, refusal, stream
 
@@ -522,7 +522,7 @@ async def test_models_for_this_client(house: Served) -> None:
 def test_both_ways_without_async(server: Listening) -> None:
     """The synchronous client is answered over a real connection, whole and streamed."""
     with anthropic.Anthropic(
-        base_url=server.url, auth_token=credentials("acme"), default_headers={"Cloister-User": "ana"}, max_retries=0
+        base_url=server.url, auth_token=server.keys["acme"], default_headers={"Cloister-User": "ana"}, max_retries=0
     ) as client:
         answer = client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
         assert answer.content[0].to_dict() == {"type": "text", "text": "You said: Hello"}

@@ -510,7 +510,7 @@ async def break_off(server: Served, body: dict[str, Any]) -> None:
             raise ConnectionError
 
     headers = {
-        **{"authorization": f"Bearer {credentials('acme')}", "cloister-user": "ana"},
+        **{"authorization": f"Bearer {credentials('acme')}", "cloister-user": "ana", "x-stainless-retry-count": "0"},
         "content-type": "application/json",
     }
     scope: dict[str, Any] = {
