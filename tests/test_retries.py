@@ -141,6 +141,23 @@ async def test_a_session_lies_beside_its_door(house: House) -> None:
     assert at != door(await secret_of(house.cloister.vault.keys, house.ben.owner), house.ben.owner)
 
 
+@pytest.mark.parametrize("url", ["cluster", "pooler"], indirect=True)
+async def test_first_turns_where_the_store_is_divided(house: House) -> None:
+    """On a cluster, whose parts commit each for itself, and behind a pooler: one session, found again in both ways."""
+    ways: list[dict[str, Any]] = [{"idempotency_key": "k", "request": BODY}, {"request": BODY}]
+    for same in ways:
+        first = await (await house.ana.begin(system="Be kind.")).send("question", **same)
+        again = await (await house.ana.begin()).send("question", **same, retry=True)
+        assert again.items == first.items[-1:]
+        await again.session.delivered(again)
+        await again.session.send("next", request=BODY)
+    assert len(await house.ana.sessions()) == 2
+    assert (await house.ana.erase()).sessions == 2
+    reply = await (await house.ana.begin()).send("question", idempotency_key="k", request=BODY)
+    assert await told(reply.session) == ["question", reply.text]
+    assert "integrity.failed" not in await house.events()
+
+
 # --- retries ----------------------------------------------------------------------------------------------------------
 
 
