@@ -30,7 +30,8 @@ async def passed(rates: Rates, owner: Owner, times: int) -> int:
     through = 0
     for _ in range(times):
         with contextlib.suppress(RateLimited):
-            await rates.admit(owner)
+            await rates.tenant(owner.tenant or "")
+            await rates.user(owner)
             through += 1
     return through
 
@@ -62,7 +63,7 @@ async def test_workers_share_a_limit(url: str) -> None:
 async def test_many_at_once_are_no_more(house: House) -> None:
     """Requests that come at the same moment do not pass each other at the count."""
     rates = Rates(house.cloister.vault, 30, None)
-    outcomes = await asyncio.gather(*[rates.admit(ANA) for _ in range(100)], return_exceptions=True)
+    outcomes = await asyncio.gather(*[rates.user(ANA) for _ in range(100)], return_exceptions=True)
     assert outcomes.count(None) == 30
 
 
@@ -97,12 +98,12 @@ async def test_it_says_when_to_come_back(house: House) -> None:
     """The refusal names the seconds to the next minute, in which the request passes."""
     house.clock.move(seconds=42)
     rates = Rates(house.cloister.vault, 1, None)
-    await rates.admit(ANA)
+    await rates.user(ANA)
     with pytest.raises(RateLimited) as raised:
-        await rates.admit(ANA)
+        await rates.user(ANA)
     assert raised.value.retry_after == timedelta(seconds=18)
     house.clock.move(seconds=18)
-    await rates.admit(ANA)
+    await rates.user(ANA)
 
 
 async def test_a_clock_that_goes_back_gives_nothing_back(house: House) -> None:
@@ -124,6 +125,6 @@ async def test_without_a_store_nothing_passes() -> None:
         rates = Rates(house.cloister.vault, 2, None)
         watched.answers["charge"] = down
         with pytest.raises(StoreUnavailable):
-            await rates.admit(ANA)
+            await rates.user(ANA)
         del watched.answers["charge"]
         assert await passed(rates, ANA, 9) == 2

@@ -154,7 +154,9 @@ EVENTS: Mapping[str, Kind] = {
     ),
     "session.quarantined": Kind("alert", "A session did not open twice running, over two connections."),
     "rate.limited": Kind(
-        "warning", "A user or tenant asked too often.", {"limit": "which limit", "seconds": "until when"}
+        "warning",
+        "A user or tenant asked too often.",
+        {"limit": "which limit", "seconds": "until when", "tenant": "whose limit it is; absent for a user's"},
     ),
     "budget.exceeded": Kind(
         "warning", "A turn was refused because a budget is used up.", {"budget": "which", "period": "the day or month"}

@@ -59,7 +59,9 @@ class Identities(Protocol):
 class Admission(Protocol):
     """Says whether somebody has asked too often."""
 
-    async def admit(self, owner: Owner) -> None: ...
+    async def tenant(self, tenant: str) -> None: ...
+
+    async def user(self, owner: Owner) -> None: ...
 
 
 class Behind:
@@ -129,7 +131,7 @@ class Door:
             owner = await behind.identities.owner(caller, raw, *_named(value))
             door = behind.cloister.user_of(owner)
             if behind.admission is not None:
-                await behind.admission.admit(owner)
+                await behind.admission.user(owner)
         own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
@@ -164,6 +166,8 @@ class Door:
         caller = await behind.identities.caller(raw, source)
         if caller.scope not in route.scopes:
             raise Refused(403, "permission_error", "wrong_scope", "this key or token is not for this call")
+        if behind.admission is not None and caller.tenant is not None:
+            await behind.admission.tenant(caller.tenant)
         return caller
 
     def _query(self, raw: bytes) -> Any:

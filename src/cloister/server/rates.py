@@ -43,25 +43,29 @@ class Rates:
         self._limits = per_user, per_tenant
         self._taken: dict[tuple[str | None, str | None], _Taken] = {}
 
-    async def admit(self, owner: Owner) -> None:
-        """Count a request of *owner*; raise `RateLimited` if there were too many in this minute, which is on record."""
-        per_user, per_tenant = self._limits
-        now = to_micros(self._vault.now())
-        # The tenant's first: a flood over many users of one tenant ends there.
-        if per_tenant is not None:
-            await self._count(owner, None, per_tenant, now)
-        if per_user is not None:
-            await self._count(owner, owner.user, per_user, now)
+    async def tenant(self, tenant: str) -> None:
+        """Count a request of *tenant*; raise `RateLimited` if there were too many in this minute: that is on record.
 
-    async def _count(self, owner: Owner, user: str | None, limit: int, now: int) -> None:
-        key, minute = (owner.tenant, user), now // _MINUTE
+        Before its user is known, or what it says was read: a flood over many users ends here.
+        """
+        await self._count(tenant, None, self._limits[1])
+
+    async def user(self, owner: Owner) -> None:
+        """Count a request of *owner*; raise `RateLimited` likewise."""
+        await self._count(owner.tenant, owner.user, self._limits[0])
+
+    async def _count(self, tenant: str | None, user: str | None, limit: int | None) -> None:
+        if limit is None:
+            return
+        now = to_micros(self._vault.now())
+        key, minute = (tenant, user), now // _MINUTE
         taken = self._taken.get(key)
         if taken is None or taken.minute < minute:
             taken = self._begin(key, minute)
         if taken.left <= 0 and not taken.used_up:
             async with taken.asking:
                 if taken.left <= 0 and not taken.used_up:
-                    await self._take(taken, owner, user, limit)
+                    await self._take(taken, Account(tenant, user, f"requests-{taken.minute}"), limit)
         if taken.left <= 0:
             raise RateLimited("there were too many requests in this minute", _rest(taken.minute, now))
         taken.left -= 1
@@ -72,10 +76,11 @@ class Rates:
             del self._taken[next(iter(self._taken))]
         return taken
 
-    async def _take(self, taken: _Taken, owner: Owner, user: str | None, limit: int) -> None:
-        """Take a share of what the account has left, or else one request; put on record that there is none."""
+    async def _take(self, taken: _Taken, account: Account, limit: int) -> None:
+        """Take a share of what *account* has left, or else one request; put on record that there is none."""
         vault = self._vault
-        account = Account(owner.tenant, user, f"requests-{taken.minute}")
+        # Whose of a tenant's users it is counted for makes no difference to the tenant's own account.
+        owner = Owner(account.tenant, account.user or "anybody")
         until = (taken.minute + 2) * _MINUTE
         for amount in dict.fromkeys((max(1, limit // _SHARE), 1)):
             charge = Charge(account, amount, limit, until)
@@ -84,9 +89,13 @@ class Rates:
                 taken.left += amount
                 return
         taken.used_up = True
-        named = "requests_per_minute_tenant" if user is None else "requests_per_minute_user"
         seconds = round(_rest(taken.minute, to_micros(vault.now())).total_seconds())
-        await vault.note([vault.event("rate.limited", owner, limit=named, seconds=seconds)])
+        if account.user is None:
+            named = account.tenant or ""
+            noted = vault.event("rate.limited", limit="requests_per_minute_tenant", seconds=seconds, tenant=named)
+        else:
+            noted = vault.event("rate.limited", owner, limit="requests_per_minute_user", seconds=seconds)
+        await vault.note([noted])
 
 
 def _rest(minute: int, now: int) -> timedelta:
