@@ -108,6 +108,8 @@ class Wire:
     status: int = 0
     sent: bytes = b""
     ended: bool = False
+    breaks: bytes | None = None
+    """At what of the answer the connection breaks."""
 
     def __post_init__(self) -> None:
         self.gone = asyncio.Event()
@@ -143,6 +145,8 @@ class Wire:
         return {"type": "http.disconnect"}
 
     async def _send(self, event: MutableMapping[str, Any]) -> None:
+        if self.breaks is not None and self.breaks in event.get("body", b""):
+            raise ConnectionResetError
         if event["type"] == "http.response.start":
             self.status = event["status"]
             return

@@ -255,6 +255,9 @@ async def test_a_refusal_of_the_model(house: Served) -> None:
     house.provider.answer = completion(refusal="I would rather not.")
     (choice,) = (await say(house, "Which?")).parse().choices
     assert (choice.message.content, choice.message.refusal) == (None, "I would rather not.")
+    chunks = await streamed(house, "Which?")
+    assert "".join(piece.choices[0].delta.refusal or "" for piece in chunks) == "I would rather not."
+    assert text_of(chunks) == ""
 
 
 async def test_a_streamed_answer(house: Served) -> None:
@@ -344,6 +347,52 @@ async def test_parts_arrive_as_they_were(house: Served) -> None:
     sent = house.provider.requests[-1].messages
     assert sent[0] == {"role": "user", "content": parts, "name": "fan"}
     assert sent[1] == refused
+
+
+# --- the same request twice -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_key_takes_one_turn(house: Served, streamed: bool) -> None:
+    """The same body under the same key has one answer, another body is refused, and others' keys are their own."""
+    session = await begin(house, "Hello")
+    body = {"model": MODEL, "messages": HELLO, "stream": streamed}
+    key: Any = {"idempotency-key": "k-1"}
+    answers = [await house.ask("POST", "/chat/completions", body, **at(session), **key) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert all("Hello" in answer.text for answer in answers)
+    assert len(house.provider.requests) == 2
+    other = {**body, "messages": [{"role": "user", "content": "Other"}]}
+    answer = await house.ask("POST", "/chat/completions", other, **at(session), **key)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    for user in ("ana", "ben"):
+        answer = await house.ask("POST", "/chat/completions", other, user=user, **at("new"), **key)
+        assert answer.status_code == 200
+        assert "Other" in answer.text
+    assert len(house.provider.requests) == 4
+    passing = await house.ask("POST", "/chat/completions", body, **key)
+    assert (passing.status_code, passing.json()["error"]["param"]) == (400, "idempotency-key")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("session", [True, False])
+async def test_a_retry_of_the_sdk_takes_one_turn(house: Served, streamed: bool, session: bool) -> None:
+    """What an SDK sends again, since it got no answer, is the same turn; what it asks again after one is another."""
+    name = await begin(house, "Hi") if session else "new"
+    asked = len(house.provider.requests)
+    body = {"model": MODEL, "messages": HELLO, "stream": streamed}
+    for tries in ("0", "1"):
+        headers = {SESSION: name, "x-stainless-retry-count": tries}
+        lost = Wire(house, "/v1/chat/completions", body, headers, breaks=b'"finish_reason":"stop"')
+        with pytest.raises(ConnectionResetError):
+            await lost.ask()
+    answer = Wire(house, "/v1/chat/completions", body, {SESSION: name, "x-stainless-retry-count": "2"})
+    await answer.ask()
+    assert b"Hello" in answer.sent
+    assert len(house.provider.requests) == asked + 1
+    again = Wire(house, "/v1/chat/completions", body, {SESSION: name, "x-stainless-retry-count": "3"})
+    await again.ask()
+    assert len(house.provider.requests) == asked + 2
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -456,6 +505,16 @@ async def test_what_is_malformed_is_refused(house: Served, given: dict[str, Any]
         assert answer.json()["error"]["type"] == "invalid_request_error"
     assert house.provider.requests == []
     assert await kept(house) == []
+
+
+async def test_messages_are_bounded() -> None:
+    """A request with more messages than the server takes is refused, in both formats, before anything is looked at."""
+    async with served(provider=Talker(), options=replace(UNRATED, max_items=2)) as house:
+        for path, more in (("/chat/completions", {}), ("/messages", {"max_tokens": 9})):
+            body = {"messages": HELLO * 3, **more}
+            assert (await house.ask("POST", path, body)).status_code == 400
+            assert (await house.ask("POST", path, {**body, "messages": HELLO * 2})).status_code == 200
+    assert len(house.provider.requests) == 2
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "assistant", "tool"])

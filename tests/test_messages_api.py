@@ -93,6 +93,19 @@ async def test_nothing_is_stored_without_a_session(house: Served) -> None:
     assert await kept(house) == []
 
 
+async def test_a_key_takes_one_turn(house: Served) -> None:
+    """The same body under the same key has one answer, whole and streamed."""
+    for streamed in (False, True):
+        asked = len(house.provider.requests)
+        body = {"model": MODEL, "max_tokens": 9, "messages": HELLO, "stream": streamed}
+        key: Any = {"idempotency-key": f"k-{streamed}"}
+        for _ in range(2):
+            answer = await house.ask("POST", "/messages", body, **at("new"), **key)
+            assert answer.status_code == 200
+            assert "Hello" in answer.text
+        assert len(house.provider.requests) == asked + 1
+
+
 async def test_foreign_looks_missing(house: Served) -> None:
     """Another's session, a missing one and no id at all are the same 404 in this API's shape, but for the request."""
     anas = (await say(house, "I like figs.", session="new")).headers[SESSION]
@@ -519,12 +532,25 @@ async def test_models_for_this_client(house: Served) -> None:
     assert (await client.models.retrieve(MODEL)).id == MODEL
 
 
-def test_both_ways_without_async(server: Listening) -> None:
-    """The synchronous client is answered over a real connection, whole and streamed."""
+@pytest.mark.parametrize("shown", ["auth_token", "api_key"])
+def test_both_ways_without_async(server: Listening, shown: str) -> None:
+    """The synchronous client is answered over a real connection, however it shows its key, whole and streamed."""
+    key: Any = {shown: server.keys["acme"]}
     with anthropic.Anthropic(
-        base_url=server.url, auth_token=server.keys["acme"], default_headers={"Cloister-User": "ana"}, max_retries=0
+        base_url=server.url, default_headers={"Cloister-User": "ana"}, max_retries=0, **key
     ) as client:
         answer = client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
         assert answer.content[0].to_dict() == {"type": "text", "text": "You said: Hello"}
         with client.messages.stream(model=MODEL, max_tokens=9, messages=HELLO) as streamed:
             assert "".join(streamed.text_stream).strip() == "You said: Hello"
+
+
+def test_nobody_in_particular(server: Listening) -> None:
+    """Without a key that is valid here, this client is told so in its API's shape."""
+    with (
+        anthropic.Anthropic(base_url=server.url, api_key="nobodys", max_retries=0) as client,
+        pytest.raises(anthropic.AuthenticationError) as caught,
+    ):
+        client.messages.create(model=MODEL, max_tokens=9, messages=HELLO)
+    assert caught.value.request_id is not None
+    assert caught.value.request_id.startswith("req_")

@@ -155,6 +155,7 @@ def _read(call: Call, body: Counted) -> tuple[str | None, list[dict[str, Any]]]:
         raise unsupported("other speeds", "speed")
     if isinstance(body, NewMessage) and body.service_tier == "standard_only":
         raise unsupported("a say in the provider's service tier", "service_tier")
+    said.bounded(call, body.messages)
     messages = []
     for number, message in enumerate(body.messages):
         where = f"messages[{number}]"
@@ -241,13 +242,16 @@ async def _events(
     begun = index = 0
     async with turns.stream(call, session, question) as stream:
         async for text in stream:
+            if not text:  # an answer that is given again, and called tools alone
+                continue
             head = b""
             if not begun:
                 if where is not None:
                     where.update(turns.headers_of(call, stream))
-                head = _start(call, body, stream.turn.tokens) + _open(0, {"type": "text", "text": ""})
+                tokens = 0 if stream.turn.repeated else stream.turn.tokens
+                head = _start(call, body, tokens) + _open(0, {"type": "text", "text": ""})
                 begun = 1
-            yield head + _delta(0, {"type": "text_delta", "text": text})
+            yield head + _delta(0, {"type": "text_delta", "text": str(text)})
     reply = question.reply = stream.reply
     rest = b""
     if begun:

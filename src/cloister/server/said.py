@@ -6,7 +6,7 @@ file, the audio of an earlier answer) could be to another user's, so there is no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -190,8 +190,15 @@ def _plain(role: str, content: str | Sequence[Any] | None, where: str, **beside:
     return said
 
 
-def messages(call: Call, given: Iterable[Message], param: str = "messages") -> list[dict[str, Any]]:
+def bounded(call: Call, given: Sequence[object], param: str = "messages") -> None:
+    """Raise `Refused` for more messages than a request may bring."""
+    if len(given) > call.most_items:
+        raise invalid(f"a request brings at most {call.most_items} messages here", param)
+
+
+def messages(call: Call, given: Sequence[Message], param: str = "messages") -> list[dict[str, Any]]:
     """Give messages as the library takes them; `Refused` for those that this caller may not send."""
+    bounded(call, given, param)
     plain = []
     for number, message in enumerate(given):
         where = f"{param}[{number}]"
