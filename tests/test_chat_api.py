@@ -162,7 +162,7 @@ async def test_sessions_are_kept_apart(house: Served, monkeypatch: pytest.Monkey
     async def leaky(_: Any, name: str) -> Any:
         return await house.cloister.user("ana", tenant="acme").resume("cs_" + name.removeprefix("conv_"))
 
-    monkeypatch.setattr(turns, "resumed", leaky)
+    monkeypatch.setattr(turns, "at", leaky)
     assert not await apart()
 
 
@@ -649,7 +649,7 @@ def distant(upstream: Upstream) -> Any:
         base_url=upstream.url,
         api_key="sk-0123456789abcdef",
         model="m",
-        timeout=Timeouts(idle=timedelta(seconds=0.2), total=timedelta(seconds=0.2)),
+        timeout=Timeouts(idle=timedelta(seconds=0.6), total=timedelta(seconds=1)),
         retries=Retries(attempts=1),
     )
     return served(provider=provider)

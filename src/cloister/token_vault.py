@@ -56,6 +56,8 @@ class _Stable:
 class TokenVault(Vault):
     """Keep sealed sessions in tokens, over a store that is their ledger or only keeps the audit log."""
 
+    carries = True
+
     @property
     def tokens(self) -> Tokens:
         """Say for whom tokens are made, and how long they may be."""

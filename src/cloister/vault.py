@@ -121,6 +121,9 @@ Recorder = Callable[[Opened, Head, str], Record]
 class Vault(Channel):
     """Keep sealed sessions in a store, for owners that every call names."""
 
+    carries = False
+    """What the application holds is no id, but a token that carries the session."""
+
     def __init__(
         self,
         store: Store,

@@ -120,6 +120,7 @@ async def session_of(call: Call, body: Asked) -> tuple[Session, OnExpired, str |
     The end is the item behind which the request stands, where that matters; the session may have gone on.
     """
     conversation, previous = body.conversation, body.previous_response_id
+    reach = turns.resumed if isinstance(body, CountTokens) else turns.at
     header = call.headers.get(turns.SESSION)
     turns.one_of(("conversation", conversation), ("previous_response_id", previous), (turns.SESSION, header))
     if isinstance(body, NewResponse) and body.store is False:
@@ -128,12 +129,12 @@ async def session_of(call: Call, body: Asked) -> tuple[Session, OnExpired, str |
         return call.user.passing(), "raise", None
     if conversation is not None:
         name = conversation if isinstance(conversation, str) else conversation.id
-        return await turns.resumed(call.user, name), "raise", None
+        return await reach(call.user, name), "raise", None
     if previous is not None:
         session, answer, _ = await found(call, previous)
         return session, "raise", answer.id
     if header is not None and header != turns.NEW:
-        return await turns.resumed(call.user, header), "renew", None
+        return await reach(call.user, header), "renew", None
     if isinstance(body, CountTokens):
         return call.user.passing(), "raise", None
     return await call.user.begin(), "raise", None

@@ -121,7 +121,7 @@ async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> 
         return call.user.passing(), False
     if name == NEW:
         return await call.user.begin(metadata=metadata), True
-    return await resumed(call.user, name), True
+    return await at(call.user, name), True
 
 
 async def ask(call: Call, session: Session, question: Question) -> Reply[Session]:
@@ -133,6 +133,11 @@ async def ask(call: Call, session: Session, question: Question) -> Reply[Session
 def stream(call: Call, session: Session, question: Question) -> ReplyStream[Session]:
     """Ask the same, and read the reply while it is written."""
     return session.stream(question.content, **question.arguments(call, on_expired="renew"))
+
+
+async def at(user: User, name: str) -> Session:
+    """Give the same for a turn, which finds out whether it is there."""
+    return await user.at(name if name.startswith("ct_") else ids.session(name))
 
 
 async def resumed(user: User, name: str) -> Session:
