@@ -432,6 +432,34 @@ async def test_calls_are_on_record_with_their_source(app: Application, client: h
     assert "conv_abc" not in started.detail
 
 
+async def test_pages_of_elsewhere_may_call_where_they_are_named() -> None:
+    """Only scripts from the origins that the operator names may read answers; by default, none."""
+    named, other = "https://chat.example", "https://chat.example.evil.example"
+
+    def opening() -> AsyncCloister:
+        return AsyncCloister.open("memory://", provider="offline", tenancy="required")
+
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,cloister-session",
+    }
+    for origins, allowed in (((), set()), ((named,), {named})):
+        app = Application(opening, ServerSettings(cors_origins=origins))
+        async with app.opened():
+            transport = httpx2.ASGITransport(app=app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://server") as client:
+                for origin in (named, other, "null"):
+                    before = await client.options("/v1/responses", headers={"origin": origin, **asked})
+                    answer = await client.get("/v1/models", headers={"origin": origin})
+                    for said in (before, answer):
+                        assert said.headers.get("access-control-allow-origin") == (
+                            origin if origin in allowed else None
+                        )
+                        assert "access-control-allow-credentials" not in said.headers
+                    assert (before.status_code == 200) == (origin in allowed)
+                    assert answer.status_code == 401
+
+
 def test_the_document_has_every_route(app: Application) -> None:
     """The OpenAPI document is made from the table of routes, with the types of bodies and queries."""
     from cloister.server import openapi

@@ -251,6 +251,10 @@ class User:
         """Give a session of this user's; see `cloister.user.User.resume`."""
         return Session(self._cloister, self._cloister.run(self._inner.resume(session_id, on_expired=on_expired)))
 
+    def at(self, session_id: str) -> Session:
+        """Give a session of this user's for a turn; see `cloister.user.User.at`."""
+        return Session(self._cloister, self._cloister.run(self._inner.at(session_id)))
+
     def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
         """List this user's live sessions; see `cloister.user.User.sessions`."""
         found = self._cloister.run(self._inner.sessions(limit=limit, after=after))

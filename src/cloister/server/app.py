@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route as Path
 from starlette.routing import Router
+from starlette.types import ASGIApp
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
@@ -61,9 +63,10 @@ class Application:
             redirect_slashes=False,
             lifespan=lambda _: self.opened(),
         )
+        self._entrance = _shared(self._router, options.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._router(scope, receive, send)
+        await self._entrance(scope, receive, send)
 
     def behind(self) -> Behind:
         """Give what the doors share; there only between start and end."""
@@ -95,6 +98,22 @@ def _identities_of(options: ServerSettings) -> Callable[[AsyncCloister], Asks]:
         return Identities(options, cloister.credentials, Record(into(cloister)), now=cloister.vault.now)
 
     return made
+
+
+def _shared(router: Router, origins: Sequence[str]) -> ASGIApp:
+    """Let scripts of web pages from *origins* call, and of nowhere else.
+
+    They show a user's token in a header. Nothing is ever taken from a cookie, so none is allowed.
+    """
+    if not origins:
+        return router
+    return CORSMiddleware(
+        router,
+        allow_origins=origins,
+        allow_methods=("GET", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=("cloister-session", "cloister-renewed", "x-request-id", "request-id", "retry-after"),
+    )
 
 
 def _check(cloister: AsyncCloister) -> None:
