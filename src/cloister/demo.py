@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from cloister import auditing, stores, terminal, wire
+from cloister import auditing, demo_server, stores, terminal, wire
 from cloister.alarms import Alarms
 from cloister.audit import verify
 from cloister.client import AsyncCloister
@@ -94,6 +94,8 @@ class Stage:
     ben: str = "ben"
     session_id: str = ""
     """Ana's session, from scene 1 on."""
+    folder: Path | None = None
+    """Where files of ours may lie, where the store is ours."""
     failed: list[str] = field(default_factory=list)
 
     @property
@@ -519,6 +521,13 @@ async def spent_and_refused(stage: Stage) -> None:
     stage.verdict("who guesses is refused for a while, and on record", guesses == 5 and "access.suspended" in noted)
 
 
+async def over_http(stage: Stage) -> None:
+    """12. The same through a running server, with OpenAI's own client"""
+    with contextlib.ExitStack() as left:
+        folder = stage.folder or Path(left.enter_context(tempfile.TemporaryDirectory(prefix="cloister-demo-")))
+        await demo_server.play(folder, stage.happened, stage.verdict)
+
+
 async def audit_log(stage: Stage) -> None:
     """8. Somebody changes one byte of the audit log"""
 
@@ -563,7 +572,7 @@ async def one_changed_byte(stage: Stage, known: auditing.Evidence) -> None:
 
 SCENES: tuple[Scene, ...] = (
     the_bug, two_at_once, remembered, foreign, moved_row, model_failure, expiry, small_window, audit_log,
-    personal_data, misbehaving_model, spent_and_refused,
+    personal_data, misbehaving_model, spent_and_refused, over_http,
 )  # fmt: skip
 
 
@@ -583,7 +592,7 @@ async def play(settings: Settings | None, model: Callable[[], Provider | None] |
     await first.close()
     if settings is None:
         folder = _folder()
-        stage = Stage(Settings(store=f"sqlite:///{quote(folder)}/demo.db"), provider)
+        stage = Stage(Settings(store=f"sqlite:///{quote(folder)}/demo.db"), provider, folder=Path(folder))
         terminal.say(f"Ana and Ben talk to one model. Their store: {stage.settings.store}")
     else:
         stamp = secrets.token_hex(3)
