@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from cloister import wire
 from cloister.model import Reply, Usage
 from cloister.server import said, turns
 from cloister.server.door import sse
@@ -245,11 +246,13 @@ async def _chunks(
     begun = chunk({"role": "assistant", "content": "", "refusal": None})
     async with turns.stream(call, session, question) as stream:
         async for text in stream:
+            if not text:
+                continue
             if begun and where is not None:
                 where.update(turns.headers_of(call, stream))
-            yield begun + chunk({"content": text})
+            yield begun + chunk({"refusal" if isinstance(text, wire.Refusal) else "content": str(text)})
             begun = b""
-    reply = question.reply = stream.reply
+    reply = turns.had(question, stream.reply)
     if begun and where is not None:
         where.update(turns.headers(reply))
     if where is not None:
