@@ -808,7 +808,7 @@ async def test_a_request_brings_so_many_items_and_no_more() -> None:
     async with served(options=ServerSettings(max_items=3)) as server:
         body = {"model": MODEL, "input": [{"role": "user", "content": "x"}] * 4}
         refused = await server.ask("POST", "/responses", body)
-        assert refused.json()["error"]["message"] == "a request brings at most 3 items here"
+        assert refused.json()["error"]["message"] == "a request brings at most 3 of these here, and of their parts"
         assert (await server.ask("POST", "/responses", {**body, "input": body["input"][:3]})).status_code == 200
 
 

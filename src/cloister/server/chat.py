@@ -252,7 +252,7 @@ async def _chunks(
                 where.update(turns.headers_of(call, stream))
             yield begun + chunk({"refusal" if isinstance(text, wire.Refusal) else "content": str(text)})
             begun = b""
-    reply = question.reply = stream.reply
+    reply = turns.had(question, stream.reply)
     if begun and where is not None:
         where.update(turns.headers(reply))
     if where is not None:

@@ -26,6 +26,7 @@ class Including(Query):
 
 async def create(call: Call, body: NewItems) -> Page[Item]:
     """Add items to a conversation without asking a model."""
+    call.bound(body.items, "items")
     session = await named(call)
     given = await items.resolved(session, body.items)
     items.allowed(call, given)

@@ -56,6 +56,7 @@ def described(session: Session) -> Conversation:
 async def create(call: Call, body: NewConversation) -> Conversation:
     """Start a conversation."""
     _check_kept(call)
+    call.bound(body.items or [], "items")
     given = await items.resolved(None, body.items or [])
     items.allowed(call, given)
     return described(await call.user.start(metadata=body.metadata, items=items.taken(given)))

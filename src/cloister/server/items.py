@@ -20,6 +20,7 @@ from cloister.server import ids
 from cloister.server.errors import NOT_FOUND
 from cloister.server.refusals import Refused, invalid, unsupported
 from cloister.server.routes import Call
+from cloister.server.shapes import SCHEMES
 from cloister.session import Session
 
 Entry = dict[str, Any]
@@ -208,8 +209,10 @@ def _take_image(part: Entry, where: str) -> dict[str, Any]:
     if part.get("file_id") is not None:
         raise unsupported("files of a provider", f"{where}.file_id")
     url = part.pop("image_url", None)
-    if not isinstance(url, str) or not url:
-        raise invalid("an image needs its address, or its data as a data: URL", f"{where}.image_url")
+    if not isinstance(url, str) or not url[:8].lower().startswith(SCHEMES):
+        raise invalid(
+            "an image needs its address, at https: or http:, or its data as a data: URL", f"{where}.image_url"
+        )
     if part.get("detail") is None:
         part["detail"] = "auto"
     detail = {"detail": part["detail"]} if part["detail"] in ("auto", "low", "high") else {}
@@ -230,9 +233,14 @@ def _take_file(part: Entry, where: str) -> dict[str, Any]:
 
 def _take_audio(part: Entry, where: str) -> dict[str, Any]:
     audio = part.pop("input_audio", None)
+    audio = dict(audio) if isinstance(audio, dict) else audio
     if not isinstance(audio, dict) or not isinstance(audio.get("data"), str):
         raise invalid("audio needs its data", f"{where}.input_audio")
-    return {"type": "input_audio", "input_audio": audio}
+    # A provider is sent no more: a reference to what lies there could be to another user's.
+    sent = {field: audio.pop(field) for field in ("data", "format") if isinstance(audio.get(field), str)}
+    if audio:
+        part["input_audio"] = audio
+    return {"type": "input_audio", "input_audio": sent}
 
 
 _PARTS = {
@@ -249,7 +257,16 @@ _PARTS = {
 def _joined(content: object, parts: Sequence[Entry]) -> list[Entry]:
     """Put what a model is sent back into the parts from which it was taken."""
     sent = iter(_chat_parts(content))
-    return [{**part, **_PARTS[part["type"]].give(next(sent))} if part["type"] in _PARTS else part for part in parts]
+    return [
+        _whole_part(part, _PARTS[part["type"]].give(next(sent))) if part["type"] in _PARTS else part for part in parts
+    ]
+
+
+def _whole_part(part: Entry, given: Entry) -> Entry:
+    beside = part.get("input_audio")
+    if isinstance(beside, dict) and "input_audio" in given:
+        return {**part, "input_audio": {**beside, **given["input_audio"]}}
+    return {**part, **given}
 
 
 def _chat_parts(content: object) -> list[dict[str, Any]]:
@@ -353,7 +370,8 @@ def _part(role: str, part: Mapping[str, Any]) -> Entry:
 
 def _note(note: Any) -> Any:
     """Give a note to an answer as this API has it: the chat format has its fields one level deeper."""
-    body = note.get(note.get("type")) if isinstance(note, dict) else None
+    kind = note.get("type") if isinstance(note, dict) else None
+    body = note.get(kind) if isinstance(kind, str) else None
     return {"type": note["type"], **body} if isinstance(body, dict) else note
 
 

@@ -17,6 +17,7 @@ from cloister.server.routes import Answer, Call, Route, Stream
 from cloister.server.shapes import Body, Query
 from cloister.server.streams import told
 from cloister.session import Session
+from cloister.stream import ReplyStream
 
 Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Whole = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
@@ -155,14 +156,15 @@ def _read(call: Call, body: Counted) -> tuple[str | None, list[dict[str, Any]]]:
         raise unsupported("other speeds", "speed")
     if isinstance(body, NewMessage) and body.service_tier == "standard_only":
         raise unsupported("a say in the provider's service tier", "service_tier")
-    said.bounded(call, body.messages)
-    messages = []
+    call.bound([msgspec.structs.asdict(message) for message in body.messages], "messages")
+    messages: list[dict[str, Any]] = []
     for number, message in enumerate(body.messages):
         where = f"messages[{number}]"
         for one in blocks.chat(message, where):
             said.allowed(call, one["role"], where)
             said.checked(one, where)
             messages.append(one)
+    call.bound(messages, "messages")  # results of tools have parts within parts
     system = None if body.system is None else blocks.text_of(body.system)
     return turns.instructed(call, system, "system"), messages
 
@@ -232,6 +234,11 @@ def _streamed(call: Call, body: NewMessage, question: turns.Question, session: S
     return Stream(told(pieces, call.request_id, "anthropic"), lambda: where or {}, question.delivered)
 
 
+def _tokens_of(stream: ReplyStream[Session]) -> int:
+    """Give what was sent to the model; of a turn that was taken before, what that came to."""
+    return stream.reply.usage.input_tokens if stream.turn.repeated else stream.turn.tokens
+
+
 def _event(kind: str, **fields: Any) -> bytes:
     return sse({"type": kind, **fields}, kind)
 
@@ -248,11 +255,10 @@ async def _events(
             if not begun:
                 if where is not None:
                     where.update(turns.headers_of(call, stream))
-                tokens = 0 if stream.turn.repeated else stream.turn.tokens
-                head = _start(call, body, tokens) + _open(0, {"type": "text", "text": ""})
+                head = _start(call, body, _tokens_of(stream)) + _open(0, {"type": "text", "text": ""})
                 begun = 1
             yield head + _delta(0, {"type": "text_delta", "text": str(text)})
-    reply = question.reply = stream.reply
+    reply = turns.had(question, stream.reply)
     rest = b""
     if begun:
         rest, index = _event("content_block_stop", index=0), 1

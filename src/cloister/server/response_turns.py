@@ -144,8 +144,7 @@ async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
     if not body.input:
         raise invalid("there is nothing to answer", "input", "missing_required_parameter")
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    if len(given) > call.most_items:
-        raise invalid(f"a request brings at most {call.most_items} items here", "input")
+    call.bound(given, "input")
     known = None if body.conversation is None and body.previous_response_id is None else session
     given = await items.resolved(known, given, "input")
     items.allowed(call, given, "input")

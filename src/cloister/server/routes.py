@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from cloister.errors import ConfigurationError
 from cloister.model import Owner
 from cloister.server.errors import Style
 from cloister.server.identity import Caller
+from cloister.server.refusals import invalid
 from cloister.server.settings import Policy
 from cloister.user import User
 
@@ -54,6 +55,15 @@ class Call:
         if self.house is None:
             raise ConfigurationError("this route is about one user, and sees nothing else")
         return self.house
+
+    def bound(self, given: Sequence[Mapping[str, Any]], param: str) -> None:
+        """Raise `Refused` for more items or messages than a request may bring, or more parts of them.
+
+        Each takes a while to look at, and as long as that is, nobody else is answered.
+        """
+        parts = sum([len(value) for one in given for value in one.values() if isinstance(value, list)])
+        if max(len(given), parts) > self.most_items:
+            raise invalid(f"a request brings at most {self.most_items} of these here, and of their parts", param)
 
 
 @dataclass(frozen=True, slots=True)

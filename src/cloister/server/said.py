@@ -14,10 +14,7 @@ import msgspec
 from cloister import wire
 from cloister.server.refusals import Refused, invalid, unsupported
 from cloister.server.routes import Call
-from cloister.server.shapes import Body
-
-_SCHEMES = ("https://", "http://", "data:")
-"""Where an image may lie. Some providers read files of their own machine by other ones."""
+from cloister.server.shapes import SCHEMES, Body
 
 
 class Part(Body):
@@ -50,7 +47,7 @@ class Image(Part, tag_field="type", tag="image_url", kw_only=True):
     image_url: ImageUrl
 
     def plain(self, where: str) -> dict[str, Any]:
-        if not self.image_url.url[:8].lower().startswith(_SCHEMES):
+        if not self.image_url.url[:8].lower().startswith(SCHEMES):
             raise invalid("an image is given by an address that begins with https:, http: or data:", where)
         return {"type": "image_url", "image_url": msgspec.to_builtins(self.image_url)}
 
@@ -190,15 +187,9 @@ def _plain(role: str, content: str | Sequence[Any] | None, where: str, **beside:
     return said
 
 
-def bounded(call: Call, given: Sequence[object], param: str = "messages") -> None:
-    """Raise `Refused` for more messages than a request may bring."""
-    if len(given) > call.most_items:
-        raise invalid(f"a request brings at most {call.most_items} messages here", param)
-
-
 def messages(call: Call, given: Sequence[Message], param: str = "messages") -> list[dict[str, Any]]:
     """Give messages as the library takes them; `Refused` for those that this caller may not send."""
-    bounded(call, given, param)
+    call.bound([msgspec.structs.asdict(message) for message in given], param)
     plain = []
     for number, message in enumerate(given):
         where = f"{param}[{number}]"

@@ -13,6 +13,10 @@ MetadataValue = Annotated[str, msgspec.Meta(max_length=512)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], msgspec.Meta(max_length=16)]
 
 
+SCHEMES = ("https://", "http://", "data:")
+"""Where an image may lie. Some providers read files of their own machine by other ones."""
+
+
 class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Be what a client sends: nothing that is not named here."""
 

@@ -16,6 +16,7 @@ from cloister.content import Content, Remember
 from cloister.model import Reply
 from cloister.sealing import fields
 from cloister.server import ids
+from cloister.server.errors import NOT_FOUND
 from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import Call
 from cloister.session import OnExpired, Session
@@ -126,8 +127,15 @@ async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> 
 
 async def ask(call: Call, session: Session, question: Question) -> Reply[Session]:
     """Ask *question* in *session*; where that has timed out, in a new one."""
-    question.reply = await session.send(question.content, **question.arguments(call, on_expired="renew"))
-    return question.reply
+    return had(question, await session.send(question.content, **question.arguments(call, on_expired="renew")))
+
+
+def had(question: Question, reply: Reply[Session]) -> Reply[Session]:
+    """Give the reply to *question*; `Refused` where the turn was taken before, and its answer deleted since."""
+    if question.kept and not reply.items:
+        raise Refused(404, "invalid_request_error", "not_found", NOT_FOUND)
+    question.reply = reply
+    return reply
 
 
 def stream(call: Call, session: Session, question: Question) -> ReplyStream[Session]:
