@@ -32,7 +32,7 @@ BEN_ASKS = "What is my name, and what is my order number?"
 NOT_KEPT = "My locker code is 5150."
 _TENANT = "bookshop"
 _NEEDED = ("starlette", "uvicorn", "uvloop", "httptools", "joserfc", "openai")
-_PATIENCE = 30.0
+_PATIENCE = 60.0
 _SERVES = re.compile(rb"cloister serves (http://\S+)")
 
 Happened = Callable[[str], None]
