@@ -316,6 +316,7 @@ ROUTES = (
         answer=Completion,
         waits=True,
         streams=True,
+        named=True,
     ),
     Route("GET", "/v1/models", models, "List the models that may be named", answer=Models, owned=False),
     Route("GET", "/v1/models/{model:path}", model, "Describe a model", answer=Model, owned=False),

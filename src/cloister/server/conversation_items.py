@@ -10,12 +10,12 @@ from cloister.server import items
 from cloister.server.conversations import MOST_ITEMS, ONE, Conversation, described, named
 from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import Call, Route
-from cloister.server.shapes import Body, Item, Page, Paging, Query
+from cloister.server.shapes import Body, Given, Item, Page, Paging, Query
 from cloister.session import Session
 
 
 class NewItems(Body):
-    items: Annotated[list[Item], msgspec.Meta(min_length=1, max_length=MOST_ITEMS)]
+    items: Annotated[list[Given], msgspec.Meta(min_length=1, max_length=MOST_ITEMS)]
 
 
 class Including(Query):

@@ -10,7 +10,7 @@ from cloister.errors import SessionNotFound
 from cloister.server import ids, items
 from cloister.server.refusals import invalid, unsupported
 from cloister.server.routes import Call, Route
-from cloister.server.shapes import Body, Item, Metadata, Page, Query
+from cloister.server.shapes import Body, Given, Metadata, Page, Query
 from cloister.session import Session
 
 MOST_ITEMS = 20
@@ -18,7 +18,7 @@ MOST_ITEMS = 20
 
 
 class NewConversation(Body):
-    items: Annotated[list[Item], msgspec.Meta(max_length=MOST_ITEMS)] | None = None
+    items: Annotated[list[Given], msgspec.Meta(max_length=MOST_ITEMS)] | None = None
     metadata: Metadata | None = None
 
 

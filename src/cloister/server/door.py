@@ -24,7 +24,7 @@ from cloister.model import Owner
 from cloister.server import errors
 from cloister.server.identity import Caller
 from cloister.server.refusals import Refused, invalid
-from cloister.server.routes import Answer, Call, Route, Stream
+from cloister.server.routes import JSON, Answer, Call, Route, Stream
 from cloister.server.settings import ServerSettings
 
 _log = logging.getLogger("cloister.server")
@@ -40,7 +40,7 @@ _SAFE = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 )
-_JSON = b"application/json"
+_JSON = JSON.encode()
 _AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
 _MOST_QUERY = 4_096
 _ENCODER = msgspec.json.Encoder()
@@ -293,7 +293,7 @@ async def _gone(receive: Receive) -> None:
 async def _read(headers: Mapping[str, str], receive: Receive, most: int) -> bytes:
     """Read the body, of at most so many bytes, of a request that says it is JSON."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind != JSON:
         raise Refused(
             415, "invalid_request_error", "unsupported_media_type", "send JSON, and content-type: application/json"
         )

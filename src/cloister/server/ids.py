@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-_RANDOM = "[A-Za-z0-9_-]{43}"
-_CONVERSATION = re.compile(f"conv_({_RANDOM})")
-_RESPONSE = re.compile(f"resp_({_RANDOM})_(0|[1-9][0-9]{{0,14}})_([0-9a-f]{{12}})")
-_ITEM = re.compile("[a-z]+_(0|[1-9][0-9]{0,14})_([0-9a-f]{12})(?:_[1-9][0-9]{0,3})?")
+_RANDOM, _PLACE, _TAG = "([A-Za-z0-9_-]{43})", "(0|[1-9][0-9]{0,14})", "([0-9a-f]{12})"
+CONVERSATION = f"conv_{_RANDOM}"
+RESPONSE = f"resp_{_RANDOM}_{_PLACE}_{_TAG}"
+ITEM = f"[a-z]+_{_PLACE}_{_TAG}(?:_[1-9][0-9]{{0,3}})?"
+_CONVERSATION, _RESPONSE, _ITEM = re.compile(CONVERSATION), re.compile(RESPONSE), re.compile(ITEM)
 
 NONE = ""
 """What stands for a malformed id: it is looked up as any other, and refused as any other that is not there."""

@@ -318,6 +318,7 @@ ROUTES = (
         answer=Message,
         waits=True,
         streams=True,
+        named=True,
         style="anthropic",
     ),
     Route(

@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 
 from cloister.server.refusals import Refused
-from cloister.server.routes import ANYBODY, Answer, Call, Route
+from cloister.server.routes import ANYBODY, Answer, Call, Route, Scope
 from cloister.server.settings import ServerSettings
 from cloister.stores.base import Store
 from cloister.telemetry import Telemetry
@@ -85,10 +85,9 @@ class Monitoring:
             Route("GET", "/readyz", self.readyz, "Whether it can work", answer=Health, scopes=ANYBODY, owned=False),
         ]
         if is_counting(self._options):
-            asked_by = ANYBODY if self._options.metrics == "open" else frozenset({"operator"})
-            found.append(
-                Route("GET", "/metrics", self.metrics, "Counts, for Prometheus", scopes=asked_by, owned=False)  # type: ignore[arg-type]
-            )
+            asked_by: frozenset[Scope] = ANYBODY if self._options.metrics == "open" else frozenset({"operator"})
+            counts = "Counts, for Prometheus"
+            found.append(Route("GET", "/metrics", self.metrics, counts, scopes=asked_by, owned=False, kind=_TEXT))
         return tuple(found)
 
     async def healthz(self, call: Call) -> Health:

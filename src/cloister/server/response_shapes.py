@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cloister.server.shapes import Body, Item, Metadata, Paging, Query
+from cloister.server.shapes import Body, Given, Item, Metadata, Paging, Query
 
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
@@ -42,7 +42,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Asked(Body):
     """Be what a request about a response has in common with one that only counts it."""
 
-    input: str | list[Item] | None = None
+    input: str | list[Given] | None = None
     model: Name | None = None
     instructions: str | None = None
     conversation: Name | ConversationId | None = None

@@ -93,6 +93,7 @@ class Stream:
     written: Callable[[], Awaitable[None]] | None = None
 
 
+JSON = "application/json"
 Handler = Callable[..., Awaitable[Any]]
 Scope = Literal["user", "service", "operator"]
 ANYBODY: frozenset[Scope] = frozenset()
@@ -116,5 +117,9 @@ class Route:
     waits: bool = False
     """It asks a model: whoever goes away meanwhile ends it."""
     streams: bool = False
+    named: bool = False
+    """Its session is named in the header ``Cloister-Session``."""
+    kind: str = JSON
+    """The content type of its answer, unless that streams."""
     style: Style = "openai"
     status: int = 200

@@ -72,3 +72,23 @@ class Paging(Query):
 
 Item = dict[str, Any]
 """An item of the API, of any of its kinds."""
+
+_MESSAGE = {
+    "required": ["role", "content"],
+    "properties": {
+        "type": {"const": "message"},
+        "role": {"enum": ["user", "assistant", "system", "developer"]},
+        "content": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["type"]}},
+            ]
+        },
+    },
+}
+_TYPED = {
+    "required": ["type"],
+    "properties": {"type": {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9_.:-]{0,63}$"}},
+}
+Given = Annotated[Item, msgspec.Meta(extra_json_schema={"anyOf": [_MESSAGE, _TYPED]})]
+"""An item as it is sent: a message, which need not say so, or whatever says what it is."""
