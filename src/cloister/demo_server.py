@@ -68,7 +68,7 @@ async def play(folder: Path, happened: Happened, verdict: Verdict) -> None:
     async with _serving(store, folder) as url:
         happened(f"cloister serve answers at {url}, for the tenant {_TENANT}")
         talk = await _talk(url, key)
-    happened(f"Ana, streamed: {ANA_ASKS} → {talk.ana}")
+    happened(f"Ana, in a conversation that she began as responses, now as a streamed chat: {ANA_ASKS} → {talk.ana}")
     happened(f"Ben, with the same key and his own name: {BEN_ASKS} → {talk.ben}")
     happened(f"Ben tries Ana's conversation and response: {talk.hers[0]}")
     happened(f"a chat completion without a session: {talk.stateless}")
@@ -128,8 +128,13 @@ async def _talk(url: str, key: str) -> Talk:
     async with _client(url, key, "ana") as ana, _client(url, key, "ben") as ben:
         hers = (await ana.conversations.create()).id
         told = await ana.responses.create(conversation=hers, input=ANA_SAYS)
-        stream = await ana.responses.create(conversation=hers, input=ANA_ASKS, stream=True)
-        streamed = "".join([event.delta async for event in stream if event.type == "response.output_text.delta"])
+        stream = await ana.chat.completions.create(
+            model="offline",
+            messages=[{"role": "user", "content": ANA_ASKS}],
+            stream=True,
+            extra_headers={"Cloister-Session": hers},
+        )
+        streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
         his = (await ben.conversations.create()).id
         answered = await ben.responses.create(conversation=his, input=BEN_ASKS)
         chat = await ben.chat.completions.create(
