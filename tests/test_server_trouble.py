@@ -196,3 +196,27 @@ async def test_a_flood_of_one_tenant_is_its_own() -> None:
         assert set(statuses[40:]) == {429}
         assert (await house.turn("ben's token")).status_code == 429
         assert (await house.turn("globex")).status_code == 200
+
+
+async def test_what_is_refused_counts_too() -> None:
+    """An end user's requests count on every route, before their body is read, whatever is wrong with it (row 55)."""
+    async with firm(ServerSettings(requests_per_minute_user=4, requests_per_minute_tenant=None)) as house:
+        asked: tuple[tuple[str, str, Any], ...] = (
+            ("GET", "/models", None),
+            ("POST", "/responses", "no object"),
+            ("POST", "/chat/completions", {"messages": 5}),
+            ("GET", "/conversations?limit=no", None),
+        )
+        first = [(await house.ask("ben's token", *one)).status_code for one in asked]
+        assert first == [200, 400, 400, 400]
+        assert [(await house.ask("ben's token", *one)).status_code for one in asked] == [429] * 4
+        assert (await house.ask("ana's token", "GET", "/models")).status_code == 200
+
+
+async def test_who_floods_takes_nothing_from_others() -> None:
+    """An end user who is over the limit no longer counts for the tenant, so that Ana's requests pass (row 55)."""
+    async with firm(ServerSettings(requests_per_minute_user=5, requests_per_minute_tenant=20)) as house:
+        paths = ("/models", "/conversations?limit=no", "/responses/resp_x")
+        flood = [(await house.ask("ben's token", "GET", paths[number % 3])).status_code for number in range(60)]
+        assert flood[5:] == [429] * 55
+        assert [(await house.ask("ana's token", "GET", "/models")).status_code for _ in range(5)] == [200] * 5

@@ -130,7 +130,7 @@ class Door:
         if route.owned:
             owner = await behind.identities.owner(caller, raw, *_named(value))
             door = behind.cloister.user_of(owner)
-            if behind.admission is not None:
+            if behind.admission is not None and caller.user is None:
                 await behind.admission.user(owner)
         own, models = behind.models(caller.tenant)
         call = Call(
@@ -167,6 +167,9 @@ class Door:
         if caller.scope not in route.scopes:
             raise Refused(403, "permission_error", "wrong_scope", "this key or token is not for this call")
         if behind.admission is not None and caller.tenant is not None:
+            if caller.user is not None:
+                # First, and on every route: who floods takes no more from those of their tenant than from anybody.
+                await behind.admission.user(Owner(caller.tenant, caller.user))
             await behind.admission.tenant(caller.tenant)
         return caller
 

@@ -3,7 +3,8 @@
 What is counted lies in the store's accounts (`Store.charge`), a minute of UTC each. A worker takes from them some
 requests at a time and gives those out by itself; so a request seldom waits for the store, no more than the limit ever
 pass, and what a worker took and did not give out is lost until the next minute. Who is over it is refused from memory:
-a flood does not reach the store. Around the turn of a minute, twice the limit can pass within sixty seconds.
+all that a flood reaches in the store is the look at who asks. Around the turn of a minute, twice the limit can pass
+within sixty seconds.
 """
 
 from __future__ import annotations
