@@ -337,6 +337,17 @@ async def test_who_is_refused_is_told_when_to_come_back(client: httpx2.AsyncClie
     assert (await client.get("/v1/fail")).headers["x-should-retry"] == "false"
 
 
+async def test_what_reaches_no_door_is_in_the_log(client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    """An unknown path is logged under its request's id, and not itself: it may be anything."""
+    with caplog.at_level(logging.INFO):
+        answers = [await client.get("/v1/secret-path"), await client.put("/v1/echo")]
+    for answer in answers:
+        assert answer.headers["x-request-id"] in caplog.text
+    ours = [record.getMessage() for record in caplog.records if record.name == "cloister.server"]
+    assert len(ours) == 2
+    assert "secret-path" not in str(ours)
+
+
 async def test_what_nobody_foresaw_is_in_the_log(
     client: httpx2.AsyncClient, raised: Raised, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ from cloister.server.record import Record, into
 from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Route
 from cloister.server.settings import ServerSettings
+
+_log = logging.getLogger("cloister.server")
 
 ROUTES: tuple[Route, ...] = (
     *conversations.ROUTES,
@@ -143,7 +146,7 @@ class _Methods:
             f"this path takes {self._allowed}",
             headers={"allow": self._allowed},
         )
-        await refuse(_reply(scope, send), refused, None)
+        await _turned_away(scope, send, refused)
 
 
 async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,8 +155,11 @@ async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008})
         return
     refused = Refused(404, "invalid_request_error", "unknown_path", "this server has no such path; see /openapi.json")
-    await refuse(_reply(scope, send), refused, None)
+    await _turned_away(scope, send, refused)
 
 
-def _reply(scope: Scope, send: Send) -> Reply:
-    return Reply(send, "req_" + secrets.token_hex(12), secure=scope.get("scheme") == "https")
+async def _turned_away(scope: Scope, send: Send, refused: Refused) -> None:
+    """Answer what reaches no door, and log it without its path, which may be anything."""
+    reply = Reply(send, "req_" + secrets.token_hex(12), secure=scope.get("scheme") == "https")
+    await refuse(reply, refused, None)
+    _log.info("%s %s %s", refused.code, refused.status, reply.request_id)
