@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.firm import FORMATS, IN_ONE, STREAMED, Firm, firm
@@ -493,3 +494,33 @@ async def test_the_guard_is_no_oracle(form: str) -> None:
             told.append(re.sub(r'(chatcmpl-|req_|msg_|resp_|conv_)[\w-]+|"created(_at)?":\d+', "", answer.text))
         assert told[2] == told[3] == told[4] == told[5]
         assert not [one for one in told if "7731" in one]
+
+
+async def test_names_with_a_meaning_elsewhere_are_names(house: Firm) -> None:
+    """Wildcards, separators and names in other letters have what is theirs, and see nothing else (rows 6, 8, 9)."""
+    names = [
+        "*",
+        "%",
+        "_",
+        "{}",
+        "ana:ben",
+        "acme:ana",
+        "ana*",
+        "ANA",
+        "aná",
+        "ana'--",
+        "$(ana)",
+        "../ana",
+    ]
+
+    hers = (await house.turn("ana", cloister_session="new")).headers["cloister-session"]
+    theirs = {}
+    for name in names:
+        house.callers[name] = {**house.callers["ana"], "cloister-user": quote(name, safe="")}
+        assert (await house.ask(name, "GET", "/conversations")).json()["data"] == []
+        assert (await house.ask(name, "GET", f"/conversations/{hers}")).status_code == 404
+        theirs[name] = (await house.turn(name, cloister_session="new")).headers["cloister-session"]
+    for name in names:
+        listed = (await house.ask(name, "GET", "/conversations")).json()["data"]
+        assert [one["id"] for one in listed] == [theirs[name]]
+    assert [one["id"] for one in (await house.ask("ana", "GET", "/conversations")).json()["data"]] == [hers]
