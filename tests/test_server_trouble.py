@@ -220,3 +220,15 @@ async def test_who_floods_takes_nothing_from_others() -> None:
         flood = [(await house.ask("ben's token", "GET", paths[number % 3])).status_code for number in range(60)]
         assert flood[5:] == [429] * 55
         assert [(await house.ask("ana's token", "GET", "/models")).status_code for _ in range(5)] == [200] * 5
+
+
+@IN_ONE
+async def test_turns_of_one_session_at_once(house: Firm, form: str) -> None:
+    """Of many turns in one session each is whole and behind another, or refused as busy (rows 32, 64)."""
+    session = (await house.turn("ben", form, cloister_session="new")).headers["cloister-session"]
+    answers = await asyncio.gather(*(house.turn("ben's token", form, cloister_session=session) for _ in range(8)))
+    assert {answer.status_code for answer in answers} <= {200, 409, 429}
+    stored = [answer.status_code for answer in answers].count(200) + 1
+    assert stored > 1
+    listed = (await house.ask("ben", "GET", f"/conversations/{session}/items?limit=100")).json()["data"]
+    assert [item["role"] for item in listed] == ["assistant", "user"] * stored
