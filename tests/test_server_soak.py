@@ -154,7 +154,7 @@ class Person:
                 text = _streamed(said)
                 if text is not None:
                     return text, answer.headers["cloister-session"]
-                self.seen["broken"] += 1
+                self.seen[_failure(said)] += 1
         raise AssertionError("it never came back")
 
     async def attempts(self) -> AsyncIterator[int]:
@@ -238,9 +238,15 @@ def _streamed(said: str) -> str | None:
         return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
     with contextlib.suppress(ValueError, IndexError):
         last = json.loads(events[-1])
-        if last["type"] == "response.completed":
+        if last.get("type") == "response.completed":
             return _text(last["response"])
     return None
+
+
+def _failure(said: str) -> str:
+    """Give why a stream did not come to its end, if it says so."""
+    found = re.search(r'"code":"(\w+)"', said)
+    return found[1] if found else "broken"
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
