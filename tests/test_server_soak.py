@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,8 @@ class Chat:
     way: Literal["chat", "responses"]
     id: str | None = None
     turns: list[tuple[str, State, str]] = field(default_factory=list)
+    how: dict[str, str] = field(default_factory=dict)
+    """How each was asked, and what happened on the way: for whoever reads what went wrong."""
 
 
 class Gone(Exception):
@@ -72,6 +74,7 @@ class Person:
     chats: list[Chat] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
     heard: list[str] = field(default_factory=list)
+    way: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -98,6 +101,7 @@ class Person:
         keyed = self.chance.random() < 0.3
         headers = {"idempotency-key": f"{self.word} {id(chat)} {number}"} if keyed else {}
         chat.turns.append((question, "unknown", ""))
+        self.way = f"{'streamed' if streamed else 'whole'}{' keyed' * keyed}{' leaves' * leaves}"
         try:
             text, where = await self.asked(chat, question, headers, streamed, leaves)
         except Gone:
@@ -105,7 +109,7 @@ class Person:
             if not keyed:
                 return
             text, where = await self.asked(chat, question, headers, streamed, leaves=False)
-        chat.id = where
+        chat.id, chat.how[question] = where, self.way
         chat.turns[-1] = (question, "told", text)
         self.seen["told"] += 1
 
@@ -129,7 +133,7 @@ class Person:
         """Ask, and again where a worker died or a session is busy."""
         async for tries in self.attempts():
             sent = {**self.headers, **headers, "x-stainless-retry-count": str(tries)}
-            with contextlib.suppress(httpx2.TransportError):
+            with self.unless_broken():
                 answer = await self.http.request(method, path, json=body, headers=sent, params=params)
                 if self.final(answer):
                     self.heard.append(answer.text)
@@ -139,7 +143,7 @@ class Person:
     async def streamed(self, path: str, body: Any, headers: Mapping[str, str], leaves: bool) -> tuple[str, str]:
         async for tries in self.attempts():
             sent = {**self.headers, **headers, "x-stainless-retry-count": str(tries)}
-            with contextlib.suppress(httpx2.TransportError):
+            with self.unless_broken():
                 async with self.http.stream("POST", path, json=body, headers=sent) as answer:
                     if answer.status_code != 200:
                         await answer.aread()
@@ -155,7 +159,16 @@ class Person:
                 if text is not None:
                     return text, answer.headers["cloister-session"]
                 self.seen[_failure(said)] += 1
+                self.way += f", {_failure(said)}"
         raise AssertionError("it never came back")
+
+    @contextlib.contextmanager
+    def unless_broken(self) -> Iterator[None]:
+        """Take note of a connection that broke off."""
+        try:
+            yield
+        except httpx2.TransportError as error:
+            self.way += f", {type(error).__name__}"
 
     async def attempts(self) -> AsyncIterator[int]:
         """Count attempts, with pauses between them as an SDK makes them, for a bounded time."""
@@ -169,6 +182,7 @@ class Person:
     def final(self, answer: httpx2.Response) -> bool:
         """Say whether an SDK would take this for an answer; fail where it is one that nobody should be given."""
         self.seen[str(answer.status_code)] += 1
+        self.way += f", {answer.status_code}"
         if answer.status_code in (409, 429, 503):
             return False
         assert answer.status_code == 200, answer.text
@@ -182,7 +196,8 @@ class Person:
         for chat in self.chats:
             if chat.id is not None:
                 stored = await self.read(chat.id)
-                found += [f"{chat.way}: {each}" for each in compare(chat.turns, stored)]
+                for problem in compare(chat.turns, stored):
+                    found.append(f"{chat.way}: {problem} ({chat.how.get(problem.partition(': ')[2])})")
                 found += [f"crossed: {word}" for word in _others(str(stored), self.word, everybody)]
         return found
 
