@@ -112,6 +112,26 @@ async def test_two_processes_at_one_request(url: str, key: str | None) -> None:
         assert len(await two.ana.sessions()) == 1
 
 
+@pytest.mark.parametrize("url", ["sqlite", "redis", "postgres"], indirect=True)
+async def test_a_first_attempt_that_is_late_gives_way_to_its_retry(url: str) -> None:
+    """Two processes at a first turn: what its retry has stored meanwhile is the turn, and the first attempt is none."""
+    async with opened(url) as one, opened(url, clock=one.clock) as two:
+        one.provider.gate = asyncio.Event()
+        session = await one.ana.begin()
+        first = asyncio.create_task(session.send("Hello.", request=b"body"))
+        await one.provider.asked.wait()
+        one.clock.move(seconds=1)
+        retried = await (await two.ana.begin()).send("Hello.", request=b"body", retry=True)
+        one.provider.gate.set()
+        with pytest.raises(SessionConflict):
+            await first
+        assert [each.id for each in await two.ana.sessions()] == [retried.session.id]
+        # Long before or after it, the same words are another conversation.
+        one.clock.move(seconds=1)
+        await (await one.ana.begin()).send("Hello.", request=b"body")
+        assert len(await two.ana.sessions()) == 2
+
+
 async def test_a_key_of_an_erased_owner_is_free(house: House) -> None:
     """What was erased takes along what was filed with it: nothing is found, and no alarm is raised."""
     await (await house.ana.begin()).send("question", idempotency_key="k", request=BODY)

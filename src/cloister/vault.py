@@ -535,7 +535,7 @@ class Vault(Channel):
             try:
                 await self._twice(self.store.create, row, rows, **beside)
             except SessionConflict:
-                if kept is None or not replaces:
+                if kept is None or not replaces or await self._filed_since(opened, head, kept):
                     raise
                 await self.ask(self.store.forget, opened.owner, kept.session, kept.key)
                 await self._twice(self.store.create, row, rows, **beside)
@@ -545,6 +545,14 @@ class Vault(Channel):
         opened.head, opened.row, opened.name, opened.fresh, opened.committed = head, row, name, False, True
         opened.lease = b""  # the commit gave it back
         self._remember(opened.owner, opened.id, head.version, head.turn)
+
+    async def _filed_since(self, opened: Opened, head: Head, kept: Record) -> bool:
+        """Say whether what is filed under the digest of *kept* came there while this turn was under way.
+
+        That may be a retry of this very request, which gave up waiting for it.
+        """
+        there = await self.filed(opened.owner, kept.session, kept.key)
+        return there is not None and there.expires_at > kept.expires_at - (head.sealed_at - head.created_at)
 
     def check_kept(self, *, record: bool, charges: bool) -> None:
         """Raise `ConfigurationError` if nothing would keep an idempotency record, or what turns may cost."""
