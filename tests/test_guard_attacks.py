@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 from tests.fakes import House, Watched, opened, pieces, told
 from tests.test_guard import ana_speaks, on_record
 
-from cloister import stores, wire
+from cloister import stores, window, wire
 from cloister.errors import ProviderError, ReplyBlocked, StoreUnavailable
 from cloister.leaks import LeakGuard
 from cloister.leaks.settings import SAFE_TEXT
+from cloister.leaks.words import packed
 from cloister.session import Session
 from cloister.stores.base import Claims
 from cloister.turn import Turn
@@ -397,3 +399,51 @@ async def test_escapes_in_the_result_of_a_tool(home: House) -> None:
     async with ben.turn("Which?", documents=[json.dumps(fact)]) as turn:
         assert not (await turn.finish("It is order ÄX-7731-84, for Zoë Lindström.")).blocked
     assert await on_record(home, "reply.alerted") == []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_long_conversation_is_looked_at_and_counted_beside_the_loop(
+    kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that brings hundreds of messages keeps nobody else waiting while it is judged, counted, remembered."""
+    loop, at_once = threading.get_ident(), list[str]()
+
+    def seen(text: str) -> None:
+        if len(text) > 500 and threading.get_ident() == loop:
+            at_once.append(text)
+
+    class Ordinary:
+        def tenths(self, words: Iterable[str]) -> list[int]:
+            words = list(words)
+            seen(" ".join(words))
+            return packed().tenths(words)
+
+    counts = window.Estimate.count
+
+    def count(self: window.Estimate, text: str) -> int:
+        seen(text)
+        return counts(self, text)
+
+    monkeypatch.setattr(window.Estimate, "count", count)
+    said = "Mail anna.smith@example.org or call +49 170 1234567 about order 48291. " * 8
+    messages = [{"role": role, "content": f"{n}: {said}"} for n in range(50) for role in ("user", "assistant")]
+    async with opened("memory://", leaks=LeakGuard(words=Ordinary()), context_tokens=1 << 20) as house:
+        session = await house.ana.begin() if kept else house.ana.passing()
+        assert (await session.send([*messages, {"role": "user", "content": "And now?"}])).text
+        if kept:
+            await session.send([*messages, {"role": "user", "content": "And then?"}])
+    assert at_once == []
+
+
+async def test_much_is_looked_up_in_parts() -> None:
+    """Whose thousands of details are is asked a thousand at a time, so that others have their turn in between."""
+    watched = Watched(stores.connect("memory://"))
+    async with opened(watched.store, leaks=LeakGuard(), context_tokens=1 << 20) as house:
+        await ana_speaks(house, "My order number is Q7-448812.")
+        watched.calls.clear()
+        house.provider.answer = " ".join(f"Q7-{n}" for n in range(440_000, 448_500)) + " Q7-448812"
+        reply = await (await house.ben.start()).send("Which orders are there?")
+    asked = [len(given[1]) for name, given, _ in watched.calls if name == "claims"]
+    assert len(asked) > 1
+    assert max(asked) <= 5_000
+    assert reply.blocked

@@ -12,6 +12,7 @@ import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -41,6 +42,7 @@ _MOST_TEXT = 200_000  # characters of what somebody says or is shown: no more of
 _LARGE = 4_000  # characters: of a longer document the numbers alone are looked up
 _LONG = 20_000  # characters: beyond, they are looked at beside the loop
 _SEEDED_AT_ONCE = 1_000
+_ASKED_AT_ONCE = 5_000  # features: no usual reply has more, so one request it is
 _OWNERS_AT_MOST = 10_000
 # How many of all fingerprints are numbers with so many digits of room, counted in 3,000 dialogues of support.
 _SHARES, _REST = {4: 0.1, 5: 0.04, 6: 0.015}, 0.01
@@ -158,7 +160,7 @@ class Check:
         self._telling = ""
         self._said: list[Item] = []
         self._documents: list[str] = []
-        self._looked_at: tuple[str, list[Feature]] = ("", [])  # the last text, which is wanted again for the commit
+        self._looked_at: dict[str, list[Feature]] = {}  # what was looked at once is wanted again for the commit
         self._read: tuple[str, Looked] = ("", Looked(None, []))
         self._own: list[tuple[str, bool]] = []
         self._before: Callable[[], Iterable[Item]] = tuple
@@ -183,10 +185,8 @@ class Check:
     async def hears(self, items: Sequence[Item], documents: Sequence[str] = ()) -> None:
         """Take note of what goes into the session, before personal data is replaced, and of *documents*."""
         if self.guard is not None:
-            if sum(len(item.text) for item in items) + sum(map(len, documents)) > _LONG:
-                await asyncio.to_thread(self._hear, items, documents)
-            else:
-                self._hear(items, documents)
+            size = sum(len(item.text) for item in items) + sum(map(len, documents))
+            await _apart(size, lambda: self._hear(items, documents))
 
     def _hear(self, items: Sequence[Item], documents: Sequence[str]) -> None:
         for item in items:
@@ -220,15 +220,15 @@ class Check:
         """Find what *text* says, but for what is part of a canary."""
         if self._marks is None or not text:
             return []
-        if text != self._looked_at[0]:
+        if text not in self._looked_at:
             planted = self._marks.canaries(text)
             found = claimed(text, self._words)
             if planted:
                 found = [
                     one for one in found if not any(one.start < end and start < one.end for _, start, end in planted)
                 ]
-            self._looked_at = text, found
-        return self._looked_at[1]
+            self._looked_at[text] = found
+        return self._looked_at[text]
 
     def _seen(self, text: str) -> list[Feature]:
         """Find what *text* could tell, however it is written, in the order in which it begins."""
@@ -335,7 +335,7 @@ class Check:
         """
         with self._running():
             documents, self._documents = self._documents, []
-            looked = [(text, await _apart(text, self._found)) for text in documents]
+            looked = [(text, await _apart(len(text), partial(self._found, text))) for text in documents]
             chosen = [text for _, found in looked for text in keys(found, most=_MOST_OF_DOCUMENT)]
             texts = {*wanted, *chosen} - self._known.keys()
             if texts:
@@ -353,16 +353,20 @@ class Check:
     async def _ask(self, texts: set[str]) -> None:
         assert self._marks is not None
         vault = self._watch.vault
-        whose = {digest: text for text in texts for digest in self._marks.of(text)}
-        scope, now = self._marks.scope, to_micros(vault.now())
-        claims = await vault.ask(vault.store.claims, scope, list(whose), now=now)
-        self._size = claims.size
-        self._known.update(dict.fromkeys(texts))
-        for digest, owners in claims.owners.items():
-            before = self._known[whose[digest]]
-            # What is common under one key is so under each.
-            common = before == () or not owners
-            self._known[whose[digest]] = () if common else tuple({*(before or ()), *owners})
+        scope, now, wanted = self._marks.scope, to_micros(vault.now()), sorted(texts)
+        for at in range(0, len(wanted), _ASKED_AT_ONCE):
+            if at:
+                await asyncio.sleep(0)  # some stores answer at once: then nobody else came to anything meanwhile
+            part = wanted[at : at + _ASKED_AT_ONCE]
+            whose = {digest: text for text in part for digest in self._marks.of(text)}
+            claims = await vault.ask(vault.store.claims, scope, list(whose), now=now)
+            self._size = claims.size
+            self._known.update(dict.fromkeys(part))
+            for digest, owners in claims.owners.items():
+                before = self._known[whose[digest]]
+                # What is common under one key is so under each.
+                common = before == () or not owners
+                self._known[whose[digest]] = () if common else tuple({*(before or ()), *owners})
 
     def _foreign(self, text: str) -> bool:
         owners = self._known.get(text)
@@ -378,10 +382,7 @@ class Check:
             *((item.text[:_MOST_TEXT], item.role == "tool") for item in self._before() if item.role != "assistant"),
         ]
         self._own, self._before = [], tuple
-        if sum(len(text) for text, _ in own) > _LONG:
-            await asyncio.to_thread(self._exempt, own)
-        else:
-            self._exempt(own)
+        await _apart(sum(len(text) for text, _ in own), lambda: self._exempt(own))
 
     def _exempt(self, own: Iterable[tuple[str, bool]]) -> None:
         for text, document in own:
@@ -419,9 +420,9 @@ class Check:
         said = "\n".join(readable(item) for item in (*self._said, answer))
         case = self._case(self.guard)
         with self._running():
-            found = await _apart(said, self._seen)
+            found, strangers = await _apart(len(said), lambda: (self._seen(said), self._strangers(said)))
             await self.look([feature.text for feature in found])
-            for _, start, end in self._strangers(said):
+            for _, start, end in strangers:
                 case.canary(start, end)
             for feature in found:
                 owners = self._known.get(feature.text)
@@ -444,22 +445,26 @@ class Check:
 
     # --- what goes with the commit ------------------------------------------------------------------------------------
 
-    def fingerprints(self, answer: Item | None = None) -> list[Fingerprint]:
+    async def fingerprints(self, answer: Item | None = None) -> list[Fingerprint]:
         """Give what is remembered of this turn: what its owner said, and of the *answer* unless it was withheld."""
         if self._marks is None:
             return []
+        # What nobody could look up may be somebody else's.
+        answers = [] if answer is None or self._unchecked else [*self._said, answer]
+        return await _apart(sum(len(item.text) for item in answers), partial(self._prints, self._marks, answers))
+
+    def _prints(self, marks: Marks, answers: Sequence[Item]) -> list[Fingerprint]:
         claimed, common = dict(self._claimed), []
         with self._running():
-            # What nobody could look up may be somebody else's.
-            for item in (*self._said, answer) if answer is not None and not self._unchecked else ():
+            for item in answers:
                 for feature in self._answered(item.text):
                     if feature.kind in HARD:
                         claimed.setdefault(feature.text, feature)
                     elif feature.text not in claimed:
                         common.append(feature)
         most = sorted(claimed.values(), key=weigh, reverse=True)[:_MOST_REGISTERED]
-        found = {one.digest: one for one in self._marks.prints(common[:_MOST_REGISTERED], common=True)}
-        found.update({one.digest: one for one in self._marks.prints(most)})
+        found = {one.digest: one for one in marks.prints(common[:_MOST_REGISTERED], common=True)}
+        found.update({one.digest: one for one in marks.prints(most)})
         return list(found.values())
 
     def _answered(self, text: str) -> Iterator[Feature]:
@@ -482,7 +487,7 @@ class Check:
     def forget(self) -> None:
         """Let go of all texts and keys: whoever keeps a turn does not keep them."""
         self._own, self._said, self._documents, self._before = [], [], [], tuple
-        self._claimed, self._known, self._marks, self._looked_at = {}, {}, None, ("", [])
+        self._claimed, self._known, self._marks, self._looked_at = {}, {}, None, {}
         self._read = "", Looked(None, [])
         self._telling = ""
 
@@ -536,9 +541,9 @@ async def remembered(watch: Watch, opened: Opened, items: Sequence[Item]) -> lis
     """Give what is remembered of *items* that are stored without a turn; no model had part in them."""
     check = await Check.over(watch, opened)
     await check.hears([item for item in items if item.role != "tool"])
-    return check.fingerprints(Item("assistant"))
+    return await check.fingerprints(Item("assistant"))
 
 
-async def _apart(text: str, look: Callable[[str], T]) -> T:
-    """Look at *text*; at a long one beside the loop."""
-    return await asyncio.to_thread(look, text) if len(text) > _LONG else look(text)
+async def _apart(size: int, look: Callable[[], T]) -> T:
+    """Look at texts of so many characters; at long ones beside the loop, so that nobody else has to wait for it."""
+    return await asyncio.to_thread(look) if size > _LONG else look()

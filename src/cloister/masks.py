@@ -41,9 +41,9 @@ def counted(cloister: Counting, mask: Mask, item: Item, model: str | None = None
     return msgspec.structs.replace(item, tokens=tokens, counter=sent.counter)
 
 
-async def hidden(mask: Mask, items: Sequence[Item]) -> list[Item]:
-    """Give *items* as they are stored."""
-    return await beside(items, mask.hide)
+async def masked(cloister: Counting, mask: Mask, items: Sequence[Item], model: str | None = None) -> list[Item]:
+    """Give *items* as they are stored: with placeholders, and with their cost."""
+    return await beside(items, lambda item: counted(cloister, mask, mask.hide(item), model))
 
 
 def said_before(opened: Opened) -> list[Item]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cloister.guard import remembered
-from cloister.masks import counted, hidden
+from cloister.masks import masked
 from cloister.model import Item
 from cloister.scrub.masking import Mask
 from cloister.services import Services
@@ -50,7 +50,7 @@ class Seed:
         Raises `ReplyBlocked` for what a model said with another session's canary in it.
         """
         opened.head = mask.describe(opened.head)
-        opened.brought = [counted(cloister, mask, item, model) for item in await hidden(mask, self.items)]
+        opened.brought = await masked(cloister, mask, self.items, model)
         prints = await remembered(cloister.watch, opened, self.items)
         return [item for item in self.items if item.role == "tool"], prints
 

@@ -25,7 +25,7 @@ from cloister.errors import (
 from cloister.guard import Check, remembered
 from cloister.idempotency import Filing, door, secret_of
 from cloister.leaks.evidence import Verdict
-from cloister.masks import counted, hidden, mask_of, ready, replaced, shown_before
+from cloister.masks import mask_of, masked, ready, replaced, shown_before
 from cloister.model import Head, Item, Owner, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.scrub.masking import Mask, described, shown
@@ -294,7 +294,7 @@ class Session:
                 fitted = Turn(
                     cloister,
                     opened,
-                    await hidden(mask, asked),
+                    await masked(cloister, mask, asked, model),
                     self._settled,
                     mask,
                     check,
@@ -500,7 +500,10 @@ class Session:
         check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
         try:
             await ready(mask, opened, over or opened.system)
-            new, bill = await hidden(mask, asked), cloister.bill(self.owner, model, 0, [], options or {})
+            new, bill = (
+                await masked(cloister, mask, asked, model),
+                cloister.bill(self.owner, model, 0, [], options or {}),
+            )
             turn = Turn(
                 cloister,
                 opened,
@@ -541,12 +544,12 @@ class Session:
             return []
         async with self._work() as opened:
             mask = mask_of(self._cloister.scrub, opened)
-            kept = [counted(self._cloister, mask, item) for item in await hidden(mask, added)]
+            items = await masked(self._cloister, mask, added)
             prints = await remembered(self._cloister.watch, opened, added)
-            content = opened.keys.content_digest(kept)
+            content = opened.keys.content_digest(items)
             noted = self._event("items.appended", items=len(added), content=content)
             entries = [noted, *replaced(noted, mask)]
-            stored = await self._cloister.vault.commit(opened, kept, entries=entries, fingerprints=prints)
+            stored = await self._cloister.vault.commit(opened, items, entries=entries, fingerprints=prints)
         return [shown(item) for item in stored]
 
     async def check(self, text: str, *, documents: Sequence[str] = ()) -> Verdict:

@@ -97,7 +97,7 @@ class Turn(Generic[SessionT]):
         self._check = check
         self._bill = bill
         self._outlet = Outlet(mask, check)
-        self._new = [self._counted(item) for item in said]
+        self._new = list(said)
         self._brought = len(self._new)
         self._settle = settle
         self._system = system or opened.system
@@ -425,7 +425,7 @@ class Turn(Generic[SessionT]):
             items,
             used=self._used,
             entries=self._entries(items, answer),
-            fingerprints=self._fingerprints(None if blocked else judged.heard),
+            fingerprints=await self._fingerprints(None if blocked else judged.heard),
             record=None if self._filing is None else self._recorder(self._filing, answer, blocked),
             replaces=self._filing is not None and self._filing.replaces,
             settlement=self._bill.settlement(),
@@ -517,9 +517,9 @@ class Turn(Generic[SessionT]):
             entries.insert(0, self._event("session.started", imported=len(opened.brought)))
         return entries
 
-    def _fingerprints(self, answer: Item | None) -> list[Fingerprint]:
+    async def _fingerprints(self, answer: Item | None) -> list[Fingerprint]:
         """Give what is remembered of the turn, and of what its session began with."""
-        found = {one.digest: one for one in (*self._prints, *self._check.fingerprints(answer))}
+        found = {one.digest: one for one in (*self._prints, *await self._check.fingerprints(answer))}
         return list(found.values())
 
     def _handed_out(self) -> list[Item]:
@@ -611,7 +611,7 @@ class Turn(Generic[SessionT]):
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
                 if kept:
                     entries = [*replaced(noted[0], self._mask), *noted]
-                    prints = self._check.fingerprints()
+                    prints = await self._check.fingerprints()
                     await vault.commit(
                         opened, kept, used=used, entries=entries, fingerprints=prints, settlement=settlement
                     )

@@ -18,7 +18,7 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.guard import remembered
-from cloister.masks import counted, hidden, mask_of, replaced
+from cloister.masks import mask_of, masked, replaced
 from cloister.model import Erasure, Head, Item, Owner, SealedSession
 from cloister.scrub.masking import shown
 from cloister.seeds import Seed
@@ -53,7 +53,7 @@ class User:
         opened = vault.begin(self.owner, first, title, dict(metadata or {}), limits=cloister.limits)
         mask = mask_of(cloister.scrub, opened)
         opened.head = mask.describe(opened.head)
-        kept = [counted(cloister, mask, item) for item in await hidden(mask, imported)]
+        kept = await masked(cloister, mask, imported)
         prints = await remembered(cloister.watch, opened, imported)
         noted = self._event("session.started", opened.id, imported=len(imported))
         entries = [noted, *replaced(noted, mask)]
