@@ -223,30 +223,6 @@ class RotationMissesTokens(MemoryStore):
         return CredentialBatch([one for one in batch.credentials if one.user is None], batch.after)
 
 
-class AnybodyForgets(MemoryStore):
-    """Takes back a record by session and key, whoever asks."""
-
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        whose = next((who for who, known, filed in self._records if (known, filed) == (session_id, key)), owner)
-        return await super().forget(whose, session_id, key, nonce=nonce)
-
-
-class ForgetsAll(MemoryStore):
-    """Takes back all records of a session."""
-
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        gone = [known for known in self._records if known[:2] == (owner, session_id)]
-        self._records = {known: record for known, record in self._records.items() if known not in gone}
-        return Receipt(nonce, count=min(len(gone), 1))
-
-
-class ForgetsNothing(MemoryStore):
-    """Says that a record is gone, and keeps it."""
-
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        return Receipt(nonce, count=int((owner, session_id, key) in self._records))
-
-
 _FOUND = "test_a_credential_is_found_by_its_digest"
 _APART = "test_no_credential_is_taken_for_anothers"
 _TAKEN = "test_a_taken_secret_or_name_is_refused"
@@ -255,7 +231,6 @@ _ALL = "test_all_of_one_user_are_revoked"
 _ERASED = "test_erasure_takes_the_owners_credentials"
 _SWEPT = "test_credentials_are_swept"
 _ROTATED = "test_gives_all_credentials_for_rotation"
-_FORGOTTEN = "test_a_record_is_forgotten_by_its_owner"
 BROKEN: dict[type[MemoryStore], str] = {
     AnothersFound: _FOUND,
     DigestsCut: _FOUND,
@@ -281,9 +256,6 @@ BROKEN: dict[type[MemoryStore], str] = {
     RevokedWithoutEcho: "test_every_answer_echoes",
     ResealsWhatever: _ROTATED,
     RotationMissesTokens: _ROTATED,
-    AnybodyForgets: _FORGOTTEN,
-    ForgetsAll: _FORGOTTEN,
-    ForgetsNothing: _FORGOTTEN,
 }
 """Each with the promise that it breaks."""
 

@@ -132,6 +132,67 @@ async def test_a_first_attempt_that_is_late_gives_way_to_its_retry(url: str) -> 
         assert len(await two.ana.sessions()) == 2
 
 
+@pytest.mark.parametrize("url", ["sqlite", "redis", "postgres"], indirect=True)
+@pytest.mark.parametrize("renewing", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+async def test_a_first_attempt_that_is_late_gives_way_to_what_was_delivered(
+    url: str, renewing: bool, before: bool
+) -> None:
+    """Also where nobody is left to ask for the retry's answer again; where the same was said before as well."""
+    async with opened(url) as one, opened(url, clock=one.clock) as two:
+        old = (await (await one.ana.begin()).send("Before.")).session.id
+        if renewing:
+            one.clock.move(hours=1)
+            with pytest.raises(SessionExpired):
+                await (await one.ana.at(old)).history()
+
+        async def handle(house: House) -> Session:
+            return await house.ana.at(old) if renewing else await house.ana.begin()
+
+        if before:
+            said = await (await handle(one)).send("Hello.", request=b"body")
+            await said.session.delivered(said)
+        there = len(await one.ana.sessions())
+        one.provider.gate, one.provider.asked = asyncio.Event(), asyncio.Event()
+        first = asyncio.create_task((await handle(one)).send("Hello.", request=b"body"))
+        await one.provider.asked.wait()
+        retried = await (await handle(two)).send("Hello.", request=b"body", retry=True)
+        await retried.session.delivered(retried)
+        one.provider.gate.set()
+        with pytest.raises(SessionConflict):
+            await first
+        assert len(await two.ana.sessions()) == there + 1
+        again = await (await handle(two)).send("Hello.", request=b"body")
+        assert again.session.stable_id != retried.session.stable_id
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis", "postgres"], indirect=True)
+async def test_what_is_delivered_while_the_same_is_said_again(url: str) -> None:
+    """Whoever begins another conversation with the same words, before it is noted that they had the first, has two."""
+    async with opened(url) as house:
+        reply = await (await house.ana.begin()).send("Hello.", request=b"body")
+        async with (await house.ana.begin()).turn("Hello.", request=b"body") as turn:
+            await reply.session.delivered(reply)
+            other = await turn.finish("Hello to you.")
+        await reply.session.delivered(reply)
+        again = await (await house.ana.begin()).send("Hello.", request=b"body", retry=True)
+        assert again.session.stable_id == other.session.stable_id
+        assert len(await house.ana.sessions()) == 2
+
+
+async def test_who_goes_on_has_had_the_answer(house: House) -> None:
+    """A retry of the same first words is no retry of what its user has gone on from: it makes a session of its own."""
+    first = await (await house.ana.begin()).send("question", request=BODY)
+    await first.session.send("next")
+    again = await (await house.ana.begin()).send("question", request=BODY, retry=True)
+    assert again.session.stable_id != first.session.stable_id
+    assert await told(again.session) == ["question", again.text]
+    keyed = await (await house.ana.begin()).send("question", request=BODY, idempotency_key="k")
+    await keyed.session.send("next")
+    same = await (await house.ana.begin()).send("question", request=BODY, idempotency_key="k")
+    assert same.session.stable_id == keyed.session.stable_id
+
+
 async def test_a_key_of_an_erased_owner_is_free(house: House) -> None:
     """What was erased takes along what was filed with it: nothing is found, and no alarm is raised."""
     await (await house.ana.begin()).send("question", idempotency_key="k", request=BODY)
@@ -210,8 +271,10 @@ async def test_what_is_no_retry_is_a_new_turn(house: House, why: str) -> None:
         await session.update(title="x")
     before = asked(house)
     body = OTHER if why == "another body" else BODY
-    await session.send("question", request=body, retry=why != "not a retry")
+    reply = await session.send("question", request=body, retry=why != "not a retry")
     assert asked(house) == before + 1
+    assert (await told(session))[-2:] == ["question", reply.text]
+    assert (await told(session))[0] == "question"
 
 
 async def test_a_retry_finds_only_its_own_session(house: House) -> None:

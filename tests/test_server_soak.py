@@ -94,7 +94,9 @@ class Person:
             made = await self.tried("POST", "/v1/conversations", {}, {})
             chat.id = made.json()["id"]
         number = len(chat.turns)
-        question = f"My name is {self.word}." if not number else f"Turn {number} of {self.word}. What is my name?"
+        # The same first words, tried again without a key, might be a retry of what began another of these chats.
+        first = f"My name is {self.word}, and this is chat {sum(bool(each.turns) for each in self.chats)}."
+        question = f"Turn {number} of {self.word}. What is my name?" if number else first
         # Whoever began a session and went away knows of none to go on in.
         leaves = chat.id is not None and self.chance.random() < 0.05
         streamed = leaves or self.chance.random() < 0.5

@@ -12,9 +12,8 @@ import msgspec
 
 from cloister import sessions
 from cloister.errors import IntegrityError, KeyReused
-from cloister.model import Head, Item, Owner, from_micros
+from cloister.model import Head, Item, Owner, Record, from_micros
 from cloister.sealing import MasterKeys, fields, owner_fields, tenant_keys
-from cloister.stores.base import Record
 from cloister.vault import Opened
 
 LIVE = timedelta(hours=24)
@@ -90,17 +89,14 @@ class Filing(msgspec.Struct, frozen=True):
         return self.under(head.turn).digest
 
     def valid(self, record: Record, now: datetime) -> bool:
-        """Say whether what is on *record* still answers the request."""
-        return self.digest is not None or now < from_micros(record.expires_at)
+        """Say whether what is on *record* answers the request: what another one has filed that is the same does not."""
+        if self.digest is not None:
+            return True
+        return self.retry and record.sealed != b"" and now < from_micros(record.expires_at)
 
-    @property
-    def replaces(self) -> bool:
-        """Say whether what another request has filed that is the same may go: this one is none of its retries."""
-        return self.digest is None and not self.retry
-
-    def until_delivered(self, key: Key) -> tuple[str, bytes] | None:
+    def until_delivered(self, record: Record) -> Record | None:
         """Give what is forgotten once the answer was handed over: nothing that lies under a caller's key."""
-        return (key.session, key.digest) if self.digest is None else None
+        return record if self.digest is None else None
 
     def at(self, session_id: str) -> Filing:
         """Give the same in another place."""

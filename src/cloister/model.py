@@ -185,6 +185,29 @@ class Limits:
 SessionT = TypeVar("SessionT")
 
 
+class Record(msgspec.Struct, frozen=True):
+    """Be the answer kept under an idempotency key, whose digest is ``key``: sealed, and swept after ``expires_at``.
+
+    ``session`` is the id that the caller used, under which it is filed, even if that session is over; ``holder`` the
+    session that took the turn and whose secret opens the record: another one where the turn renewed it, or began it.
+    """
+
+    session: str
+    holder: str
+    key: bytes
+    sealed: bytes
+    expires_at: int
+
+    @property
+    def trace(self) -> Record | None:
+        """Give what is left once the answer has been handed over: that there was one, where that made its session.
+
+        Whoever asked first, gave up and comes late finds that somebody was there. In a session that there was before,
+        its version says so.
+        """
+        return None if self.holder == self.session else msgspec.structs.replace(self, sealed=b"")
+
+
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[SessionT]):
     """Be what a turn came to, once it is committed."""
@@ -206,7 +229,7 @@ class Reply(Generic[SessionT]):
     time_to_first_token: timedelta | None = None
     items: tuple[Item, ...] = field(default=(), repr=False)
     """What was stored with the turn, in order, as its owner knows it, the answer last; of one repeated, the answer."""
-    filed: tuple[str, bytes] | None = field(default=None, repr=False)
+    filed: Record | None = field(default=None, repr=False)
     """By what a retry of the request finds this, until `Session.delivered`."""
 
 

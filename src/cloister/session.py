@@ -26,12 +26,12 @@ from cloister.guard import Check, remembered
 from cloister.idempotency import Filing, door, secret_of
 from cloister.leaks.evidence import Verdict
 from cloister.masks import mask_of, masked, ready, replaced, shown_before
-from cloister.model import Head, Item, Owner, Reply, SealedSession, Usage, from_micros
+from cloister.model import Head, Item, Owner, Record, Reply, SealedSession, Usage, from_micros
 from cloister.providers.base import Provider
 from cloister.scrub.masking import Mask, described, shown
 from cloister.seeds import Seed
 from cloister.services import Services
-from cloister.stores.base import Fingerprint, Loaded, Record
+from cloister.stores.base import Fingerprint, Loaded
 from cloister.stream import ReplyStream
 from cloister.telemetry import Outcome
 from cloister.turn import RENEWED, Turn
@@ -275,12 +275,10 @@ class Session:
                     await bill.refuse(found.over)
                 if filing is not None and not (isinstance(found, Opened) and found.unborn):
                     filing = filing.at(self.stable_id)
-                if filing is not None and found.record is not None:
-                    if filing.valid(found.record, cloister.vault.now()):
-                        yield (turn := await self._repeat(filing, found.record, found))
-                        return
-                    filing = msgspec.structs.replace(filing, retry=False)  # too late: it takes the other's place
-                opened = await self._admit(found, on_expired)
+                if filing is not None and (turn := await self._repeated(filing, found)) is not None:
+                    yield turn
+                    return
+                opened = await self._admit(found, on_expired, filing)
                 if after is not None and sessions.position_of(after) != opened.head.count - 1:
                     raise SessionConflict("the session has gone on behind that item; nothing was asked or stored")
                 await bill.admit(opened.head, reserved=isinstance(found, Opened) and not found.fresh)
@@ -394,12 +392,8 @@ class Session:
             session_id=None if seed.passing else self.stable_id,
             passing=seed.passing,
         )
-        if filing is not None and filing.looks:
-            digest = filing.under(b"").digest
-            made.record = await vault.filed(self.owner, filing.session, digest)
-            if made.record is not None and not await vault.holds(self.owner, made.record.holder):
-                made.record = None  # its session was erased, and took with it what it said
-                await vault.forget(self.owner, filing.session, digest)
+        if filing is not None:
+            made.record = await vault.filed(self.owner, filing.session, filing.under(b"").digest)
         return made
 
     def _there(self) -> None:
@@ -408,7 +402,7 @@ class Session:
             when = "is ever" if self._seed.passing else "is before its first turn"
             raise RuntimeError(f"nothing of this session {when} stored")
 
-    async def _admit(self, found: Opened | Loaded, on_expired: OnExpired) -> Opened:
+    async def _admit(self, found: Opened | Loaded, on_expired: OnExpired, filing: Filing | None) -> Opened:
         """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
         vault = self._cloister.vault
         try:
@@ -417,6 +411,7 @@ class Session:
             sessions.check_alive(found.head, vault.now())
             return found
         except SessionExpired as expired:
+            filed = None if filing is None else await self._filed(filing, found)
             if isinstance(found, Opened):
                 await vault.expire(found)
             if on_expired == "raise" or expired.reason == "ended":
@@ -428,7 +423,16 @@ class Session:
             async with vault.guarded(self.owner, self.id):
                 text = await vault.system_of(found.session)
             system = None if text is None else self._cloister.counted(Item("system", text))
-        return vault.begin(self.owner, system, limits=self._cloister.limits, instead_of=self.stable_id)
+        fresh = vault.begin(self.owner, system, limits=self._cloister.limits, instead_of=self.stable_id)
+        fresh.record = filed
+        return fresh
+
+    async def _filed(self, filing: Filing, found: Opened | Loaded) -> Record | None:
+        """Give what is on file of the request that renews the session, which has not come for that yet if it is new."""
+        digest = filing.under(b"").digest
+        if not filing.looks:
+            return await self._cloister.vault.filed(self.owner, filing.session, digest)
+        return found.record if found.record is not None and found.record.key == digest else None
 
     def _settled(self, opened: Opened) -> Session:
         """Give the session in which a turn was stored: this one, or the new one in its place."""
@@ -444,17 +448,23 @@ class Session:
         if opened.id == self.stable_id and not opened.fresh:
             self.id, self.head, self._seed = opened.name, opened.head, None
 
-    async def _repeat(self, filing: Filing, record: Record, found: Opened | Loaded) -> Turn[Session]:
-        """Give the turn that was stored when the request came before, instead of taking it again."""
-        vault, key = self._cloister.vault, filing.under(b"")
+    async def _repeated(self, filing: Filing, found: Opened | Loaded) -> Turn[Session] | None:
+        """Give the turn that was stored when the request came before, if it did: it is not taken again."""
+        vault, record, key = self._cloister.vault, found.record, filing.under(b"")
+        if record is None or not filing.valid(record, vault.now()):
+            return None
         if isinstance(found, Opened) and record.key != key.digest:
             key = filing.under(found.head.turn)
         holder = found if isinstance(found, Opened) and record.holder == self.stable_id else None
         if holder is None:
+            if isinstance(found, Opened) and not await vault.holds(self.owner, record.holder):
+                return None  # its session was swept, and took with it what it said
             async with vault.guarded(self.owner, self.id):
                 looked = await vault.look(self.owner, record.holder, named_by_record=True)
             if isinstance(looked, SealedSession):
                 raise SessionExpired(looked.ended or "expired")
+            if filing.digest is None and looked.head.version > 1:
+                return None  # who goes on in the session has had the answer, and knows it: this is another request
             holder = looked
         async with vault.guarded(self.owner, self.id):
             kept = key.open(holder, record)
@@ -472,7 +482,7 @@ class Session:
             renewed=kept.renewed,
             notice=RENEWED if kept.renewed else None,
             items=() if gone else (item,),
-            filed=filing.until_delivered(key),
+            filed=filing.until_delivered(record),
         )
         return Turn.stored(reply, holder, item.id)
 
@@ -535,7 +545,7 @@ class Session:
     async def delivered(self, reply: Reply[Session]) -> None:
         """Take note that whoever asked has all of *reply*: to ask the same again is a new turn, and no retry."""
         if reply.filed is not None:
-            await self._cloister.vault.forget(self.owner, *reply.filed)
+            await self._cloister.vault.forget(self.owner, reply.filed)
 
     async def append(self, items: Item | Mapping[str, Any] | Iterable[Item | Mapping[str, Any]]) -> list[Item]:
         """Add items of the OpenAI chat format without calling a model; give them as they are stored."""

@@ -34,12 +34,12 @@ from cloister.errors import (
 from cloister.guard import Check
 from cloister.idempotency import Filing, Kept
 from cloister.masks import beside, counted, noticed, replaced, said_before
-from cloister.model import REMEMBERED, Head, Item, Reply, Usage, Used, to_micros
+from cloister.model import REMEMBERED, Head, Item, Record, Reply, Usage, Used, to_micros
 from cloister.outlet import Outlet
 from cloister.providers.base import Request
 from cloister.scrub.masking import Mask, shown
 from cloister.services import Services
-from cloister.stores.base import Fingerprint, Record
+from cloister.stores.base import Fingerprint
 from cloister.telemetry import UNWATCHED, Course, Outcome
 from cloister.vault import Opened, Recorder
 
@@ -106,7 +106,7 @@ class Turn(Generic[SessionT]):
         self._pseudonym = pseudonym
         self._beside = window.options_tokens(self._options, cloister.counter(model))
         self._filing = filing
-        self._filed: tuple[str, bytes] | None = None
+        self._filed: Record | None = None
         self._remember = remember
         self._prints = prints
         self._answer = secrets.token_hex(6)
@@ -427,7 +427,6 @@ class Turn(Generic[SessionT]):
             entries=self._entries(items, answer),
             fingerprints=await self._fingerprints(None if blocked else judged.heard),
             record=None if self._filing is None else self._recorder(self._filing, answer, blocked),
-            replaces=self._filing is not None and self._filing.replaces,
             settlement=self._bill.settlement(),
         )
         self._bill.close()
@@ -560,8 +559,9 @@ class Turn(Generic[SessionT]):
             token = "" if name == opened.id else name
             key = filing.under(b"" if opened.fresh else head.turn)
             kept = Kept(key.content, head.count - 1, answer.model, answer.finish_reason, self._renewed, token, blocked)
-            self._filed = filing.until_delivered(key)
-            return key.seal(opened, kept, until)
+            sealed = key.seal(opened, kept, until)
+            self._filed = filing.until_delivered(sealed)
+            return sealed
 
         return record
 

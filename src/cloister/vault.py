@@ -39,6 +39,7 @@ from cloister.model import (
     Item,
     Limits,
     Owner,
+    Record,
     SealedItem,
     SealedSession,
     SystemNote,
@@ -47,7 +48,7 @@ from cloister.model import (
     to_micros,
 )
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
-from cloister.stores.base import Charge, Commit, Due, Fingerprint, Loaded, Page, Record, Store
+from cloister.stores.base import Charge, Commit, Due, Fingerprint, Loaded, Page, Store
 
 _log = logging.getLogger("cloister")
 
@@ -84,6 +85,7 @@ class Opened:
     system: Item | None = None
     lease: bytes = field(default=b"", repr=False)
     record: Record | None = field(default=None, repr=False)
+    """What is on file of the request that is carried out. A fresh session's own record takes the place of no other."""
     fresh: bool = False
     """Not stored yet: it comes to be with the first commit, or not at all."""
     instead_of: str | None = None
@@ -237,9 +239,9 @@ class Vault(Channel):
         """Say whether *owner* has that session, or its tombstone; to ask is no attempt."""
         return (await self.ask(self.store.load, owner, session_id, budget=0)).session is not None
 
-    async def forget(self, owner: Owner, session_id: str, digest: bytes) -> None:
-        """Remove that record, to the end even if the caller is cancelled."""
-        await self._finish(self.ask(self.store.forget, owner, session_id, digest))
+    async def forget(self, owner: Owner, record: Record) -> None:
+        """Let go of that answer, to the end even if the caller is cancelled."""
+        await self._finish(self.ask(self.store.forget, owner, record))
 
     async def _lease(
         self, owner: Owner, session_id: str, lease: bytes, deadline: float, since: float, **options: Any
@@ -457,12 +459,9 @@ class Vault(Channel):
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Recorder | None = None,
-        replaces: bool = False,
         settlement: Settlement | None = None,
     ) -> list[Item]:
         """Append *items*, or take *head*, and whatever goes with it, at once; give the items as they are stored.
-
-        A record that *replaces* another takes the place of one that a fresh session finds under the same digest.
 
         Once begun it runs to its end even if the caller is cancelled, so that nobody guesses what became of it.
         """
@@ -479,9 +478,7 @@ class Vault(Channel):
             grown = sessions.grow(opened.head, stored, last, moment, turn, used)
         if record is not None:
             grown = self._repeatable(opened, grown)
-        await self._store(
-            opened, self._commit(opened, grown, stored, rows, entries, fingerprints, record, replaces, settlement)
-        )
+        await self._store(opened, self._commit(opened, grown, stored, rows, entries, fingerprints, record, settlement))
         return stored
 
     async def _store(self, opened: Opened, storing: Coroutine[Any, Any, None]) -> None:
@@ -517,7 +514,6 @@ class Vault(Channel):
         entries: Sequence[Event],
         fingerprints: Sequence[Fingerprint],
         record: Recorder | None,
-        replaces: bool,
         settlement: Settlement | None,
     ) -> None:
         lease, charges = settlement or Settlement(opened.lease, ())
@@ -531,28 +527,16 @@ class Vault(Channel):
             beside: dict[str, Any] = {"entries": entries, "fingerprints": fingerprints, "record": kept}
             if charges:
                 beside |= {"charges": charges, "lease": lease}
+            if kept is not None and opened.record is not None:
+                beside["replaces"] = opened.record
             beside["instead_of"] = opened.instead_of
-            try:
-                await self._twice(self.store.create, row, rows, **beside)
-            except SessionConflict:
-                if kept is None or not replaces or await self._filed_since(opened, head, kept):
-                    raise
-                await self.ask(self.store.forget, opened.owner, kept.session, kept.key)
-                await self._twice(self.store.create, row, rows, **beside)
+            await self._twice(self.store.create, row, rows, **beside)
         else:
             commit = Commit(opened.head.version, opened.lease, row, rows, entries, fingerprints, kept, charges)
             await self._twice(self.store.commit, commit)
         opened.head, opened.row, opened.name, opened.fresh, opened.committed = head, row, name, False, True
         opened.lease = b""  # the commit gave it back
         self._remember(opened.owner, opened.id, head.version, head.turn)
-
-    async def _filed_since(self, opened: Opened, head: Head, kept: Record) -> bool:
-        """Say whether what is filed under the digest of *kept* came there while this turn was under way.
-
-        That may be a retry of this very request, which gave up waiting for it.
-        """
-        there = await self.filed(opened.owner, kept.session, kept.key)
-        return there is not None and there.expires_at > kept.expires_at - (head.sealed_at - head.created_at)
 
     def check_kept(self, *, record: bool, charges: bool) -> None:
         """Raise `ConfigurationError` if nothing would keep an idempotency record, or what turns may cost."""

@@ -226,6 +226,7 @@ class Reply:
         else:
             await self.write(answer.body, answer.status, answer.headers, answer.kind.encode())
         if answer.written is not None:
+            await asyncio.sleep(0)  # until then the loop may hold back what was sent
             await answer.written()
 
     async def write(self, body: bytes, status: int, headers: Mapping[str, str], kind: bytes = _JSON) -> None:
@@ -242,6 +243,7 @@ class Reply:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
             await self._send({"type": "http.response.body", "body": b""})
         if stream.written is not None:
+            await asyncio.sleep(0)  # until then the loop may hold back what was sent
             await stream.written()
 
     async def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from cloister.audit import Entry, Event, Heads
 from cloister.errors import ConfigurationError, SessionConflict
 from cloister.model import Owner, SealedItem, SealedSession
+from cloister.model import Record as Record
 
 LEASE = timedelta(seconds=8)
 """How long a lease lives after it was taken or renewed, on the store's own clock."""
@@ -78,20 +79,6 @@ class Charge(msgspec.Struct, frozen=True):
     amount: int
     limit: int | None
     until: int
-
-
-class Record(msgspec.Struct, frozen=True):
-    """Be the answer kept under an idempotency key, whose digest is ``key``: sealed, and swept after ``expires_at``.
-
-    ``session`` is the id that the caller used, under which it is filed, even if that session is over; ``holder`` the
-    session that took the turn and whose secret opens the record: another one where the turn renewed it.
-    """
-
-    session: str
-    holder: str
-    key: bytes
-    sealed: bytes
-    expires_at: int
 
 
 CredentialKind = Literal["tenant", "key", "operator", "token"]
@@ -348,6 +335,7 @@ class Store(Protocol):
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        replaces: Record | None = None,
         instead_of: str | None = None,
         charges: Sequence[Charge] = (),
         lease: bytes | None = None,
@@ -358,8 +346,10 @@ class Store(Protocol):
         store, and not whoever opened it, sees to it that the two never lie side by side.
 
         With *instead_of*, only while the owner still has that session, or a tombstone that does not say ``"ended"``:
-        otherwise it was ended or erased. `SessionConflict` also if there is a record under that key already. Ids of
-        *instead_of* and of the session of *record* begin with the same byte as the new one (`sessions.place_of`).
+        otherwise it was ended or erased. `SessionConflict` also if there is a record under that key already, or the
+        trace of one; but for *replaces*, which whoever asks has seen there: *record* takes its place, or its trace's.
+        Ids of *instead_of* and of the session of *record* begin with the same byte as the new one
+        (`sessions.place_of`).
 
         *charges* are settled with it: what was reserved for them under *lease*, the old session's or one of its own.
         """
@@ -454,8 +444,11 @@ class Store(Protocol):
         """
         ...
 
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        """Remove the record that is filed under a session and the digest *key*; ``count`` is 0 if there was none."""
+    async def forget(self, owner: Owner, record: Record, *, nonce: bytes) -> Receipt:
+        """Leave of *record* its trace, if it has one, for as long as it would have been there itself.
+
+        ``count`` is 0 if *record* is not, or no longer, what is filed there: then nothing changes.
+        """
         ...
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:

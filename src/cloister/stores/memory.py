@@ -98,6 +98,7 @@ class MemoryStore:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        replaces: Record | None = None,
         instead_of: str | None = None,
         charges: Sequence[Charge] = (),
         lease: bytes | None = None,
@@ -113,7 +114,7 @@ class MemoryStore:
             before = self._sessions.get((session.owner, instead_of))
             if before is None or before.session.ended == "ended":
                 raise SessionConflict("the session was ended or erased meanwhile; nothing was stored")
-        self._check_record(session.owner, record)
+        self._check_record(session.owner, record, replaces)
         self._sessions[session.owner, session.id] = _Kept(session, list(items))
         self._keep(session.owner, record)
         self._prints.keep(session, fingerprints)
@@ -245,8 +246,13 @@ class MemoryStore:
         self._drop(lambda one: (one.tenant, one.user) == (owner.tenant, owner.user))
         return Receipt(nonce, count=len(keys))
 
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        return Receipt(nonce, count=int(self._records.pop((owner, session_id, key), None) is not None))
+    async def forget(self, owner: Owner, record: Record, *, nonce: bytes) -> Receipt:
+        filed = owner, record.session, record.key
+        if self._records.get(filed) != record:
+            return Receipt(nonce)
+        del self._records[filed]
+        self._keep(owner, record.trace)
+        return Receipt(nonce, count=1)
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         self._put(entries)
@@ -386,8 +392,9 @@ class MemoryStore:
         if holder != lease or until <= time.monotonic():
             raise SessionConflict("the lease on the session was lost; nothing was stored, so send it again")
 
-    def _check_record(self, owner: Owner, record: Record | None) -> None:
-        if record is not None and (owner, record.session, record.key) in self._records:
+    def _check_record(self, owner: Owner, record: Record | None, replaces: Record | None = None) -> None:
+        there = record and self._records.get((owner, record.session, record.key))
+        if there and there not in (replaces, replaces and replaces.trace):
             raise SessionConflict("this idempotency key was answered meanwhile; send it again for the answer")
 
     def _keep(self, owner: Owner, record: Record | None) -> None:

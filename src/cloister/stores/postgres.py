@@ -282,13 +282,14 @@ class PostgresStore:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        replaces: Record | None = None,
         instead_of: str | None = None,
         charges: Sequence[Charge] = (),
         lease: bytes | None = None,
     ) -> Receipt:
         check_charges(session.owner, lease, charges)
         args = (_columns(session), instead_of, *_unzipped(items))
-        rest = (_claims(fingerprints), MOST_CLAIMS, _kept(record), _charged(charges), lease)
+        rest = (_claims(fingerprints), MOST_CLAIMS, _kept(record, replaces), _charged(charges), lease)
         row = await self._write("begin", args, entries, rest)
         for _ in range(_ROUNDS):
             if row["outcome"] == "unsettled":
@@ -407,8 +408,9 @@ class PostgresStore:
         row = await self._call("rewrap", *_names(old.owner), old.id, old.wrapped, old.carry, wrapped, carry)
         return Receipt(nonce, count=row["changed"])
 
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        return Receipt(nonce, count=(await self._call("forget", *_names(owner), session_id, key))["gone"])
+    async def forget(self, owner: Owner, record: Record, *, nonce: bytes) -> Receipt:
+        held = record.session, record.key, record.holder, record.sealed, record.trace is not None
+        return Receipt(nonce, count=(await self._call("forget", *_names(owner), *held))["gone"])
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
         if entries:
@@ -665,7 +667,7 @@ def _integer(digest: bytes) -> int:
     return int.from_bytes(digest, signed=True)
 
 
-def _kept(record: Record | None) -> str | None:
+def _kept(record: Record | None, replaces: Record | None = None) -> str | None:
     if record is None:
         return None
     return _json(
@@ -675,5 +677,10 @@ def _kept(record: Record | None) -> str | None:
             "holder": record.holder,
             "sealed": base64.b64encode(record.sealed).decode(),
             "expires_at": record.expires_at,
+            "seen": replaces
+            and {
+                "holder": replaces.holder,
+                "sealed": base64.b64encode(replaces.sealed).decode(),
+            },
         }
     ).decode()

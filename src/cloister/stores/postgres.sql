@@ -1,4 +1,4 @@
--- The schema of the PostgreSQL store, version 4. `cloister migrate` runs it in one transaction, as its owner.
+-- The schema of the PostgreSQL store, version 5. `cloister migrate` runs it in one transaction, as its owner.
 --
 -- Three roles that nobody logs in as, and that others are granted: cloister_application may work for one owner at a time,
 -- cloister_operator may read the log and go through all sessions and credentials to rotate keys, cloister_lookup owns
@@ -9,7 +9,7 @@
 CREATE SCHEMA cloister;
 
 CREATE TABLE cloister.meta (version integer NOT NULL);
-INSERT INTO cloister.meta VALUES (4);
+INSERT INTO cloister.meta VALUES (5);
 
 -- Whether users have tenants here: settled by the first session, so that the two kinds never lie side by side.
 CREATE TABLE cloister.tenancy (named boolean NOT NULL);
@@ -140,6 +140,7 @@ GRANT SELECT ON cloister.meta TO cloister_application;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloister.sessions, cloister.leases, cloister.accounts, cloister.charges
     TO cloister_application;
 GRANT SELECT, INSERT, DELETE ON cloister.items, cloister.records TO cloister_application;
+GRANT UPDATE (holder, sealed, expires_at) ON cloister.records TO cloister_application;
 GRANT SELECT, DELETE ON cloister.audit_owners TO cloister_application;
 GRANT INSERT (writer, number, at, event, severity, owner, other, session, detail, previous, hash)
     ON cloister.audit TO cloister_application;
@@ -892,13 +893,17 @@ EXCEPTION WHEN unique_violation THEN -- the same moment, the same id: once more,
     outcome := 'again';
 END $$;
 
+-- In the place of one that its writer has seen there, or of what was left of that, but of no other.
 CREATE FUNCTION cloister.keep(p_tenant text, p_user text, p_record json) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO cloister.records
+    INSERT INTO cloister.records AS k
     SELECT p_tenant, p_user, r.session, decode(r.key, 'base64'), r.holder, decode(r.sealed, 'base64'), r.expires_at
     FROM json_to_record(p_record) AS r(session text, key text, holder text, sealed text, expires_at bigint)
-    ON CONFLICT DO NOTHING;
+    ON CONFLICT (tenant, "user", session, key) DO UPDATE
+    SET holder = EXCLUDED.holder, sealed = EXCLUDED.sealed, expires_at = EXCLUDED.expires_at
+    WHERE k.holder = p_record #>> '{seen,holder}'
+      AND k.sealed IN (decode(p_record #>> '{seen,sealed}', 'base64'), '');
     RETURN FOUND;
 END $$;
 
@@ -1033,14 +1038,22 @@ BEGIN
 END $$;
 
 CREATE FUNCTION cloister.forget(
-    nonce bytea, p_tenant text, p_user text, p_session text, p_key bytea, OUT echo bytea, OUT gone bigint
+    nonce bytea, p_tenant text, p_user text, p_session text, p_key bytea, p_holder text, p_sealed bytea, p_trace boolean,
+    OUT echo bytea, OUT gone bigint
 )
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('cloister.tenant', p_tenant, true), set_config('cloister.user', p_user, true);
     echo := nonce;
-    DELETE FROM cloister.records k
-    WHERE k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_key;
+    IF p_trace THEN
+        UPDATE cloister.records k SET sealed = ''
+        WHERE k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_key
+          AND k.holder = p_holder AND k.sealed = p_sealed;
+    ELSE
+        DELETE FROM cloister.records k
+        WHERE k.tenant = p_tenant AND k."user" = p_user AND k.session = p_session AND k.key = p_key
+          AND k.holder = p_holder AND k.sealed = p_sealed;
+    END IF;
     GET DIAGNOSTICS gone = ROW_COUNT;
 END $$;
 

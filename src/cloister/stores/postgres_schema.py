@@ -13,7 +13,7 @@ from typing import Any
 
 from cloister.errors import ConfigurationError
 
-VERSION = 4
+VERSION = 5
 APPLICATION, OPERATOR, LOOKUP = "cloister_application", "cloister_operator", "cloister_lookup"
 _LOCK = 7_163_915
 # The first minor releases in which row-level security holds in every plan (CVE-2024-10976 and CVE-2025-8713, -8714).

@@ -231,6 +231,7 @@ class RedisStore:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        replaces: Record | None = None,
         instead_of: str | None = None,
         charges: Sequence[Charge] = (),
         lease: bytes | None = None,
@@ -242,6 +243,7 @@ class RedisStore:
         index = self._of(owner, b"sessions")
         await self._script(scripts.READ, [index], ["ZADD", session.created_at, session.id])
         field, value, end, filed_by, filed = self._filed(owner, record, keys)
+        seen, left = ((_record(one) if one else b"") for one in (replaces, replaces and replaces.trace))
         instead = self._keys(owner, instead_of).plain if instead_of is not None else keys.plain
         tenant, user = names(owner)
         plain = (
@@ -264,6 +266,8 @@ class RedisStore:
             value,
             end,
             filed_by,
+            seen,
+            left,
         )
 
         def args(packed: Sequence[bytes]) -> list[Any]:
@@ -460,9 +464,10 @@ class RedisStore:
         said = await self._of_session(scripts.REWRAP, old.owner, old.id, *values)
         return Receipt(nonce, count=int(said[0] == b"stored"))
 
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
-        digest = self._keys(owner, session_id).digest
-        (gone,) = await self._of_session(scripts.UNRECORD, owner, session_id, key.hex(), digest)
+    async def forget(self, owner: Owner, record: Record, *, nonce: bytes) -> Receipt:
+        field, value, _, filed_by, _ = self._filed(owner, record, self._keys(owner, record.session))
+        left = _record(record.trace) if record.trace else b""
+        (gone,) = await self._of_session(scripts.UNRECORD, owner, record.session, field, filed_by, value, left)
         return Receipt(nonce, count=gone)
 
     async def record(self, entries: Sequence[Event], *, nonce: bytes) -> Receipt:
@@ -642,8 +647,7 @@ class RedisStore:
         if record is None:
             return "", b"", "", "", keys.records
         under = self._keys(owner, record.session)
-        value = _encode((record.holder, record.sealed, record.expires_at))
-        return record.key.hex(), value, record.expires_at, under.digest, under.records
+        return record.key.hex(), _record(record), record.expires_at, under.digest, under.records
 
     async def _of_session(self, script: str, owner: Owner, session_id: str, *args: str | bytes | int) -> list[Any]:
         return await self._script(script, self._keys(owner, session_id).all, args)
@@ -759,3 +763,7 @@ def _receipt(outcome: bytes, nonce: bytes) -> Receipt:
 def _literal(text: str) -> str:
     """Give *text* so that a pattern means it as it is."""
     return "".join(f"\\{one}" if one in "*?[]^\\" else one for one in text)
+
+
+def _record(record: Record) -> bytes:
+    return _encode((record.holder, record.sealed, record.expires_at))

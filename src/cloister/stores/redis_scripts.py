@@ -109,14 +109,15 @@ return {nonce, 'done'}
 )
 
 # ARGV: nonce, times to live in ms (secret and tombstone or '', record), count of entries, of items, 'instead' or '',
-# the record's field, value, end and whose it is, then `plain` and `live` as they are to be, entries, items, what was
+# the record's field, value, end and whose it is, the value that it replaces and what may be left of that, then `plain`
+# and `live` as they are to be, entries, items, what was
 # said. KEYS has what it comes instead of, where the record is filed, and scopes behind those of the session.
 CREATE = (
     _NAMES
     + LIBRARY
     + """
 local instead, filed = KEYS[12], KEYS[13]
-local n = 11
+local n = 13
 local fields = {}
 for k = 1, 9 do fields[k] = ARGV[n + k] end
 n = n + 9
@@ -130,7 +131,9 @@ if ARGV[7] == 'instead' then
     if not before[1] or before[2] == 'ended' then return {nonce, 'ended'} end
 end
 if ARGV[8] ~= '' then
-    if redis.call('HSETNX', filed, ARGV[8], ARGV[9]) == 0 then return {nonce, 'record'} end
+    local there = redis.call('HGET', filed, ARGV[8])
+    if there and there ~= ARGV[12] and there ~= ARGV[13] then return {nonce, 'record'} end
+    redis.call('HSET', filed, ARGV[8], ARGV[9])
     redis.call('PEXPIRE', filed, ARGV[4])
     redis.call('ZADD', ends, ARGV[10], ARGV[11] .. ' ' .. ARGV[8])
 end
@@ -261,12 +264,18 @@ return {nonce, 'stored'}
 """
 )
 
-# ARGV: nonce, the record's field, the session's digest
+# ARGV: nonce, the record's field, the session's digest, the record, what is left of it or ''
 UNRECORD = (
     _NAMES
     + """
-redis.call('ZREM', ends, ARGV[3] .. ' ' .. ARGV[2])
-return {nonce, redis.call('HDEL', records, ARGV[2])}
+if redis.call('HGET', records, ARGV[2]) ~= ARGV[4] then return {nonce, 0} end
+if ARGV[5] ~= '' then
+    redis.call('HSET', records, ARGV[2], ARGV[5])
+else
+    redis.call('ZREM', ends, ARGV[3] .. ' ' .. ARGV[2])
+    redis.call('HDEL', records, ARGV[2])
+end
+return {nonce, 1}
 """
 )
 

@@ -401,6 +401,7 @@ class SqliteStore:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        replaces: Record | None = None,
         instead_of: str | None = None,
         charges: Sequence[Charge] = (),
         lease: bytes | None = None,
@@ -422,7 +423,7 @@ class SqliteStore:
                     raise SessionConflict("the session was ended or erased meanwhile; nothing was stored")
             db.insert_session(session)
             db.insert_items(key, items)
-            db.keep(session.owner, record)
+            db.keep(session.owner, record, replaces)
             self._prints.claim(db.db, session, fingerprints)
             settle(db.db, charges)
             db.put(entries)
@@ -563,10 +564,11 @@ class SqliteStore:
             self._accounts.erase(*names(owner))
         return receipt
 
-    async def forget(self, owner: Owner, session_id: str, key: bytes, *, nonce: bytes) -> Receipt:
+    async def forget(self, owner: Owner, record: Record, *, nonce: bytes) -> Receipt:
         def work(db: Writing) -> Receipt:
-            held = (*names(owner), session_id, key)
-            gone = db.execute(f"DELETE FROM records WHERE {MINE} AND key = ?", held).rowcount
+            held = (*names(owner), record.session, record.key, record.holder, record.sealed)
+            change = "DELETE FROM records" if record.trace is None else "UPDATE records SET sealed = x''"
+            gone = db.execute(f"{change} WHERE {MINE} AND key = ? AND holder = ? AND sealed = ?", held).rowcount
             return _gone(db, gone, nonce)
 
         return await self._writer.write(work)

@@ -225,9 +225,12 @@ class Writing:
         else:
             self.db.executemany(_INSERT, rows)
 
-    def keep(self, owner: Owner, record: Record | None) -> None:
+    def keep(self, owner: Owner, record: Record | None, replaces: Record | None = None) -> None:
         if record is not None:
             held = (*names(owner), record.session, record.key)
+            if replaces is not None:
+                seen = f"{MINE} AND key = ? AND holder = ? AND sealed IN (?, x'')"
+                self.execute(f"DELETE FROM records WHERE {seen}", (*held, replaces.holder, replaces.sealed))
             if self.execute(f"SELECT 1 FROM records WHERE {MINE} AND key = ?", held).fetchone():
                 raise SessionConflict("this idempotency key was answered meanwhile; send it again for the answer")
             values = (*names(owner), record.session, record.holder, record.key, record.sealed, record.expires_at)

@@ -186,6 +186,7 @@ class Alone:
         entries: Sequence[Event] = (),
         fingerprints: Sequence[Fingerprint] = (),
         record: Record | None = None,
+        replaces: Record | None = None,
         instead_of: str | None = None,
         charges: Sequence[Charge] = (),
         lease: bytes | None = None,

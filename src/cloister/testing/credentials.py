@@ -11,12 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from cloister import sessions
 from cloister.audit import event
 from cloister.errors import SessionConflict
 from cloister.model import Owner, to_micros
-from cloister.stores.base import CredentialKind, Receipt, Record, SealedCredential, Store, every_entry
-from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, load, nonce, sealed_session
+from cloister.stores.base import CredentialKind, Receipt, SealedCredential, Store, every_entry
+from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, nonce
 
 _UNTIL = to_micros(START + timedelta(hours=1))
 
@@ -266,30 +265,3 @@ class CredentialConformance:
         await store.revoke(made[1].tenant, made[1].kind, made[1].id, nonce=nonce())
         assert (await store.reseal(made[1], b"back", nonce=nonce())).count == 0
         assert await _found(store, *made) == [msgspec.structs.replace(first, sealed=b"new"), *made[2:]]
-
-    async def test_a_record_is_forgotten_by_its_owner(self, store: Store) -> None:
-        """One record is taken back, by its owner, session and key; then the key is free for another answer."""
-        shared = sessions.new_id()
-        records = {}
-        for owner in (ANA, BEN):
-            session = sealed_session(owner, shared)
-            records[owner] = Record(shared, shared, b"key", b"answer", to_micros(START))
-            await store.create(session, nonce=nonce(), record=records[owner])
-        for owner, session_id, key in (
-            (Owner("acme2", "ana"), shared, b"key"),
-            (ANA, sessions.new_id(shared), b"key"),
-            (ANA, shared, b"other"),
-            (ANA, shared, b""),
-        ):
-            asked = nonce()
-            assert await store.forget(owner, session_id, key, nonce=asked) == Receipt(asked)
-        for owner, record in records.items():
-            assert (await load(store, owner, shared, record=b"key")).record == record
-        assert [(await store.forget(ANA, shared, b"key", nonce=nonce())).count for _ in range(2)] == [1, 0]
-        assert (await load(store, ANA, shared, record=b"key")).record is None
-        assert (await load(store, BEN, shared, record=b"key")).record == records[BEN]
-        another = Record(shared, sessions.new_id(shared), b"key", b"another", to_micros(START) + 1)
-        await store.create(sealed_session(ANA, another.holder), nonce=nonce(), record=another)
-        assert (await load(store, ANA, shared, record=b"key")).record == another
-        await store.sweep(now=to_micros(START), tombstones_before=0, fingerprints=9, nonce=nonce())
-        assert (await load(store, ANA, shared, record=b"key")).record == another

@@ -19,6 +19,7 @@ from cloister.sealing import tag
 from cloister.stores.base import Account, Charge, Fingerprint, Loaded, Receipt, Record, Store, every_entry
 from cloister.testing.accounts import AccountConformance
 from cloister.testing.credentials import CredentialConformance, sealed_credential
+from cloister.testing.records import RecordConformance
 from cloister.testing.rows import ANA, BEN, LOOKALIKES, START, grown, load, nonce, sealed_items, sealed_session
 
 
@@ -86,7 +87,7 @@ def _check_order(entries: list[Entry]) -> None:
 _FOUR = (ANA, BEN, Owner("acme", "cleo"), Owner("acme", "dan"))
 
 
-class StoreConformance(AccountConformance, CredentialConformance):
+class StoreConformance(AccountConformance, CredentialConformance, RecordConformance):
     """The contract of `cloister.stores.base.Store`, as tests. Give a ``store`` fixture: open, empty, closed after."""
 
     # --- what was stored comes back, to its owner -------------------------------------------------------------------
