@@ -79,7 +79,7 @@ async def of_check(said: str) -> list[float]:
             check = await Check.over(cloister.services.watch, row)
             await check.hears([question])
             await check.judge(answer)
-            check.fingerprints(answer)
+            await check.fingerprints(answer)
             took.append((time.perf_counter() - begun) * 1_000)
     return sorted(took)
 

@@ -12,7 +12,8 @@ Run it with ``python -m bench.server [SIDE ...]``; without SIDEs, all of them::
 
 Each side is a process of its own, one worker on uvloop and httptools; so is the upstream. The client is this process:
 connections that stay open and write a prepared request each, 1 or 32 at once. Sides take turns, in another order each
-round; a figure is the median of the rounds.
+round; a figure is the median of the rounds. Where others use the machine meanwhile, requests/s say little, and the
+processor time that the side's process took for each says what they would be.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -227,9 +229,25 @@ def _uvicorn(application: Any, port: int) -> None:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Side:
+    """Be a process that answers at a port."""
+
+    port: int
+    pid: int
+
+    def spent(self) -> float:
+        """Give the processor time that it has taken, in seconds; nothing where the system does not tell."""
+        try:
+            told = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
-def process(*words: str) -> Iterator[int]:
-    """Run a side; give its port once it answers."""
+def process(*words: str) -> Iterator[Side]:
+    """Run a side; give it once it answers."""
     port = _free()
     command = [sys.executable, "-m", "bench.server", "serve", words[0], str(port), *words[1:]]
     child = subprocess.Popen(
@@ -237,7 +255,7 @@ def process(*words: str) -> Iterator[int]:
     )
     try:
         _wait(port, child)
-        yield port
+        yield Side(port, child.pid)
     finally:
         child.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -283,19 +301,20 @@ def prepared(side: str, port: int, folder: str, users: int) -> list[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def running(sides: Sequence[str], folder: str) -> AsyncIterator[dict[str, int]]:
-    """Run what *sides* need; give the port of each."""
+async def running(sides: Sequence[str], folder: str) -> AsyncIterator[dict[str, Side]]:
+    """Run what *sides* need; give the process that answers for each."""
+    ours = {"echo", "turn", "passing"} & set(sides)
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(process("upstream"))
-        ports = {"upstream": upstream}
+        found = {"upstream": upstream}
         if "starlette" in sides:
-            ports["starlette"] = stack.enter_context(process("starlette"))
-        if {"echo", "turn", "passing"} & set(sides):
+            found["starlette"] = stack.enter_context(process("starlette"))
+        if ours:
             _key(folder)
-            ports["cloister"] = stack.enter_context(process("cloister", folder, str(upstream)))
+            found |= dict.fromkeys(ours, stack.enter_context(process("cloister", folder, str(upstream.port))))
         if "litellm" in sides:
-            ports["litellm"] = stack.enter_context(process("litellm", folder, str(upstream)))
-        yield ports
+            found["litellm"] = stack.enter_context(process("litellm", folder, str(upstream.port)))
+        yield found
 
 
 def _key(folder: str) -> None:
@@ -304,34 +323,33 @@ def _key(folder: str) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("CLOISTER_")}
     for words in (["tenants", "add", "acme"], ["tenants", "keys", "new", "acme"]):
         command = [sys.executable, "-m", "cloister", *words, "--store", store]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environ)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ)
         Path(folder, KEY_FILE).write_bytes(done.stdout)  # that of the last
 
 
 async def measure(sides: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        async with running(sides, folder) as ports:
-            many = {side: prepared(side, _port(ports, side), folder, 32) for side in sides}
-            found: dict[str, list[tuple[float, float, float]]] = {side: [] for side in sides}
+        async with running(sides, folder) as found:
+            many = {side: prepared(side, found[side].port, folder, 32) for side in sides}
+            rows: dict[str, list[tuple[float, float, float, float]]] = {side: [] for side in sides}
             for _ in range(ROUNDS):
                 for side in random.sample(sides, len(sides)):
-                    alone = (await load(_port(ports, side), many[side][:1]))[1]
-                    rate, busy = await load(_port(ports, side), many[side])
-                    found[side].append((alone, rate, busy))
-    print(f"{'side':12}{'1 at once, ms':>15}{'32 at once, 1/s':>17}{'ms':>9}")
-    middle = {side: [statistics.median(column) for column in zip(*rows, strict=True)] for side, rows in found.items()}
-    for side, (alone, rate, busy) in middle.items():
-        print(f"{side:12}{alone:15.2f}{rate:17,.0f}{busy:9.1f}")
+                    alone = (await load(found[side].port, many[side][:1]))[1]
+                    before = found[side].spent()
+                    rate, busy = await load(found[side].port, many[side])
+                    rows[side].append((alone, rate, busy, (found[side].spent() - before) / (rate * SECONDS) * 1e6))
+    print(f"{'side':12}{'1 at once, ms':>15}{'32 at once, 1/s':>17}{'ms':>9}{'processor, µs':>15}")
+    middle = {side: [statistics.median(column) for column in zip(*each, strict=True)] for side, each in rows.items()}
+    for side, (alone, rate, busy, spent) in middle.items():
+        print(f"{side:12}{alone:15.2f}{rate:17,.0f}{busy:9.1f}{spent:15.0f}")
     for side, against in (("echo", "starlette"), ("turn", "litellm"), ("passing", "litellm")):
         if side in middle and against in middle:
-            print(f"{side} gives {middle[side][1] / middle[against][1]:.2f} times the requests/s of {against}")
+            ours, theirs = middle[side], middle[against]
+            print(f"{side} gives {ours[1] / theirs[1]:.2f} times the requests/s of {against}", end="")
+            print(f"; by processor time, {theirs[3] / ours[3]:.2f} times" if ours[3] else "")
     for side in ("turn", "passing"):
         if side in middle and "upstream" in middle:
             print(f"{side} adds {middle[side][0] - middle['upstream'][0]:.2f} ms to what the upstream takes")
-
-
-def _port(ports: Mapping[str, int], side: str) -> int:
-    return ports.get(side, ports.get("cloister", 0))
 
 
 def main() -> None:

@@ -67,27 +67,34 @@ _LONGEST = 200
 _SESSION = re.compile(r"(c[st]_)[A-Za-z0-9_-]{40,}")
 
 
-@contextlib.contextmanager
-def source(name: str) -> Iterator[None]:
+class source:
     """Put *name* on record as where the calls inside the block come from: an address, a route, a job.
 
     At most 200 characters of it. Never a secret; what looks like a session id, as in a path, is left out.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"where a call comes from is a text, not {type(name).__name__}")
-    before = _source.get()
-    # Half a surrogate pair, as in a path that is no UTF-8, could not be read again by everybody.
-    _source.set(_SESSION.sub(r"\1…", name).encode("utf-8", "replace").decode()[:_LONGEST])
-    try:
-        yield
-    finally:
-        _source.set(before)
+
+    __slots__ = ("_before", "_name")
+
+    def __init__(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"where a call comes from is a text, not {type(name).__name__}")
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._before = _source.get()
+        _source.set(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        _source.set(self._before)
 
 
 def source_of() -> dict[str, str]:
     """Give where the current call comes from, as a detail of an audit entry; nothing if nobody said."""
     name = _source.get()
-    return {"source": name} if name else {}
+    if not name:
+        return {}
+    # Half a surrogate pair, as in a path that is no UTF-8, could not be read again by everybody.
+    return {"source": _SESSION.sub(r"\1…", name).encode("utf-8", "replace").decode()[:_LONGEST]}
 
 
 def _leave(frame: _Frame, token: Token[_Frame | None]) -> None:

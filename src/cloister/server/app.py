@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -60,16 +60,24 @@ class Application:
         paths: dict[str, dict[str, Door]] = {}
         for route in self.routes:
             paths.setdefault(route.path, {})[route.method] = Door(route, self.behind)
+        methods = {path: _Methods(doors) for path, doors in paths.items()}
+        self._plain = {path: found for path, found in methods.items() if "{" not in path}
         self._router = Router(
-            [Path(path, _Methods(doors), include_in_schema=False) for path, doors in paths.items()],
+            [Path(path, found, include_in_schema=False) for path, found in methods.items()],
             default=_no_route,
             redirect_slashes=False,
             lifespan=lambda _: self.opened(),
         )
-        self._entrance = _shared(self._router, options.cors_origins)
+        self._entrance = _shared(self._found, options.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._entrance(scope, receive, send)
+
+    def _found(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Go where the path leads; most have no names in them, and need not be looked for one after another."""
+        if scope["type"] == "http" and not scope.get("root_path") and (plain := self._plain.get(scope["path"])):
+            return plain(scope, receive, send)
+        return self._router(scope, receive, send)
 
     def behind(self) -> Behind:
         """Give what the doors share; there only between start and end."""
@@ -103,7 +111,7 @@ def _identities_of(options: ServerSettings) -> Callable[[AsyncCloister], Asks]:
     return made
 
 
-def _shared(router: Router, origins: Sequence[str]) -> ASGIApp:
+def _shared(router: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """Let scripts of web pages from *origins* call, and of nowhere else.
 
     They show a user's token in a header. Nothing is ever taken from a cookie, so none is allowed.
@@ -134,11 +142,11 @@ class _Methods:
         self._doors = doors
         self._allowed = ", ".join(sorted(doors))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         door = self._doors.get(scope["method"])
-        if door is not None:
-            await door(scope, receive, send)
-            return
+        return self._refuse(scope, send) if door is None else door(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, send: Send) -> None:
         refused = Refused(
             405,
             "invalid_request_error",

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -24,7 +25,7 @@ from cloister.model import Owner
 from cloister.server import errors
 from cloister.server.identity import Caller
 from cloister.server.refusals import Refused, invalid
-from cloister.server.routes import JSON, Answer, Call, Route, Stream
+from cloister.server.routes import JSON, Answer, Call, Headers, Route, Stream
 from cloister.server.settings import ServerSettings
 
 _log = logging.getLogger("cloister.server")
@@ -41,8 +42,11 @@ _SAFE = (
     (b"referrer-policy", b"no-referrer"),
 )
 _JSON = JSON.encode()
+_NONE: Mapping[str, str] = MappingProxyType({})
 _AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
 _MOST_QUERY = 4_096
+_NAMING = {"safety_identifier", "user", "metadata"}
+"""The fields of a body that may say whom it is about."""
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -100,47 +104,52 @@ class Door:
     def __init__(self, route: Route, behind: Callable[[], Behind]) -> None:
         self._route = route
         self._behind = behind
+        self._name = f"{route.method} {route.path}"
         self._body: msgspec.json.Decoder[Any] | None = msgspec.json.Decoder(route.body) if route.body else None
+        self._naming = bool(
+            _NAMING & {field.name for field in msgspec.structs.fields(route.body)} if route.body else ()
+        )
         self._lists = _lists(route.query)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
-        reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=self._route.style)
         route, source, began = self._route, _source(scope), time.perf_counter()
+        reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=route.style)
         try:
-            with scopes.source(f"{route.method} {route.path} {source} {request_id}"):
+            with scopes.source(f"{self._name} {source} {request_id}"):
                 await self._pass(scope, receive, reply, source)
         except Exception as error:  # noqa: BLE001 (the last resort: it says nothing and is in the log)
             await refuse(reply, error, route)
         finally:
-            took = (time.perf_counter() - began) * 1_000
-            _log.info("%s %s %s %.0f ms %s", route.method, route.path, reply.status, took, request_id)
+            if _log.isEnabledFor(logging.INFO):
+                took = (time.perf_counter() - began) * 1_000
+                _log.info("%s %s %.0f ms %s", self._name, reply.status, took, request_id)
 
     async def _pass(self, scope: Scope, receive: Receive, reply: Reply, source: str) -> None:
         route, behind = self._route, self._behind()
         raw: RawHeaders = scope["headers"]
         caller = await self._caller(behind, raw, source)
         query = self._query(scope["query_string"])
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+        headers = dict(raw)
         body, value = b"", None
         if self._body is not None:
             body = await _read(headers, receive, behind.options.max_body)
             value = self._decoded(body)
         owner = door = None
         if route.owned:
-            owner = await behind.identities.owner(caller, raw, *_named(value))
+            owner = await behind.identities.owner(caller, raw, *(_named(value) if self._naming else ()))
             door = behind.cloister.user_of(owner)
             if behind.admission is not None and caller.user is None:
                 await behind.admission.user(owner)
         own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
-            route=f"{route.method} {route.path}",
+            route=self._name,
             policy=behind.options.policy(caller.tenant),
             request_id=reply.request_id,
             path=scope.get("path_params", {}),
             query=query,
-            headers=headers,
+            headers=Headers(headers),
             raw=body,
             models=models,
             model=own,
@@ -151,10 +160,10 @@ class Door:
             house=None if route.owned else behind.cloister,
         )
         work = route.handler(call, value) if self._body is not None else route.handler(call)
-        if not route.waits:
+        if route.waits:
+            await _unless_gone(receive, self._answered(work, reply))
+        else:
             await reply.give(await work, route.status)
-            return
-        await _unless_gone(receive, self._answered(work, reply))
 
     async def _answered(self, work: Awaitable[Any], reply: Reply) -> None:
         await reply.give(await work, self._route.status)
@@ -220,24 +229,27 @@ class Reply:
         if isinstance(given, Stream):
             await self._stream(given)
             return
-        answer = given if isinstance(given, Answer) else Answer(given, status)
-        if answer.kind is None:
-            await self.write(_ENCODER.encode(answer.body), answer.status, answer.headers)
+        if not isinstance(given, Answer):
+            await self.write(_ENCODER.encode(given), status)
+            return
+        if given.kind is None:
+            await self.write(_ENCODER.encode(given.body), given.status, given.headers)
         else:
-            await self.write(answer.body, answer.status, answer.headers, answer.kind.encode())
-        if answer.written is not None:
+            await self.write(given.body, given.status, given.headers, given.kind.encode())
+        if given.written is not None:
             await asyncio.sleep(0)  # until then the loop may hold back what was sent
-            await answer.written()
+            await given.written()
 
-    async def write(self, body: bytes, status: int, headers: Mapping[str, str], kind: bytes = _JSON) -> None:
-        await self._start(status, headers, kind, len(body))
+    async def write(self, body: bytes, status: int, headers: Mapping[str, str] = _NONE, kind: bytes = _JSON) -> None:
+        await self._send(self._start(status, headers, kind, len(body)))
         await self._send({"type": "http.response.body", "body": body})
 
     async def _stream(self, stream: Stream) -> None:
         pieces = stream.pieces
         async with contextlib.aclosing(pieces):
             first = await anext(pieces, b"")
-            await self._start(200, {**stream.headers(), "x-accel-buffering": "no"}, b"text/event-stream", None)
+            headers = {**stream.headers(), "x-accel-buffering": "no"}
+            await self._send(self._start(200, headers, b"text/event-stream", None))
             await self._send({"type": "http.response.body", "body": first, "more_body": True})
             async for piece in pieces:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -246,7 +258,7 @@ class Reply:
             await asyncio.sleep(0)  # until then the loop may hold back what was sent
             await stream.written()
 
-    async def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> None:
+    def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> dict[str, Any]:
         self.status = status
         sent = [*_SAFE, (b"content-type", kind), (b"x-request-id", self.request_id.encode())]
         if self._style == "anthropic":
@@ -256,7 +268,7 @@ class Reply:
         if self._secure:
             sent.append((b"strict-transport-security", b"max-age=31536000"))
         sent += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+        return {"type": "http.response.start", "status": status, "headers": sent}
 
 
 async def refuse(reply: Reply, error: Exception, route: Route | None) -> None:
@@ -295,20 +307,20 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _read(headers: Mapping[str, str], receive: Receive, most: int) -> bytes:
+async def _read(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> bytes:
     """Read the body, of at most so many bytes, of a request that says it is JSON."""
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON:
+    kind = headers.get(b"content-type", b"")
+    if kind != _JSON and kind.partition(b";")[0].strip().lower() != _JSON:
         raise Refused(
             415, "invalid_request_error", "unsupported_media_type", "send JSON, and content-type: application/json"
         )
-    if headers.get("content-encoding", "identity") != "identity":
+    if headers.get(b"content-encoding", b"identity") != b"identity":
         raise Refused(415, "invalid_request_error", "unsupported_media_type", "send the body without any encoding")
-    told = headers.get("content-length", "")
-    if told.isdecimal() and int(told[:20]) > most:
+    told = headers.get(b"content-length", b"")
+    if told.isdigit() and int(told[:20]) > most:
         raise _too_large(most)
-    parts, size = list[bytes](), 0
-    while True:
+    parts, size, more = list[bytes](), 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Refused(400, "invalid_request_error", "incomplete", "the body broke off")
@@ -317,8 +329,8 @@ async def _read(headers: Mapping[str, str], receive: Receive, most: int) -> byte
         if size > most:
             raise _too_large(most)
         parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 def _too_large(most: int) -> Refused:

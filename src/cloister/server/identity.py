@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Literal, NoReturn, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -28,13 +29,15 @@ CallerScope = Literal["user", "service", "operator"]
 KEPT = 2.0
 """For how many seconds a server key that was found good is believed again: so long a revoked one may go on."""
 _MOST_KEPT = 1_000
+_MOST_NAMED = 2_000
+"""How many of the users that services name are known by their header."""
 _OPAQUE = re.compile(rb"(csk|cst|cso)_[A-Za-z0-9_-]{43}")
 _KINDS: dict[bytes, tuple[str, CallerScope]] = {
     b"csk_": ("key", "service"),
     b"cst_": ("token", "user"),
     b"cso_": ("operator", "operator"),
 }
-_USER, _SESSION = b"cloister-user", b"cloister-session"
+_USER, _SESSION = _OURS = b"cloister-user", b"cloister-session"
 _LONGEST_USER = 256 * 4 * 3  # characters, bytes of each, and three for each encoded byte
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _UNRESERVED = re.compile("[A-Za-z0-9._~-]")
@@ -110,6 +113,7 @@ class Identities:
         self._ticks = ticks
         self._tokens = jwt.Tokens(settings.issuers, keys, now, ticks)
         self._kept = _Kept()
+        self._named = lru_cache(_MOST_NAMED)(_named)
 
     async def caller(self, headers: Headers, source: str = "") -> Caller:
         """Give who is asking, from the address *source*.
@@ -117,7 +121,9 @@ class Identities:
         Raises `Refused`: in the same words whatever is wrong with what was shown; the log knows the difference.
         """
         try:
-            return await self._shown(headers)
+            secret = _secret(headers)
+            digest = blake2b(secret).digest()
+            return self._kept.get(digest, self._ticks()) or await self._shown(secret, digest)
         except jwt.Wrong as error:
             await self._record.add("authentication.failed", source, reason=error.reason)
             raise _REFUSALS.get(error.reason, _unauthorized)() from None
@@ -138,43 +144,44 @@ class Identities:
         """
         if caller.tenant is None or caller.scope == "operator":
             raise Refused(403, "permission_error", "wrong_scope", "an operator's key speaks for no user")
-        ours = [(name, value) for name, value in headers if name.startswith(b"cloister")]
-        said = [value for name, value in ours if name == _USER]
-        if len(said) > 1 or sum(name == _SESSION for name, _ in ours) > 1:
+        values = dict(headers)
+        if len(values) < len(headers) and _repeated(headers, _USER, _SESSION):
             await self._contradiction(caller, "twice", "Cloister-User and Cloister-Session may stand there once")
-        if any(b"_" in name and name.replace(b"_", b"-") in (_USER, _SESSION) for name, _ in ours):
+        if b"_" in b"".join(values) and any(b"_" in name and name.replace(b"_", b"-") in _OURS for name in values):
             await self._contradiction(caller, "underscore", "the names of these headers have no underscores")
-        names = [_name(value) for value in said]
+        said = values.get(_USER)
         if caller.scope == "user":
-            if any(name is not None and name != caller.user for name in (*names, *named)):
+            if said is not None:
+                named = (_name(said), *named)
+            if any(name is not None and name != caller.user for name in named):
                 await self._contradiction(caller, "user", "this token speaks for its own user, and names nobody else")
             return _owner(caller.tenant, caller.user)
-        if self._settings.policy(caller.tenant).body_user:
-            names += [name for name in named if name is not None]
-        if len(set(names)) > 1:
-            await self._contradiction(caller, "body", "header and body name two users")
-        return _owner(caller.tenant, names[0] if names else None)
+        if named and self._settings.policy(caller.tenant).body_user:
+            names = {name for name in named if name is not None}
+            if said is not None:
+                names.add(_name(said))
+            if len(names) > 1:
+                await self._contradiction(caller, "body", "header and body name two users")
+            return _owner(caller.tenant, names.pop() if names else None)
+        return _owner(caller.tenant, None) if said is None else self._named(caller.tenant, said)
 
     async def close(self) -> None:
         """Put on record what was only counted so far, and give up whatever is being fetched."""
         await self._tokens.close()
         await self._record.close()
 
-    async def _shown(self, headers: Headers) -> Caller:
-        secret = _secret(headers)
+    async def _shown(self, secret: bytes, digest: bytes) -> Caller:
         if secret[:4] in _KINDS:
-            return await self._opaque(secret)
+            return await self._opaque(secret, digest)
         if secret.count(b".") != 2:
             raise jwt.Wrong("shape")
         owner, credential = await self._tokens.check(secret)
         return Caller("user", owner.tenant, owner.user, credential)
 
-    async def _opaque(self, secret: bytes) -> Caller:
+    async def _opaque(self, secret: bytes, digest: bytes) -> Caller:
         if not _OPAQUE.fullmatch(secret):
             raise jwt.Wrong("shape")
-        digest, now = sha256(secret).digest(), self._ticks()
-        if (kept := self._kept.get(digest, now)) is not None:
-            return kept
+        now = self._ticks()
         try:
             caller = _checked(await self._credentials.check(secret.decode()), *_KINDS[secret[:4]])
         except CredentialInvalid as error:
@@ -194,23 +201,28 @@ class Identities:
 
 def _secret(headers: Headers) -> bytes:
     """Give what was shown: a bearer token or an API key, or both if they are the same."""
-    bearers = [value for name, value in headers if name == b"authorization"]
-    keys = [value for name, value in headers if name == b"x-api-key"]
-    if len(bearers) > 1 or len(keys) > 1 or any(name == b"x_api_key" for name, _ in headers):
+    values = dict(headers)
+    if b"x_api_key" in values or (len(values) < len(headers) and _repeated(headers, b"authorization", b"x-api-key")):
         raise jwt.Wrong("twice")
-    if not bearers and not keys:
-        raise jwt.Wrong("missing")
-    shown = list(keys)
-    for value in bearers:
-        scheme, _, secret = value.partition(b" ")
+    shown = [values[b"x-api-key"]] if b"x-api-key" in values else []
+    if b"authorization" in values:
+        scheme, _, secret = values[b"authorization"].partition(b" ")
         if scheme.lower() != b"bearer":
             raise jwt.Wrong("scheme")
         shown.append(secret)
+    if not shown:
+        raise jwt.Wrong("missing")
     if max(map(len, shown)) > jwt.LONGEST:
         raise jwt.Wrong("size")
     if len(shown) > 1 and not hmac.compare_digest(*shown):
         raise jwt.Wrong("twice")
     return shown[0]
+
+
+def _repeated(headers: Headers, *ours: bytes) -> bool:
+    """Say whether any of *ours* stands there more than once."""
+    names = [name for name, _ in headers]
+    return any(names.count(name) > 1 for name in ours)
 
 
 def _checked(known: Known, kind: str, scope: CallerScope) -> Caller:
@@ -237,6 +249,10 @@ def _name(value: bytes) -> str:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
         raise _invalid("what is percent-encoded is not UTF-8") from None
+
+
+def _named(tenant: str, value: bytes) -> Owner:
+    return _owner(tenant, _name(value))
 
 
 def _owner(tenant: str | None, user: str | None) -> Owner:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import msgspec
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
@@ -16,8 +18,7 @@ from cloister.server.settings import Policy
 from cloister.user import User
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """Be one request, after the door has looked at it: who asks for whom, and what was sent beside the body."""
 
     caller: Caller
@@ -27,8 +28,8 @@ class Call:
     request_id: str
     path: Mapping[str, str]
     query: Any
-    headers: Mapping[str, str] = field(repr=False)
-    raw: bytes = field(default=b"", repr=False)
+    headers: Mapping[str, str]
+    raw: bytes = b""
     """The body as it came, for digests."""
     models: tuple[str, ...] = ()
     """Which models may be named; any, where none is listed."""
@@ -39,8 +40,11 @@ class Call:
     carried: bool = False
     """The store gives out tokens, which hold the sessions themselves and change with every turn."""
     owner: Owner | None = None
-    door: User | None = field(default=None, repr=False)
-    house: AsyncCloister | None = field(default=None, repr=False)
+    door: User | None = None
+    house: AsyncCloister | None = None
+
+    def __repr__(self) -> str:  # what it brings stays out of logs and tracebacks
+        return f"Call({self.route!r}, {self.caller!r}, request_id={self.request_id!r})"
 
     @property
     def user(self) -> User:
@@ -91,6 +95,24 @@ class Stream:
     headers: Callable[[], Mapping[str, str]] = lambda: {}
     """Asked once the first piece is there."""
     written: Callable[[], Awaitable[None]] | None = None
+
+
+class Headers(Mapping[str, str]):
+    """Be the headers of a request, decoded where somebody asks for one; the last of those that stand there twice."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
+        self._raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        return self._raw[name.encode("latin-1")].decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
 
 
 JSON = "application/json"
