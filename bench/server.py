@@ -5,8 +5,9 @@ Run it with ``python -m bench.server [SIDE ...]``; without SIDEs, all of them::
     echo        1 KB of JSON there and back through the door (identity, rates, decoding), none of it stored
     starlette   the same by Starlette and msgspec alone: what *echo* is measured against
     turn        a chat completion in a session: scrubbed, sealed, judged, on record, on SQLite; the question and the
-                answer of 600 characters together, from an upstream that answers at once
+                answer of 600 characters together, from an upstream that answers at once, behind the 40 messages before
     passing     the same without a session
+    through     the same where personal data and leaks are nobody's business: it is only put on record
     upstream    what the upstream itself gives: what *turn* and *passing* add is added to this
     litellm     LiteLLM's proxy in front of that upstream, where it is installed (pip install 'litellm[proxy]')
 
@@ -56,7 +57,9 @@ COMPLETION = {
 }
 ECHO = {"text": "x" * 900, "number": 7, "words": ["a", "b", "c"], "more": {"k": "v" * 50}}
 CHAT = {"model": "mock", "messages": [{"role": "user", "content": QUESTION}]}
-SIDES = ("starlette", "echo", "upstream", "passing", "turn", "litellm")
+SIDES = ("starlette", "echo", "upstream", "passing", "through", "turn", "litellm")
+SENT = 40
+"""How many messages of a session are sent along, at most."""
 
 
 class Echo(msgspec.Struct):
@@ -181,20 +184,32 @@ def serve_starlette(port: int) -> None:
     _uvicorn(Starlette(routes=[Route("/v1/echo", echo, methods=["POST"])]), port)
 
 
-def serve_cloister(port: int, folder: str, upstream: int) -> None:
-    """Serve with everything on, and a route that only echoes beside; leave a key for the client."""
+def serve_cloister(port: int, folder: str, upstream: int, *, guarded: bool) -> None:
+    """Serve with everything on, or unguarded, and a route that only echoes beside."""
     from cloister import AsyncCloister
+    from cloister.model import Item
     from cloister.providers.openai import OpenAICompatible
     from cloister.server.app import ROUTES, Application
     from cloister.server.routes import Call, Route
     from cloister.server.settings import ServerSettings
+    from cloister.window import PRIMING_TOKENS, Estimate, item_tokens
 
     async def echo(call: Call, body: Echo) -> Echo:
         return body
 
     def opening() -> AsyncCloister:
         provider = OpenAICompatible(base_url=f"http://127.0.0.1:{upstream}/v1", model="mock")
-        return AsyncCloister.open(f"sqlite:///{folder}/chats.db", provider=provider, tenancy="required")
+        guards: dict[str, Any] = {} if guarded else {"scrub": None, "leaks": None}
+        pair = sum(
+            item_tokens(Item(role, text), Estimate()) for role, text in (("user", QUESTION), ("assistant", ANSWER))
+        )
+        return AsyncCloister.open(
+            f"sqlite:///{folder}/chats.db",
+            provider=provider,
+            tenancy="required",
+            context_tokens=(SENT // 2 + 1) * pair + PRIMING_TOKENS,
+            **guards,
+        )
 
     options = ServerSettings(requests_per_minute_user=None, requests_per_minute_tenant=None)
     route = Route("POST", "/v1/echo", echo, "Echo", body=Echo, answer=Echo)
@@ -285,7 +300,8 @@ def prepared(side: str, port: int, folder: str, users: int) -> list[bytes]:
         return [request("/v1/echo", ECHO, {})] * users
     if side in ("upstream", "litellm"):
         return [request("/v1/chat/completions", CHAT, {"authorization": f"Bearer {LITELLM_KEY}"})] * users
-    headers = {"authorization": f"Bearer {Path(folder, KEY_FILE).read_text().strip()}"}
+    home = _beside(folder) if side == "through" else folder
+    headers = {"authorization": f"Bearer {Path(home, KEY_FILE).read_text().strip()}"}
     made = []
     for number in range(users):
         mine = {**headers, "cloister-user": f"user{number}"}
@@ -300,6 +316,12 @@ def prepared(side: str, port: int, folder: str, users: int) -> list[bytes]:
     return made
 
 
+def _beside(folder: str) -> str:
+    beside = Path(folder, "through")
+    beside.mkdir(exist_ok=True)
+    return str(beside)
+
+
 @contextlib.asynccontextmanager
 async def running(sides: Sequence[str], folder: str) -> AsyncIterator[dict[str, Side]]:
     """Run what *sides* need; give the process that answers for each."""
@@ -311,7 +333,13 @@ async def running(sides: Sequence[str], folder: str) -> AsyncIterator[dict[str, 
             found["starlette"] = stack.enter_context(process("starlette"))
         if ours:
             _key(folder)
-            found |= dict.fromkeys(ours, stack.enter_context(process("cloister", folder, str(upstream.port))))
+            found |= dict.fromkeys(
+                ours, stack.enter_context(process("cloister", folder, str(upstream.port), "guarded"))
+            )
+        if "through" in sides:
+            beside = _beside(folder)
+            _key(beside)
+            found["through"] = stack.enter_context(process("cloister", beside, str(upstream.port), "unguarded"))
         if "litellm" in sides:
             found["litellm"] = stack.enter_context(process("litellm", folder, str(upstream.port)))
         yield found
@@ -342,12 +370,12 @@ async def measure(sides: Sequence[str]) -> None:
     middle = {side: [statistics.median(column) for column in zip(*each, strict=True)] for side, each in rows.items()}
     for side, (alone, rate, busy, spent) in middle.items():
         print(f"{side:12}{alone:15.2f}{rate:17,.0f}{busy:9.1f}{spent:15.0f}")
-    for side, against in (("echo", "starlette"), ("turn", "litellm"), ("passing", "litellm")):
+    for side, against in (("echo", "starlette"), ("turn", "litellm"), ("passing", "litellm"), ("through", "litellm")):
         if side in middle and against in middle:
             ours, theirs = middle[side], middle[against]
             print(f"{side} gives {ours[1] / theirs[1]:.2f} times the requests/s of {against}", end="")
             print(f"; by processor time, {theirs[3] / ours[3]:.2f} times" if ours[3] else "")
-    for side in ("turn", "passing"):
+    for side in ("turn", "passing", "through"):
         if side in middle and "upstream" in middle:
             print(f"{side} adds {middle[side][0] - middle['upstream'][0]:.2f} ms to what the upstream takes")
 
@@ -357,7 +385,7 @@ def main() -> None:
     if words[:1] == ["serve"]:
         side, port, rest = words[1], int(words[2]), words[3:]
         if side == "cloister":
-            serve_cloister(port, rest[0], int(rest[1]))
+            serve_cloister(port, rest[0], int(rest[1]), guarded=rest[2] == "guarded")
         elif side == "litellm":
             serve_litellm(port, rest[0], int(rest[1]))
         else:
