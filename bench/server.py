@@ -200,9 +200,7 @@ def serve_cloister(port: int, folder: str, upstream: int, *, guarded: bool) -> N
     def opening() -> AsyncCloister:
         provider = OpenAICompatible(base_url=f"http://127.0.0.1:{upstream}/v1", model="mock")
         guards: dict[str, Any] = {} if guarded else {"scrub": None, "leaks": None}
-        pair = sum(
-            item_tokens(Item(role, text), Estimate()) for role, text in (("user", QUESTION), ("assistant", ANSWER))
-        )
+        pair = sum([item_tokens(Item("user", text), Estimate()) for text in (QUESTION, ANSWER)])
         return AsyncCloister.open(
             f"sqlite:///{folder}/chats.db",
             provider=provider,
