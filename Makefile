@@ -1,5 +1,8 @@
 # Each target is a line or two over scripts/; without make, run the lines themselves.
 
+# Tests and the demonstration start hundreds of processes, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo serve test check soak bench lock clean
 
 demo: ## the main job, on the embedded store; PROVIDER=openai and the like for a real model

@@ -12,12 +12,24 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests.databases import database, migrated
+from tests.databases import database, emptied, migrated, rows
 from tests.servers import pgbouncer, postgres, redis, redis_cluster
 from tests.serving import server
 from tests.upstreams import naps, upstream
 
-__all__ = ["database", "migrated", "naps", "pgbouncer", "postgres", "redis", "redis_cluster", "server", "upstream"]
+__all__ = [
+    "database",
+    "emptied",
+    "migrated",
+    "naps",
+    "pgbouncer",
+    "postgres",
+    "redis",
+    "redis_cluster",
+    "rows",
+    "server",
+    "upstream",
+]
 
 # Settings, keys and proxies of the person who runs the tests would make them pass or fail for no reason of ours.
 # CLOISTER_TEST_… names the servers to test with, and stays.
@@ -101,4 +113,4 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case "pooler":
             port = request.getfixturevalue("pgbouncer")
             return str(request.getfixturevalue("database").url(port=port)) + "?pooler=1"
-    return str(request.getfixturevalue("database").url())
+    return str(request.getfixturevalue("rows").url())

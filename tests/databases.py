@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,17 @@ import asyncpg
 import pytest
 from tests.fakes import House
 
-from cloister.stores.postgres_schema import migrate
+from cloister.stores.postgres_schema import _TABLES, migrate
+
+_EMPTY = ";".join(
+    [
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        "SET session_replication_role = replica",  # whatever refers to what
+        *(f"DELETE FROM cloister.{table}" for table in _TABLES if table != "meta"),
+        "SELECT setval(format('cloister.%I', sequencename), 1, false) FROM pg_sequences WHERE schemaname = 'cloister'",
+    ]
+)
 
 
 @dataclass
@@ -76,10 +86,39 @@ def migrated(postgres: str) -> str:
     return asyncio.run(_prepare(postgres))
 
 
-@pytest.fixture
-async def database(postgres: str, migrated: str) -> AsyncIterator[Database]:
-    made = await made_database(postgres, "t_" + secrets.token_hex(6), migrated)
-    yield made
-    driver = await asyncpg.connect(f"{postgres}/postgres")
+async def empty(made: Database) -> None:
+    """Leave of a database what it was when it was new, and nobody connected to it."""
+    async with made.connected() as driver:
+        await driver.execute(_EMPTY)
+
+
+async def dropped(made: Database) -> None:
+    driver = await asyncpg.connect(f"{made.server}/postgres")
     await driver.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
     await driver.close()
+
+
+@pytest.fixture
+async def database(postgres: str, migrated: str) -> AsyncIterator[Database]:
+    """A database that nobody else had or gets: a test may change its schema and settings."""
+    made = await made_database(postgres, "t_" + secrets.token_hex(6), migrated)
+    yield made
+    await dropped(made)
+
+
+@pytest.fixture(scope="session")
+def emptied(postgres: str) -> Iterator[list[Database]]:
+    """Those that were emptied for the next test that only writes rows."""
+    kept: list[Database] = []
+    yield kept
+    for made in kept:
+        asyncio.run(dropped(made))
+
+
+@pytest.fixture
+async def rows(postgres: str, migrated: str, emptied: list[Database]) -> AsyncIterator[Database]:
+    """A database without rows, for a test that changes nothing else: it takes a twentieth of the time of a new one."""
+    made = emptied.pop() if emptied else await made_database(postgres, "t_" + secrets.token_hex(6), migrated)
+    yield made
+    await empty(made)
+    emptied.append(made)

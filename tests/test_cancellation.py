@@ -116,6 +116,13 @@ FLOWS: dict[str, Callable[[House, Session], Coroutine[Any, Any, None]]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _others() -> None:
+    """Leave what other tests keep out of the collections of garbage that these ask for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 async def house(url: str) -> AsyncIterator[House]:
     """Open a store, and fail if a task or an error was forgotten about."""

@@ -43,8 +43,8 @@ async def house(database: Database) -> AsyncIterator[House]:
 
 class TestPostgres(StoreConformance):
     @pytest.fixture
-    async def store(self, database: Database) -> AsyncIterator[Store]:
-        store = stores.connect(database.url())
+    async def store(self, rows: Database) -> AsyncIterator[Store]:
+        store = stores.connect(rows.url())
         await store.open()
         yield store
         await store.close()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from tests.databases import Database, empty
+from tests.fakes import opened
 from tests.servers import (
     listens,
     postgres_folders,
@@ -19,6 +21,9 @@ from tests.servers import (
     talk,
     until,
 )
+from tests.test_budgets import PRICES
+
+from cloister import Budget
 
 
 @pytest.mark.parametrize("programs", postgres_folders(), ids=lambda path: path.parent.name)
@@ -82,3 +87,26 @@ def test_nothing_outlives_the_run() -> None:
         run.send_signal(signal.SIGKILL)
     until(lambda: not listens(int(port)), "the end of the server")
     shutil.rmtree(folder)
+
+
+async def test_an_emptied_database_is_as_new(rows: Database, database: Database) -> None:
+    """Whatever a test wrote into a database is gone for the next one, and numbers begin at 1 again."""
+
+    async def holds(made: Database) -> list[tuple[str, int]]:
+        async with made.connected() as driver:
+            tables = await driver.fetch(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'cloister'::regnamespace AND relkind IN ('r', 'S')"
+            )
+            return sorted(
+                [(name, await driver.fetchval(f"SELECT count(*) FROM cloister.{name}")) for (name,) in tables]
+                + await driver.fetch(
+                    "SELECT sequencename, coalesce(last_value, 0) FROM pg_sequences WHERE schemaname = 'cloister'"
+                )
+            )
+
+    async with opened(rows.url(), tenancy="required", budget=Budget(user_daily="9"), prices=PRICES) as house:
+        session = await house.cloister.user("ana", tenant="acme").start()
+        await session.send("hello", idempotency_key="k")
+        assert sum(count for _, count in await holds(rows)) > sum(count for _, count in await holds(database))
+    await empty(rows)
+    assert await holds(rows) == await holds(database)
