@@ -89,6 +89,20 @@ async def test_who_needs_little_waits_for_nothing() -> None:
     assert work.went == names * 3
 
 
+async def test_short_steps_that_wait_go_on_together() -> None:
+    """Behind a long step many short ones wait, and go on as many in a round of the loop as fit into it."""
+    work = Work(takes=0.0001)
+    await asyncio.gather(*[work.request("acme", 1) for _ in range(50)])
+    work.takes = LONG
+    long = asyncio.create_task(work.request("globex", 1))
+    await work.until(51)
+    work.takes = 0.0001
+    tasks = [asyncio.create_task(work.request("acme", 1)) for _ in range(100)]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert all(task.done() for task in (long, *tasks))
+
+
 async def test_what_was_not_used_is_not_saved_up() -> None:
     """Who asked for nothing for long is ahead by a moment, and shares alike from then on."""
     work = Work()

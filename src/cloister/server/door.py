@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ class Door:
         self._lists = _lists(route.query)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = "req_" + secrets.token_hex(12)
+        request_id = "req_" + os.urandom(12).hex()
         route, source, began = self._route, _source(scope), time.perf_counter()
         reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=route.style)
         try:
@@ -151,8 +151,7 @@ class Door:
         raw: RawHeaders = scope["headers"]
         asked = _Asked(self._behind(), scope, receive, reply, raw, dict(raw))
         if self._route.scopes:
-            asked.caller = await self._caller(asked, source)
-            await self._count(asked)
+            await self._admit(asked, source)
         share = asked.behind.shares.of(asked.caller.tenant)
         await share.steps(self._carry_out(asked, share))
 
@@ -197,20 +196,17 @@ class Door:
     async def _answered(self, work: Awaitable[Any], reply: Reply) -> None:
         await reply.give(await work, self._route.status)
 
-    async def _caller(self, asked: _Asked, source: str) -> Caller:
-        caller = await asked.behind.identities.caller(asked.raw, source)
+    async def _admit(self, asked: _Asked, source: str) -> None:
+        """Find who asks, count the request before its body is read, and find its user as far as the headers name them.
+
+        The user is counted first: who floods takes no more from those of their tenant than from anybody.
+        """
+        asked.caller = caller = await asked.behind.identities.caller(asked.raw, source)
         if caller.scope not in self._route.scopes:
             raise Refused(403, "permission_error", "wrong_scope", "this key or token is not for this call")
-        return caller
-
-    async def _count(self, asked: _Asked) -> None:
-        """Count a request before its body is read, and find its user as far as the headers name them.
-
-        The user first: who floods takes no more from those of their tenant than from anybody.
-        """
-        caller, admission = asked.caller, asked.behind.admission
         if caller.tenant is None:
             return
+        admission = asked.behind.admission
         if admission is not None and caller.user is not None:
             await admission.user(Owner(caller.tenant, caller.user))
         if self._route.owned and (caller.user is not None or _USER in asked.headers):

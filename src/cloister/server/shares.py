@@ -2,10 +2,10 @@
 
 All requests of a worker run on one event loop, in steps: each goes from one wait, for the store or a model, to the
 next. The loop by itself lets them go on in the order in which their waits end. So a tenant with sixty requests under
-way would take sixty steps for each step of somebody with one. Here steps go on as they come only until some
-milliseconds are used up in one round of the loop. The others wait, and one of them goes on in each round: of the tenant
-that has had least of the time, and of its requests the oldest, so that what holds connections or locks is through with
-them soon.
+way would take sixty steps for each step of somebody with one. Here steps go on as they come only until two milliseconds
+are used up in one round of the loop. The others wait, and in each round as many go on as take about that long, or one:
+of the tenant that has had least of the time, and of its requests the oldest, so that what holds connections or locks is
+through with them soon.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cloister.errors import RateLimited
 ResultT = TypeVar("ResultT")
 
 _ROUND = 0.002
-"""How many seconds of one round of the loop are for whoever comes first."""
+"""How many seconds of one round of the loop are given out."""
 _LEAD = 0.05
 """By how many seconds at most somebody is ahead who asked for nothing lately: what was not used is not saved up."""
 _MOST = 1_000
@@ -32,10 +32,12 @@ _MOST = 1_000
 class _Account:
     """Be what one tenant has had, in seconds, and which of its steps wait: by age of the request, then of the step."""
 
-    __slots__ = ("had", "waiting")
+    __slots__ = ("had", "usual", "waiting")
 
     def __init__(self) -> None:
         self.had = 0.0
+        self.usual = _ROUND
+        """What a step of it took lately."""
         self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
 
 
@@ -87,8 +89,12 @@ class Shares:
     def _begin_round(self) -> None:
         self.used = 0.0
         self._in_round = bool(self._waiting)
-        if self._in_round:
-            self._let_go(min(self._waiting, key=lambda account: account.had))
+        left = _ROUND
+        while self._waiting and left > 0:
+            account = min(self._waiting, key=lambda account: account.had)
+            self._let_go(account)
+            left -= account.usual
+        if self._in_round:  # behind those that go on now
             asyncio.get_running_loop().call_soon(self._begin_round)
 
     def _let_go(self, account: _Account) -> None:
@@ -144,6 +150,7 @@ class _Steps(Generic[ResultT]):
                 finally:
                     took = ticks() - since
                     account.had += took
+                    account.usual += (took - account.usual) / 8
                     shares.used += took
                 try:
                     yield waits_for
