@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -27,6 +28,7 @@ from cloister.server.identity import Caller
 from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import JSON, Answer, Call, Headers, Route, Stream
 from cloister.server.settings import ServerSettings
+from cloister.server.shares import Share, Shares
 
 _log = logging.getLogger("cloister.server")
 
@@ -45,6 +47,7 @@ _JSON = JSON.encode()
 _NONE: Mapping[str, str] = MappingProxyType({})
 _AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
 _MOST_QUERY = 4_096
+_USER = b"cloister-user"
 _NAMING = {"safety_identifier", "user", "metadata"}
 """The fields of a body that may say whom it is about."""
 _ENCODER = msgspec.json.Encoder()
@@ -78,6 +81,7 @@ class Behind:
         self.options = options
         self.identities = identities
         self.admission = admission
+        self.shares = Shares()
         self._models: dict[str | None, tuple[str | None, tuple[str, ...]]] = {}
 
     def models(self, tenant: str | None) -> tuple[str | None, tuple[str, ...]]:
@@ -98,6 +102,24 @@ class Behind:
         return own, () if provider is None or own is None or provider.name == "offline" else (own,)
 
 
+NOBODY = Caller("operator", None, None, "")
+"""Who calls what anybody may call."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Be a request on its way through the door, and what is known of it by now."""
+
+    behind: Behind
+    scope: Scope
+    receive: Receive
+    reply: Reply
+    raw: RawHeaders
+    headers: Mapping[bytes, bytes]
+    caller: Caller = NOBODY
+    owner: Owner | None = None
+
+
 class Door:
     """Be the ASGI application of one route."""
 
@@ -112,7 +134,7 @@ class Door:
         self._lists = _lists(route.query)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = "req_" + secrets.token_hex(12)
+        request_id = "req_" + os.urandom(12).hex()
         route, source, began = self._route, _source(scope), time.perf_counter()
         reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=route.style)
         try:
@@ -126,61 +148,83 @@ class Door:
                 _log.info("%s %s %.0f ms %s", self._name, reply.status, took, request_id)
 
     async def _pass(self, scope: Scope, receive: Receive, reply: Reply, source: str) -> None:
-        route, behind = self._route, self._behind()
         raw: RawHeaders = scope["headers"]
-        caller = await self._caller(behind, raw, source)
-        query = self._query(scope["query_string"])
-        headers = dict(raw)
+        asked = _Asked(self._behind(), scope, receive, reply, raw, dict(raw))
+        if self._route.scopes:
+            await self._admit(asked, source)
+        share = asked.behind.shares.of(asked.caller.tenant)
+        await share.steps(self._carry_out(asked, share))
+
+    async def _carry_out(self, asked: _Asked, share: Share) -> None:
+        route, behind, caller = self._route, asked.behind, asked.caller
+        query = self._query(asked.scope["query_string"])
         body, value = b"", None
         if self._body is not None:
-            body = await _read(headers, receive, behind.options.max_body)
+            body = await _read(asked.headers, asked.receive, behind.options.max_body)
             value = self._decoded(body)
-        owner = door = None
+        door = None
         if route.owned:
-            owner = await behind.identities.owner(caller, raw, *(_named(value) if self._naming else ()))
-            door = behind.cloister.user_of(owner)
-            if behind.admission is not None and caller.user is None:
-                await behind.admission.user(owner)
+            named = _named(value) if self._naming else ()
+            if asked.owner is None or named:
+                await self._find_owner(asked, named)
+            assert asked.owner is not None
+            door = behind.cloister.user_of(asked.owner)
         own, models = behind.models(caller.tenant)
         call = Call(
             caller=caller,
             route=self._name,
             policy=behind.options.policy(caller.tenant),
-            request_id=reply.request_id,
-            path=scope.get("path_params", {}),
+            request_id=asked.reply.request_id,
+            path=asked.scope.get("path_params", {}),
             query=query,
-            headers=Headers(headers),
+            headers=Headers(asked.headers),
             raw=body,
             models=models,
             model=own,
             most_items=behind.options.max_items,
             carried=behind.cloister.carried,
-            owner=owner,
+            owner=asked.owner,
             door=door,
             house=None if route.owned else behind.cloister,
         )
         work = route.handler(call, value) if self._body is not None else route.handler(call)
         if route.waits:
-            await _unless_gone(receive, self._answered(work, reply))
+            await _unless_gone(asked.receive, share.steps(self._answered(work, asked.reply)))
         else:
-            await reply.give(await work, route.status)
+            await asked.reply.give(await work, route.status)
 
     async def _answered(self, work: Awaitable[Any], reply: Reply) -> None:
         await reply.give(await work, self._route.status)
 
-    async def _caller(self, behind: Behind, raw: RawHeaders, source: str) -> Caller:
-        route = self._route
-        if not route.scopes:
-            return NOBODY
-        caller = await behind.identities.caller(raw, source)
-        if caller.scope not in route.scopes:
+    async def _admit(self, asked: _Asked, source: str) -> None:
+        """Find who asks, count the request before its body is read, and find its user as far as the headers name them.
+
+        The user is counted first: who floods takes no more from those of their tenant than from anybody.
+        """
+        asked.caller = caller = await asked.behind.identities.caller(asked.raw, source)
+        if caller.scope not in self._route.scopes:
             raise Refused(403, "permission_error", "wrong_scope", "this key or token is not for this call")
-        if behind.admission is not None and caller.tenant is not None:
-            if caller.user is not None:
-                # First, and on every route: who floods takes no more from those of their tenant than from anybody.
-                await behind.admission.user(Owner(caller.tenant, caller.user))
-            await behind.admission.tenant(caller.tenant)
-        return caller
+        if caller.tenant is None:
+            return
+        admission = asked.behind.admission
+        if admission is not None and caller.user is not None:
+            await admission.user(Owner(caller.tenant, caller.user))
+        if self._route.owned and (caller.user is not None or _USER in asked.headers):
+            try:
+                await self._find_owner(asked)
+            except Refused:
+                if admission is not None:
+                    await admission.tenant(caller.tenant)
+                raise
+        if admission is not None:
+            await admission.tenant(caller.tenant)
+
+    async def _find_owner(self, asked: _Asked, named: Sequence[str] = ()) -> None:
+        """Find the user whom headers, token and what is *named* in the body mean, and count them if they were not."""
+        caller, admission, known = asked.caller, asked.behind.admission, asked.owner
+        asked.owner = await asked.behind.identities.owner(caller, asked.raw, *named)
+        if admission is not None and known is None and caller.user is None:
+            await admission.user(asked.owner)
 
     def _query(self, raw: bytes) -> Any:
         if self._route.query is None:
@@ -208,10 +252,6 @@ class Door:
         assert self._body is not None
         decoder = self._body
         return _checked(lambda: decoder.decode(body))
-
-
-NOBODY = Caller("operator", None, None, "")
-"""Who calls what anybody may call."""
 
 
 class Reply:
