@@ -89,6 +89,22 @@ async def test_who_needs_little_waits_for_nothing() -> None:
     assert work.went == names * 3
 
 
+async def test_who_is_alone_waits_for_nothing() -> None:
+    """When nobody else has come for a second, steps go on as they come, however long; whoever comes then shares."""
+    work = Work()
+    await work.request("globex", 1)
+    await work.request("acme", 300)  # which takes a second and a half
+    del work.went[:]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work.request("acme", 40, f"request {number}")) for number in range(40)]
+        await work.until(80)
+        assert work.went[:80] == [f"request {number}" for number in range(40)] * 2
+        before = len(work.went)
+        await work.request("globex", 10)
+        assert len(work.went) - before <= 40 + 22
+    assert all(task.done() for task in tasks)
+
+
 async def test_short_steps_that_wait_go_on_together() -> None:
     """Behind a long step many short ones wait, and go on as many in a round of the loop as fit into it."""
     work = Work(takes=0.0001)
