@@ -24,6 +24,7 @@ from cloister.idempotency import door, secret_of
 from cloister.leaks.evidence import Verdict
 from cloister.masks import mask_of, masked, replaced, shown_before
 from cloister.model import Head, Item, Owner, Reply, Usage, from_micros
+from cloister.opened import Opened
 from cloister.providers.base import Provider
 from cloister.question import OnExpired as OnExpired
 from cloister.question import Question
@@ -34,7 +35,7 @@ from cloister.stores.base import Loaded
 from cloister.stream import ReplyStream
 from cloister.taking import Taking, taken
 from cloister.turn import Turn
-from cloister.vault import Opened, Vault
+from cloister.vault import Vault
 
 Order = Literal["asc", "desc"]
 

@@ -16,6 +16,7 @@ from cloister.guard import Check
 from cloister.idempotency import Filing, door, secret_of
 from cloister.masks import mask_of, masked, ready, shown_before
 from cloister.model import Head, Item, Owner, Record, Reply, SealedSession, Usage
+from cloister.opened import Opened
 from cloister.question import Question
 from cloister.scrub.masking import shown
 from cloister.seeds import Seed
@@ -23,7 +24,6 @@ from cloister.services import Services
 from cloister.stores.base import Charge, Fingerprint, Loaded
 from cloister.telemetry import UNWATCHED, Course, Outcome
 from cloister.turn import RENEWED, SessionT, Turn
-from cloister.vault import Opened
 
 _REFUSALS = BudgetExceeded, SessionBusy, SessionExpired
 

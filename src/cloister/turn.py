@@ -36,6 +36,7 @@ from cloister.guard import Check
 from cloister.idempotency import Filing, Kept
 from cloister.masks import beside, counted, noticed, replaced, said_before
 from cloister.model import REMEMBERED, Head, Item, Record, Reply, to_micros
+from cloister.opened import Opened
 from cloister.outlet import Outlet
 from cloister.providers.base import Request
 from cloister.question import Question
@@ -43,7 +44,7 @@ from cloister.scrub.masking import Mask, shown
 from cloister.services import Services
 from cloister.stores.base import Fingerprint
 from cloister.telemetry import UNWATCHED, Course, Outcome
-from cloister.vault import Opened, Recorder
+from cloister.vault import Recorder
 
 SessionT = TypeVar("SessionT")
 
