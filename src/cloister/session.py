@@ -266,11 +266,14 @@ class Session:
         """Say how many tokens a turn would send, by cloister's own count; no model is asked, and nothing stored."""
         taking = await Taking.of(self, Question(content, model=model, options=options, system=system))
         self._cloister.vault.admit(self.owner)
-        turn = await taking.fitted((await self._opened())[0] if self._seed is None else taking.made(passing=True))
+        opened = taking.made(passing=True) if self._seed is not None else (await self._opened())[0]
+        fitting, mask, check, _ = await taking.fitted(opened)
         try:
-            return turn.tokens
+            return fitting.tokens()
         finally:
-            turn.forget()
+            opened.forget()
+            mask.forget()
+            check.forget()
 
     async def _opened(self) -> tuple[Opened, Mask]:
         """Give the session with its latest items, to look at it without taking it."""

@@ -12,13 +12,14 @@ import msgspec
 from cloister import pseudonyms, sessions
 from cloister.content import checked, memory_of, said
 from cloister.errors import BudgetExceeded, SessionBusy, SessionConflict, SessionExpired
+from cloister.fitting import Fitting
 from cloister.guard import Check
 from cloister.idempotency import Filing, door, secret_of
 from cloister.masks import mask_of, masked, ready, shown_before
 from cloister.model import Head, Item, Owner, Record, Reply, SealedSession, Usage
 from cloister.opened import Opened
 from cloister.question import Question
-from cloister.scrub.masking import shown
+from cloister.scrub.masking import Mask, shown
 from cloister.seeds import Seed
 from cloister.services import Services
 from cloister.stores.base import Charge, Fingerprint, Loaded
@@ -248,11 +249,25 @@ class Taking(Generic[SessionT]):
         if question.after is not None and sessions.position_of(question.after) != opened.head.count - 1:
             raise SessionConflict("the session has gone on behind that item; nothing was asked or stored")
         await bill.admit(opened.head, reserved=isinstance(found, Opened) and not found.fresh)
-        turn = await self.fitted(opened)
+        fitting, mask, check, prints = await self.fitted(opened)
+        turn = Turn(
+            self._cloister,
+            opened,
+            question,
+            fitting,
+            self._session._settled,
+            mask,
+            check,
+            bill,
+            pseudonym=await pseudonyms.pseudonym(self._vault.keys, self._owner),
+            filing=self._filing,
+            prints=prints,
+            course=self._course,
+        )
         if not question.truncate:
-            turn.check_whole()
-        await bill.cover(opened.head, turn.tokens)
-        self._turn = turn
+            fitting.check_whole()
+        await bill.cover(opened.head, fitting.tokens())
+        self._opened, self._check, self._turn = opened, check, turn
         return turn
 
     async def _admitted(self, found: Opened | Loaded) -> Opened:
@@ -290,8 +305,11 @@ class Taking(Generic[SessionT]):
             return await self._vault.filed(self._owner, self._filing.session, digest)
         return found.record if found.record is not None and found.record.key == digest else None
 
-    async def fitted(self, opened: Opened) -> Turn[SessionT]:
-        """Fit what is said, behind what *opened* holds, to the window of the model."""
+    async def fitted(self, opened: Opened) -> tuple[Fitting, Mask, Check, list[Fingerprint]]:
+        """Fit what is said, behind what *opened* holds, to the window of the model; give what watches over that, too.
+
+        Fingerprints are those of what the session begins with.
+        """
         cloister, question, system = self._cloister, self._question, self._system
         mask = mask_of(cloister.scrub, opened)
         asked, prints = self._asked, list[Fingerprint]()
@@ -299,24 +317,10 @@ class Taking(Generic[SessionT]):
             tools, prints = await self._seed.plant(cloister, opened, mask, question.model)
             asked, self._heard = self._new, [*tools, *self._new]
         check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
-        self._opened, self._check = opened, check
         await ready(mask, opened, system or opened.system)
-        return Turn(
-            cloister,
-            opened,
-            question,
-            await masked(cloister, mask, asked, question.model),
-            self._session._settled,
-            mask,
-            check,
-            self._bill,
-            system=system,
-            budget=self._budget,
-            pseudonym=await pseudonyms.pseudonym(self._vault.keys, self._owner),
-            filing=self._filing,
-            prints=prints,
-            course=self._course,
-        )
+        new = await masked(cloister, mask, asked, question.model)
+        self._vault.check_room(opened, new)
+        return Fitting(cloister, opened, question, new, mask, check, system, self._budget), mask, check, prints
 
     async def heard(self) -> None:
         """Let the search for other users' details know what was said."""

@@ -18,23 +18,23 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from cloister import pseudonyms, sessions, window, wire
+from cloister import pseudonyms, sessions, wire
 from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
 from cloister.calls import Calls
 from cloister.content import checked, memory_of
 from cloister.errors import (
-    BudgetExceeded,
     CloisterError,
     ConfigurationError,
     ProviderError,
     ReplyBlocked,
     SessionConflict,
 )
+from cloister.fitting import Fitting
 from cloister.guard import Check
 from cloister.idempotency import Filing, Kept
-from cloister.masks import beside, counted, noticed, replaced, said_before
+from cloister.masks import beside, counted, replaced
 from cloister.model import REMEMBERED, Head, Item, Record, Reply, to_micros
 from cloister.opened import Opened
 from cloister.outlet import Outlet
@@ -75,14 +75,12 @@ class Turn(Generic[SessionT]):
         cloister: Services,
         opened: Opened,
         question: Question,
-        said: Sequence[Item],
+        fitting: Fitting,
         settle: Callable[[Opened], SessionT],
         mask: Mask,
         check: Check,
         bill: Bill,
         *,
-        system: Item | None = None,
-        budget: int,
         pseudonym: str = "",
         filing: Filing | None = None,
         prints: Sequence[Fingerprint] = (),
@@ -95,14 +93,11 @@ class Turn(Generic[SessionT]):
         self._check = check
         self._bill = bill
         self._outlet = Outlet(mask, check)
-        self._new = list(said)
-        self._brought = len(self._new)
+        self._fitting = fitting
+        self._brought = len(fitting.new)
         self._settle = settle
-        self._system = system or opened.system
-        self._budget = budget
         self._options = dict(question.options or {})
         self._pseudonym = pseudonym
-        self._beside = window.options_tokens(self._options, cloister.counter(question.model))
         self._filing = filing
         self._filed: Record | None = None
         self._remember = question.remember
@@ -114,18 +109,16 @@ class Turn(Generic[SessionT]):
         self._closed = False
         self._judged: _Judged | None = None
         self._reader: wire.Reader | None = None
-        self._calls = Calls(cloister, bill, question.model, lambda: self.tokens)
+        self._calls = Calls(cloister, bill, question.model, fitting.tokens)
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
         self._answered_at: float | None = None
-        self._fitted: list[Item] | None = None
         self.thought = False
         """The model was heard to think aloud, as far as the stream was read."""
         self.repeated = False
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
-        cloister.vault.check_room(opened, self._new)
-        self._fit()
-        for item in self._new:
+        fitting.items()
+        for item in fitting.new:
             mask.brought(shown(item))
 
     @classmethod
@@ -134,7 +127,6 @@ class Turn(Generic[SessionT]):
         turn = cls.__new__(cls)
         turn.repeated = turn._closed = True
         turn.thought = False
-        turn._fitted = None
         turn._opened, turn._renewed, turn._answer = opened, reply.renewed, answer_id
         turn._reply = reply
         return turn
@@ -154,7 +146,7 @@ class Turn(Generic[SessionT]):
         """Name the item that the reply will be; another one after `add`."""
         if self.repeated:
             return self._answer
-        return sessions.new_item_id(self._opened.head.count + len(self._first) + len(self._new), self._answer)
+        return sessions.new_item_id(self._opened.head.count + len(self._first) + len(self._fitting.new), self._answer)
 
     @property
     def _first(self) -> list[Item]:
@@ -181,19 +173,8 @@ class Turn(Generic[SessionT]):
     @property
     def tokens(self) -> int:
         """Give how many tokens are sent, by cloister's own count."""
-        return sum([item.tokens for item in self._fit()]) + self._beside
-
-    def check_whole(self) -> None:
-        """Raise `BudgetExceeded` if the window leaves out anything of what was said."""
-        opened, heads = self._opened, [self._system] if self._system else []
-        tokens = sum(item.tokens for item in [*heads, *said_before(opened), *self._new]) + self._beside
-        missing = 0 if opened.fresh else opened.head.count - len(opened.items)
-        if missing or tokens + window.PRIMING_TOKENS > self._budget:
-            raise BudgetExceeded(
-                f"the conversation does not fit the model's window of {self._budget} tokens as a whole; "
-                "let its oldest turns be left out, or begin another",
-                too_long=True,
-            )
+        self._fit()
+        return self._fitting.tokens()
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -246,8 +227,7 @@ class Turn(Generic[SessionT]):
             added = self._mask.answered(added)
         self._check.takes(added)
         self._mask.brought(added)
-        self._new.append(self._counted(self._mask.hide(added)))
-        self._fitted = None
+        self._fitting.add(self._counted(self._mask.hide(added)))
         return added
 
     async def stream(self, source: AsyncIterator[Any]) -> AsyncGenerator[str, None]:
@@ -382,7 +362,7 @@ class Turn(Generic[SessionT]):
         self._closed = True
         self._course.at("commit")
         check, answer, blocked = self._check, judged.answer, judged.blocked
-        said = self._without_tools() if blocked else self._new
+        said = self._without_tools() if blocked else self._fitting.new
         opened = self._opened
         items = [*self._first, *said, await self._remembering(judged)]
         items[-1] = msgspec.structs.replace(
@@ -426,9 +406,9 @@ class Turn(Generic[SessionT]):
         """
         first = [
             item if item.role in ("user", "system") else self._counted(_emptied(item))
-            for item in self._new[: self._brought]
+            for item in self._fitting.new[: self._brought]
         ]
-        return [*first, *_asked(self._new[self._brought :])]
+        return [*first, *_asked(self._fitting.new[self._brought :])]
 
     async def _remembering(self, judged: _Judged) -> Item:
         """Give the answer as it is stored, with what the application remembers of it: no model said or is told that."""
@@ -530,15 +510,11 @@ class Turn(Generic[SessionT]):
             if not await self._cloister.vault.stored(self._opened):
                 await self._fail(error)
         finally:
-            self.forget()
-
-    def forget(self) -> None:
-        """Let go of secrets, and of what was heard."""
-        self._opened.forget()
-        self._mask.forget()
-        self._check.forget()
-        self._outlet.forget()
-        self._calls.heard()
+            self._opened.forget()
+            self._mask.forget()
+            self._check.forget()
+            self._outlet.forget()
+            self._calls.heard()
 
     async def _fail(self, error: BaseException | None) -> None:
         self._calls.break_off()
@@ -561,7 +537,7 @@ class Turn(Generic[SessionT]):
         kept: list[Item] = []
         if error is not None and self._cloister.keep_failed:
             # What tools and model said on the way was not looked at: that happens with the reply.
-            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._new)]
+            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._fitting.new)]
         if not opened.fresh and (kept or self._calls.spent.total_tokens or self._bill.nanos):
             used = self._calls.used
             head = sessions.spend(opened.head, used)
@@ -582,33 +558,10 @@ class Turn(Generic[SessionT]):
         await vault.note(noted)
 
     def _fit(self) -> list[Item]:
-        """Give the items that are sent: the system text, the newest turns that fit, and what is new."""
-        if self._fitted is None:
-            if self.repeated:
-                self._unfinished()
-            history = [self._sent(item) for item in said_before(self._opened)]
-            new = [self._sent(item) for item in self._new]
-            system = None if self._system is None else self._sent(self._system)
-            counter = self._cloister.counter(self._model)
-            heads = [system] if system else []
-            if self._mask.note([*history, *new, *heads]):
-                system = noticed(system, counter)
-            system = self._check.planted(system, counter)
-            whole = self._opened.unborn
-            self._fitted = window.fit(
-                history, new, self._budget, system=system, reserve=self._beside, whole=whole, counter=counter
-            )
-            # What the window drops does not come back. A call that lost its result is left out of its item there, so
-            # items are known by their values.
-            there = {id(item.values) for item in self._fitted if item.values}
-            self._mask.note([*heads, *[item for item in (*history, *new) if id(item.values) in there]])
-        return self._fitted
-
-    def _sent(self, item: Item) -> Item:
-        """Give a stored *item* as the model gets it, with its cost."""
-        sent = self._mask.sent(item)
-        # What was only put back was counted so when it was stored.
-        return sent if sent is item or sent.values is None else self._cloister.counted(sent, self._model)
+        """Give the items that are sent."""
+        if self.repeated:
+            self._unfinished()
+        return self._fitting.items()
 
     def _counted(self, item: Item) -> Item:
         return counted(self._cloister, self._mask, item, self._model)
