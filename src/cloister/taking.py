@@ -206,7 +206,7 @@ class Taking(Generic[SessionT]):
         """Give the session in which the answer lies, None if it answers nobody any more."""
         if isinstance(found, Opened) and record.holder == self._session.stable_id:
             return found
-        if isinstance(found, Opened) and not await self._vault.holds(self._owner, record.holder):
+        if isinstance(found, Opened) and found.unborn and not await self._vault.holds(self._owner, record.holder):
             return None  # its session was swept, and took with it what it said
         async with self._vault.guarded(self._owner, self._session.id):
             looked = await self._vault.look(self._owner, record.holder, named_by_record=True)
