@@ -25,13 +25,14 @@ from cloister import Keyring
 from cloister.audit import Entry, Report, verify
 from cloister.errors import IntegrityError, SessionBusy, SessionConflict, StoreUnavailable
 from cloister.model import Limits, Owner, SealedSession
+from cloister.opened import Opened
 from cloister.probe.proxy import Faults, Kind, Proxy
 from cloister.providers.base import Request
 from cloister.session import Session
 from cloister.stores.base import Loaded, Page
 from cloister.stores.pool import Pool
 from cloister.stores.postgres_schema import migrate
-from cloister.vault import Opened, Vault
+from cloister.vault import Vault
 
 _OFTEN: tuple[Kind, ...] = ("swap", "repeat", "stale", "truncate")
 KINDS: tuple[Kind, ...] = (*_OFTEN * 5, "drop")  # one that is lost costs the store's deadline of 5 s

@@ -180,7 +180,7 @@ def _held(turn: Turn[Session]) -> str:
             ):
                 yield from walk(one)
 
-    return " ".join(walk([turn._outlet, turn._heard]))
+    return " ".join(walk([turn._outlet, turn._calls._heard]))
 
 
 # --- not only in the words of a reply ---------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from cloister.audit import Heads
 from cloister.errors import ConfigurationError
 from cloister.leaks.fingerprints import SHARDS
 from cloister.model import Owner, SealedSession
+from cloister.opened import Opened
 from cloister.stores.base import Claims, Commit, Fingerprint, Loaded, Page, Receipt, Store, Trail
 from cloister.stores.memory import MemoryStore
 from cloister.stores.prints import Prints
 from cloister.testing import StoreConformance, entries_of
-from cloister.vault import Opened
 
 
 class TestStores(StoreConformance):

@@ -11,8 +11,9 @@ import msgspec
 from cloister import credentials, sessions, upkeep
 from cloister.errors import ConfigurationError, IntegrityError, SessionConflict
 from cloister.model import SealedItem, SealedSession, to_micros
+from cloister.opened import Opened
 from cloister.stores.base import SealedCredential
-from cloister.vault import Opened, Vault
+from cloister.vault import Vault
 
 _AT_ONCE = 500
 SOON = timedelta(hours=1)

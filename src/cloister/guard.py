@@ -29,10 +29,11 @@ from cloister.leaks.settings import LeakGuard
 from cloister.leaks.spoken import Feature
 from cloister.leaks.streaming import StreamCheck, hidden
 from cloister.model import Item, Owner, to_micros
+from cloister.opened import Opened
 from cloister.scrub.texts import Kind, mapped, readable
 from cloister.sealing import MasterKeys, tenant_keys
 from cloister.stores.base import Fingerprint
-from cloister.vault import Opened, Vault
+from cloister.vault import Vault
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import msgspec
 from cloister import sessions
 from cloister.errors import IntegrityError, KeyReused
 from cloister.model import Head, Item, Owner, Record, from_micros
+from cloister.opened import Opened
 from cloister.sealing import MasterKeys, fields, owner_fields, tenant_keys
-from cloister.vault import Opened
 
 LIVE = timedelta(hours=24)
 """How long an answer is found under its key."""

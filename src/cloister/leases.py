@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
-from cloister.errors import SessionBusy
+from cloister.attempts import Attempts
+from cloister.channel import Channel
+from cloister.errors import SessionBusy, SessionConflict, StoreError
 from cloister.model import Owner
-from cloister.stores.base import RENEW_EVERY
+from cloister.stores.base import RENEW_EVERY, Loaded, Store
 
+_FIRST_POLL, _LAST_POLL = 0.005, 0.25
 _RENEW_SECONDS = RENEW_EVERY.total_seconds()
 
 
@@ -102,3 +108,47 @@ class Leases:
             if due <= now:
                 self._held[lease] = owner, session_id, now + _RENEW_SECONDS
                 self._renew(owner, session_id, lease)
+
+
+class Leasing(Channel):
+    """Take the lease of a session, and keep it from running out."""
+
+    def __init__(self, store: Store, clock: Callable[[], datetime], attempts: Attempts | None, wait: timedelta) -> None:
+        super().__init__(store, clock, attempts)
+        self.queue = Queue(wait)
+        self.leases = Leases(lambda *held: self.background(self._renew(*held)))
+        self._wait = wait
+
+    async def leased(
+        self, owner: Owner, session_id: str, lease: bytes, deadline: float, since: float, **options: Any
+    ) -> Loaded:
+        """Load with a lease; where another process has it, ask again, ever more rarely, until *deadline*."""
+        loop = asyncio.get_running_loop()
+        pause = _FIRST_POLL
+        while True:
+            asked = time.perf_counter()
+            load = self.ask(self.store.load, owner, session_id, lease=lease, **options)
+            try:
+                loaded = await load
+            except BaseException:
+                # Whether the lease was taken is unknown, so it is given back, on a connection of its own.
+                with contextlib.suppress(StoreError):
+                    await self.let_go(owner, session_id, lease)
+                raise
+            if not loaded.busy:
+                if self.telemetry is not None:
+                    self.telemetry.waited("lease", asked - since, "", None)
+                return loaded
+            if loop.time() >= deadline:
+                raise busy(self._wait)
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), max(deadline - loop.time(), 0)))  # noqa: S311
+            pause = min(pause * 1.6, _LAST_POLL)
+
+    async def _renew(self, owner: Owner, session_id: str, lease: bytes) -> None:
+        # A lease that is lost is found so by the commit; one that could not be renewed is tried again.
+        with contextlib.suppress(StoreError, SessionConflict):
+            await self.ask(self.store.renew, owner, session_id, lease)
+
+    async def let_go(self, owner: Owner, session_id: str, lease: bytes) -> None:
+        """Give a lease back, to the end even if the caller is cancelled."""
+        await self._finish(self.ask(self.store.release, owner, session_id, lease))

@@ -11,9 +11,9 @@ import msgspec
 from cloister import window
 from cloister.audit import Event
 from cloister.model import Item
+from cloister.opened import Opened
 from cloister.scrub.masking import NOTICE, Mask, shown
 from cloister.scrub.settings import Scrub
-from cloister.vault import Opened
 
 T = TypeVar("T")
 

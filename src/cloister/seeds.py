@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from cloister.guard import remembered
 from cloister.masks import masked
 from cloister.model import Item
+from cloister.opened import Opened
 from cloister.scrub.masking import Mask
 from cloister.services import Services
 from cloister.stores.base import Fingerprint
-from cloister.vault import Opened
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,38 +10,36 @@ from typing import Any, Literal
 
 import msgspec
 
-from cloister import pages, pseudonyms, scope, sessions
+from cloister import pages, scope, sessions
 from cloister.asking import answered
 from cloister.audit import Detail, Event
-from cloister.content import Content, Remember, checked, memory_of, said, several
+from cloister.content import Content, Remember, checked, several
 from cloister.costs import from_nanos, plain
 from cloister.errors import (
-    BudgetExceeded,
     ConfigurationError,
-    SessionBusy,
-    SessionConflict,
     SessionExpired,
 )
 from cloister.guard import Check, remembered
-from cloister.idempotency import Filing, door, secret_of
+from cloister.idempotency import door, secret_of
 from cloister.leaks.evidence import Verdict
-from cloister.masks import mask_of, masked, ready, replaced, shown_before
-from cloister.model import Head, Item, Owner, Record, Reply, SealedSession, Usage, from_micros
+from cloister.masks import mask_of, masked, replaced, shown_before
+from cloister.model import Head, Item, Owner, Reply, Usage, from_micros
+from cloister.opened import Opened
 from cloister.providers.base import Provider
+from cloister.question import OnExpired as OnExpired
+from cloister.question import Question
 from cloister.scrub.masking import Mask, described, shown
 from cloister.seeds import Seed
 from cloister.services import Services
-from cloister.stores.base import Fingerprint, Loaded
+from cloister.stores.base import Loaded
 from cloister.stream import ReplyStream
-from cloister.telemetry import Outcome
-from cloister.turn import RENEWED, Turn
-from cloister.vault import Opened, Vault
+from cloister.taking import Taking, taken
+from cloister.turn import Turn
+from cloister.vault import Vault
 
-OnExpired = Literal["renew", "raise"]
 Order = Literal["asc", "desc"]
 
 MOST_HISTORY = 1_000
-_REFUSALS = BudgetExceeded, SessionBusy, SessionExpired
 
 
 class Session:
@@ -140,19 +138,22 @@ class Session:
         timed out, the reply comes from a new one and says so, unless *on_expired* is ``"raise"``.
         """
         provider = self._provider()
-        async with self._turn(
-            content,
-            model=model,
-            options=options,
-            idempotency_key=idempotency_key,
-            documents=documents,
-            system=system,
-            remember=remember,
-            truncate=truncate,
-            after=after,
-            request=request,
-            retry=retry,
-            on_expired=on_expired,
+        async with taken(
+            self,
+            Question(
+                content,
+                model=model,
+                options=options,
+                idempotency_key=idempotency_key,
+                documents=documents,
+                system=system,
+                remember=remember,
+                truncate=truncate,
+                after=after,
+                request=request,
+                retry=retry,
+                on_expired=on_expired,
+            ),
         ) as turn:
             if not turn.repeated:
                 await turn.finish(await answered(provider, turn.request()))
@@ -179,19 +180,22 @@ class Session:
         Leaving the block earlier cancels the call and stores nothing.
         """
         provider = self._provider()
-        turn = self._turn(
-            content,
-            model=model,
-            options=options,
-            idempotency_key=idempotency_key,
-            documents=documents,
-            system=system,
-            remember=remember,
-            truncate=truncate,
-            after=after,
-            request=request,
-            retry=retry,
-            on_expired=on_expired,
+        turn = taken(
+            self,
+            Question(
+                content,
+                model=model,
+                options=options,
+                idempotency_key=idempotency_key,
+                documents=documents,
+                system=system,
+                remember=remember,
+                truncate=truncate,
+                after=after,
+                request=request,
+                retry=retry,
+                on_expired=on_expired,
+            ),
         )
         return ReplyStream(turn, provider)
 
@@ -215,224 +219,27 @@ class Session:
         the turn may cost. Nobody else's turn of this session runs meanwhile. To leave the block without ``finish`` or
         an exhausted ``stream`` stores nothing.
         """
-        return self._turn(
-            content,
-            model=model,
-            options=options,
-            idempotency_key=idempotency_key,
-            documents=documents,
-            system=system,
-            remember=remember,
-            request=request,
-            retry=retry,
-            on_expired=on_expired,
+        return taken(
+            self,
+            Question(
+                content,
+                model=model,
+                options=options,
+                idempotency_key=idempotency_key,
+                documents=documents,
+                system=system,
+                remember=remember,
+                request=request,
+                retry=retry,
+                on_expired=on_expired,
+            ),
         )
-
-    @contextlib.asynccontextmanager
-    async def _turn(
-        self,
-        content: Content,
-        *,
-        model: str | None,
-        options: Mapping[str, Any] | None,
-        idempotency_key: str | None,
-        documents: Sequence[str],
-        system: str | None,
-        remember: Remember | None,
-        truncate: bool = True,
-        after: str | None = None,
-        request: bytes | None,
-        retry: bool,
-        on_expired: OnExpired,
-    ) -> AsyncGenerator[Turn[Session], None]:
-        cloister = self._cloister
-        if on_expired not in ("renew", "raise"):
-            raise ValueError(f"on_expired is 'renew' or 'raise', not {on_expired!r}")
-        await cloister.prepare(model)
-        options = pseudonyms.without(options)
-        asked = said(content)
-        if remember is not None and not callable(remember):
-            memory_of(remember)  # before a model is asked
-        over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
-        seed, new = (None, asked) if self._seed is None else self._seed.sow(asked)
-        if seed is not None and seed.passing and idempotency_key is not None:
-            raise ValueError("nothing is stored of a passing turn, so that it is not found again under a key")
-        filing = await self._filing(seed, idempotency_key, request, [*asked, *([over] if over else [])], retry)
-        budget = cloister.window(model)
-        beside = [*(seed.items if seed else ()), *new, *([over] if over else [])]
-        bill = cloister.bill(self.owner, model, self.head.tokens, beside, options)
-        turn: Turn[Session] | None = None
-        failed: BaseException | None = None
-        course = cloister.vault.course()
-        course.at("load")
-        try:
-            cloister.vault.admit(self.owner)  # before there is anything to settle
-            wanted: dict[str, Any] = {"budget": budget, "lease": bill.lease, "charges": bill.reserve()}
-            async with self._found(seed, filing, **wanted) as found:
-                course.at("prepare")
-                if isinstance(found, Loaded) and found.over is not None:
-                    bill.close()  # nothing was reserved
-                    await bill.refuse(found.over)
-                if filing is not None and not (isinstance(found, Opened) and found.unborn):
-                    filing = filing.at(self.stable_id)
-                if filing is not None and (turn := await self._repeated(filing, found)) is not None:
-                    yield turn
-                    return
-                opened = await self._admit(found, on_expired, filing)
-                if after is not None and sessions.position_of(after) != opened.head.count - 1:
-                    raise SessionConflict("the session has gone on behind that item; nothing was asked or stored")
-                await bill.admit(opened.head, reserved=isinstance(found, Opened) and not found.fresh)
-                mask = mask_of(cloister.scrub, opened)
-                heard, prints = asked, list[Fingerprint]()
-                if seed is not None and opened.unborn:
-                    tools, prints = await seed.plant(cloister, opened, mask, model)
-                    asked, heard = new, [*tools, *new]
-                check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
-                await ready(mask, opened, over or opened.system)
-                fitted = Turn(
-                    cloister,
-                    opened,
-                    await masked(cloister, mask, asked, model),
-                    self._settled,
-                    mask,
-                    check,
-                    bill,
-                    system=over,
-                    budget=budget,
-                    model=model,
-                    options=options,
-                    pseudonym=await pseudonyms.pseudonym(cloister.vault.keys, self.owner),
-                    filing=filing,
-                    remember=remember,
-                    prints=prints,
-                    course=course,
-                )
-                if not truncate:
-                    fitted.check_whole()
-                await bill.cover(opened.head, fitted.tokens)
-                turn = fitted
-                try:
-                    # Not before the window has taken it: to look at a long text takes long.
-                    await check.hears([*heard, *([over] if over else [])], documents)
-                    course.at("ask")
-                    yield turn
-                except BaseException as error:
-                    try:
-                        await turn.leave(error)
-                    finally:
-                        self._follow(opened)
-                    raise
-                await turn.leave(None)
-                self._follow(opened)
-        except BaseException as error:
-            failed = error
-            if turn is None and isinstance(error, _REFUSALS):
-                await cloister.vault.note([self._event("turn.refused", reason=type(error).__name__)])
-            raise
-        finally:
-            course.end(Outcome("refused", type(failed).__name__) if turn is None else turn.outcome(failed))
-            await bill.settle(failed)
-
-    async def _filing(
-        self, seed: Seed | None, key: str | None, request: bytes | None, asked: Sequence[Item], retry: bool
-    ) -> Filing | None:
-        """Say under what the answer is filed, if the same request may come again."""
-        if seed is not None and seed.passing:
-            if key is not None:
-                raise ValueError("nothing is stored of a passing turn, so that it is not found again under a key")
-            return None
-        secret = b""
-        if request is not None or (seed is not None and key is not None):
-            secret = await secret_of(self._cloister.vault.keys, self.owner)
-        place = self.stable_id if seed is None else door(secret, self.owner)
-        return Filing.of(key, place, asked, request, secret, retry=retry)
-
-    @contextlib.asynccontextmanager
-    async def _found(
-        self, seed: Seed | None, filing: Filing | None, **wanted: Any
-    ) -> AsyncGenerator[Opened | Loaded, None]:
-        """Load the session to work on it alone; or make it, where it comes to be with this turn, or passes."""
-        vault = self._cloister.vault
-        if seed is not None:
-            vault.check_kept(record=filing is not None, charges=bool(wanted["charges"]))
-            async with self._alone(seed, filing):
-                if self._seed is not None:  # or the turn that this one waited for was the first
-                    yield await self._made(seed, filing)
-                    return
-        if filing is not None:
-            filing = filing.at(self.stable_id)
-            if filing.looks:
-                wanted["record"] = filing.under(b"").digest
-            if filing.looks and filing.digest is None:
-                wanted["again"] = filing.last
-        async with vault.work(self, **wanted) as found:
-            yield found
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, seed: Seed, filing: Filing | None) -> AsyncGenerator[None, None]:
-        """Wait for whoever makes the session, or another by the same request; passing turns wait for nobody."""
-        queue = self._cloister.vault.queue
-        async with contextlib.AsyncExitStack() as stack:
-            if filing is not None:
-                name = f"{filing.session} {filing.under(b'').digest.hex()}"
-                await stack.enter_async_context(queue.alone(self.owner, name))
-            if not seed.passing:
-                await stack.enter_async_context(queue.alone(self.owner, self.stable_id))
-            yield
-
-    async def _made(self, seed: Seed, filing: Filing | None) -> Opened:
-        """Make the session, with what is on file of the request that makes it."""
-        cloister, vault = self._cloister, self._cloister.vault
-        made = vault.begin(
-            self.owner,
-            seed.system and cloister.counted(seed.system),
-            seed.title,
-            dict(seed.metadata),
-            limits=cloister.limits,
-            session_id=None if seed.passing else self.stable_id,
-            passing=seed.passing,
-        )
-        if filing is not None:
-            made.record = await vault.filed(self.owner, filing.session, filing.under(b"").digest)
-        return made
 
     def _there(self) -> None:
         """Raise `RuntimeError` for a session of which nothing is stored: the store would know of none of this id."""
         if self._seed is not None:
             when = "is ever" if self._seed.passing else "is before its first turn"
             raise RuntimeError(f"nothing of this session {when} stored")
-
-    async def _admit(self, found: Opened | Loaded, on_expired: OnExpired, filing: Filing | None) -> Opened:
-        """Give the session to work on: the one that was *found*, or a new one in its place if its time is up."""
-        vault = self._cloister.vault
-        try:
-            if isinstance(found, Loaded):
-                raise SessionExpired((found.session and found.session.ended) or "expired")
-            sessions.check_alive(found.head, vault.now())
-            return found
-        except SessionExpired as expired:
-            filed = None if filing is None else await self._filed(filing, found)
-            if isinstance(found, Opened):
-                await vault.expire(found)
-            if on_expired == "raise" or expired.reason == "ended":
-                raise
-        if isinstance(found, Opened):
-            system = found.system
-        else:
-            assert found.session is not None
-            async with vault.guarded(self.owner, self.id):
-                text = await vault.system_of(found.session)
-            system = None if text is None else self._cloister.counted(Item("system", text))
-        fresh = vault.begin(self.owner, system, limits=self._cloister.limits, instead_of=self.stable_id)
-        fresh.record = filed
-        return fresh
-
-    async def _filed(self, filing: Filing, found: Opened | Loaded) -> Record | None:
-        """Give what is on file of the request that renews the session, which has not come for that yet if it is new."""
-        digest = filing.under(b"").digest
-        if not filing.looks:
-            return await self._cloister.vault.filed(self.owner, filing.session, digest)
-        return found.record if found.record is not None and found.record.key == digest else None
 
     def _settled(self, opened: Opened) -> Session:
         """Give the session in which a turn was stored: this one, or the new one in its place."""
@@ -448,44 +255,6 @@ class Session:
         if opened.id == self.stable_id and not opened.fresh:
             self.id, self.head, self._seed = opened.name, opened.head, None
 
-    async def _repeated(self, filing: Filing, found: Opened | Loaded) -> Turn[Session] | None:
-        """Give the turn that was stored when the request came before, if it did: it is not taken again."""
-        vault, record, key = self._cloister.vault, found.record, filing.under(b"")
-        if record is None or not filing.valid(record, vault.now()):
-            return None
-        if isinstance(found, Opened) and record.key != key.digest:
-            key = filing.under(found.head.turn)
-        holder = found if isinstance(found, Opened) and record.holder == self.stable_id else None
-        if holder is None:
-            if isinstance(found, Opened) and not await vault.holds(self.owner, record.holder):
-                return None  # its session was swept, and took with it what it said
-            async with vault.guarded(self.owner, self.id):
-                looked = await vault.look(self.owner, record.holder, named_by_record=True)
-            if isinstance(looked, SealedSession):
-                raise SessionExpired(looked.ended or "expired")
-            if filing.digest is None and looked.head.version > 1:
-                return None  # who goes on in the session has had the answer, and knows it: this is another request
-            holder = looked
-        async with vault.guarded(self.owner, self.id):
-            kept = key.open(holder, record)
-        holder.name = self.id if holder.id == self.stable_id else kept.token or holder.id
-        item = shown(await vault.answer(holder, kept.token, kept.position))
-        gone = kept.position in holder.head.hidden
-        reply = Reply(
-            text="" if gone else item.text,
-            session=self._settled(holder),
-            usage=item.usage or Usage(),
-            model=kept.model,
-            tool_calls=() if gone else tuple(item.tool_calls or ()),
-            finish_reason=kept.finish_reason,
-            blocked=kept.blocked,
-            renewed=kept.renewed,
-            notice=RENEWED if kept.renewed else None,
-            items=() if gone else (item,),
-            filed=filing.until_delivered(record),
-        )
-        return Turn.stored(reply, holder, item.id)
-
     async def count(
         self,
         content: Content,
@@ -495,39 +264,12 @@ class Session:
         system: str | None = None,
     ) -> int:
         """Say how many tokens a turn would send, by cloister's own count; no model is asked, and nothing stored."""
-        cloister, vault = self._cloister, self._cloister.vault
-        await cloister.prepare(model)
-        asked = said(content)
-        over = cloister.counted(checked(Item("system", system)), model) if system is not None else None
-        vault.admit(self.owner)
-        if self._seed is None:
-            opened, mask = await self._opened()
-        else:
-            seed, asked = self._seed.sow(asked)
-            opened = vault.begin(self.owner, seed.system and cloister.counted(seed.system), passing=True)
-            mask = mask_of(cloister.scrub, opened)
-            await seed.plant(cloister, opened, mask, model)
-        check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
+        taking = await Taking.of(self, Question(content, model=model, options=options, system=system))
+        self._cloister.vault.admit(self.owner)
+        opened = taking.made(passing=True) if self._seed is not None else (await self._opened())[0]
+        fitting, mask, check, _ = await taking.fitted(opened)
         try:
-            await ready(mask, opened, over or opened.system)
-            new, bill = (
-                await masked(cloister, mask, asked, model),
-                cloister.bill(self.owner, model, 0, [], options or {}),
-            )
-            turn = Turn(
-                cloister,
-                opened,
-                new,
-                self._settled,
-                mask,
-                check,
-                bill,
-                system=over,
-                budget=cloister.window(model),
-                model=model,
-                options=options,
-            )
-            return turn.tokens
+            return fitting.tokens()
         finally:
             opened.forget()
             mask.forget()

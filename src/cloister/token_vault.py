@@ -26,10 +26,11 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.model import Head, Item, Owner, SealedItem, SealedSession
+from cloister.opened import Opened
 from cloister.sealing import key_of
 from cloister.stores.base import Charge, Due, Loaded
 from cloister.tokens import Tokens
-from cloister.vault import Again, Handle, Opened, Vault
+from cloister.vault import Again, Handle, Vault
 
 _RETRIES = 4
 _CONTENT_ELSEWHERE = "the content of this session lies in its token, which its application holds: resume(token)"

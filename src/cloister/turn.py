@@ -3,8 +3,8 @@
     load (owner, id), lease taken → check owner, limits → replace personal data → fit the window → provider
     → put the owner's own data back → look for other users' → commit all at once → reply
 
-The steps before the window are ``Session._turn``'s in `cloister.session`; opening and sealing are the `Vault`'s,
-replacing and putting back the `Mask`'s, looking the `Check`'s.
+The steps before the window stand in `cloister.taking`; opening and sealing are the `Vault`'s, replacing and putting
+back the `Mask`'s, looking the `Check`'s, and counting the `Calls`'.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from cloister import pseudonyms, sessions, window, wire
+from cloister import pseudonyms, sessions, wire
 from cloister.asking import close
 from cloister.audit import Detail, Event
 from cloister.bills import Bill
-from cloister.content import Remember, checked, memory_of
+from cloister.calls import Calls
+from cloister.content import checked, memory_of
 from cloister.errors import (
-    BudgetExceeded,
     CloisterError,
     ConfigurationError,
     ProviderError,
     ReplyBlocked,
     SessionConflict,
 )
+from cloister.fitting import Fitting
 from cloister.guard import Check
 from cloister.idempotency import Filing, Kept
-from cloister.masks import beside, counted, noticed, replaced, said_before
-from cloister.model import REMEMBERED, Head, Item, Record, Reply, Usage, Used, to_micros
+from cloister.masks import beside, counted, replaced
+from cloister.model import REMEMBERED, Head, Item, Record, Reply, to_micros
+from cloister.opened import Opened
 from cloister.outlet import Outlet
 from cloister.providers.base import Request
+from cloister.question import Question
 from cloister.scrub.masking import Mask, shown
 from cloister.services import Services
 from cloister.stores.base import Fingerprint
 from cloister.telemetry import UNWATCHED, Course, Outcome
-from cloister.vault import Opened, Recorder
+from cloister.vault import Recorder
 
 SessionT = TypeVar("SessionT")
 
 RENEWED = "Our earlier conversation has timed out and was deleted, so this is a new one."
 """What an end user is told whose session was renewed."""
-
-
-_COUNTS = {"input_tokens": 0, "output_tokens": 0}
 
 
 class _Judged(NamedTuple):
@@ -74,40 +74,33 @@ class Turn(Generic[SessionT]):
         self,
         cloister: Services,
         opened: Opened,
-        said: Sequence[Item],
+        question: Question,
+        fitting: Fitting,
         settle: Callable[[Opened], SessionT],
         mask: Mask,
         check: Check,
         bill: Bill,
         *,
-        system: Item | None = None,
-        budget: int,
-        model: str | None = None,
-        options: Mapping[str, Any] | None = None,
         pseudonym: str = "",
         filing: Filing | None = None,
-        remember: Remember | None = None,
         prints: Sequence[Fingerprint] = (),
         course: Course = UNWATCHED,
     ) -> None:
         self._cloister = cloister
         self._opened = opened
-        self._model = model
+        self._model = question.model
         self._mask = mask
         self._check = check
         self._bill = bill
         self._outlet = Outlet(mask, check)
-        self._new = list(said)
-        self._brought = len(self._new)
+        self._fitting = fitting
+        self._brought = len(fitting.new)
         self._settle = settle
-        self._system = system or opened.system
-        self._budget = budget
-        self._options = dict(options or {})
+        self._options = dict(question.options or {})
         self._pseudonym = pseudonym
-        self._beside = window.options_tokens(self._options, cloister.counter(model))
         self._filing = filing
         self._filed: Record | None = None
-        self._remember = remember
+        self._remember = question.remember
         self._prints = prints
         self._answer = secrets.token_hex(6)
         self._course = course
@@ -116,20 +109,16 @@ class Turn(Generic[SessionT]):
         self._closed = False
         self._judged: _Judged | None = None
         self._reader: wire.Reader | None = None
-        self._heard: list[str] = []
-        self._spent = Usage()
-        self._asked: str | None = None
+        self._calls = Calls(cloister, bill, question.model, fitting.tokens)
         self._asked_at = time.perf_counter()
         self._first_at: float | None = None
         self._answered_at: float | None = None
-        self._fitted: list[Item] | None = None
         self.thought = False
         """The model was heard to think aloud, as far as the stream was read."""
         self.repeated = False
         """The idempotency key had been answered before: `reply` is that answer, and no model need be asked."""
-        cloister.vault.check_room(opened, self._new)
-        self._fit()
-        for item in self._new:
+        fitting.items()
+        for item in fitting.new:
             mask.brought(shown(item))
 
     @classmethod
@@ -138,7 +127,6 @@ class Turn(Generic[SessionT]):
         turn = cls.__new__(cls)
         turn.repeated = turn._closed = True
         turn.thought = False
-        turn._fitted = None
         turn._opened, turn._renewed, turn._answer = opened, reply.renewed, answer_id
         turn._reply = reply
         return turn
@@ -158,7 +146,7 @@ class Turn(Generic[SessionT]):
         """Name the item that the reply will be; another one after `add`."""
         if self.repeated:
             return self._answer
-        return sessions.new_item_id(self._opened.head.count + len(self._first) + len(self._new), self._answer)
+        return sessions.new_item_id(self._opened.head.count + len(self._first) + len(self._fitting.new), self._answer)
 
     @property
     def _first(self) -> list[Item]:
@@ -185,19 +173,8 @@ class Turn(Generic[SessionT]):
     @property
     def tokens(self) -> int:
         """Give how many tokens are sent, by cloister's own count."""
-        return sum([item.tokens for item in self._fit()]) + self._beside
-
-    def check_whole(self) -> None:
-        """Raise `BudgetExceeded` if the window leaves out anything of what was said."""
-        opened, heads = self._opened, [self._system] if self._system else []
-        tokens = sum(item.tokens for item in [*heads, *said_before(opened), *self._new]) + self._beside
-        missing = 0 if opened.fresh else opened.head.count - len(opened.items)
-        if missing or tokens + window.PRIMING_TOKENS > self._budget:
-            raise BudgetExceeded(
-                f"the conversation does not fit the model's window of {self._budget} tokens as a whole; "
-                "let its oldest turns be left out, or begin another",
-                too_long=True,
-            )
+        self._fit()
+        return self._fitting.tokens()
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -223,7 +200,7 @@ class Turn(Generic[SessionT]):
         """Give what a provider of cloister's own is asked."""
         self._asked_at = time.perf_counter()
         provider = self._cloister.provider
-        self._asked = provider.name if provider else None
+        self._calls.provider = provider.name if provider else None
         options = pseudonyms.named(self._options, self._pseudonym)
         return Request(wire.chat(self._handed_out(), carrying=True), self._model, options)
 
@@ -245,13 +222,12 @@ class Turn(Generic[SessionT]):
         if added.role == "assistant":
             # Each is a call of a model, whether or not what was added of it says what it took.
             heard = self._cloister.counted(added, self._model).tokens
-            self._spend(self._told(told, heard), model)
+            self._calls.spend(self._calls.told(told, heard), model)
             self._fit()
             added = self._mask.answered(added)
         self._check.takes(added)
         self._mask.brought(added)
-        self._new.append(self._counted(self._mask.hide(added)))
-        self._fitted = None
+        self._fitting.add(self._counted(self._mask.hide(added)))
         return added
 
     async def stream(self, source: AsyncIterator[Any]) -> AsyncGenerator[str, None]:
@@ -288,11 +264,11 @@ class Turn(Generic[SessionT]):
     def read(self, reader: wire.Reader, chunk: object) -> list[str]:
         """Read one *chunk* of a streamed answer; give what of it may be shown: nothing while something is `waiting`."""
         if reader is not self._reader:  # another attempt, after one that broke off
-            self._break_off()
+            self._calls.break_off()
             self._reader = reader
         self._fit()
         pieces = reader.feed(chunk)
-        self._heard += [text for _, text in pieces]
+        self._calls.hear([text for _, text in pieces])
         self.thought = self.thought or any(channel == "reasoning" for channel, _ in pieces)
         if pieces and self._first_at is None:
             self._first_at = time.perf_counter()
@@ -345,7 +321,7 @@ class Turn(Generic[SessionT]):
         if self.repeated:
             return self.reply
         self._unfinished()
-        self._break_off()
+        self._calls.break_off()
         read = answer if isinstance(answer, wire.Answer) else self._read(answer)
         self._closed = True
         return await self._commit(await self._judge(read))
@@ -355,52 +331,24 @@ class Turn(Generic[SessionT]):
         try:
             return wire.read(answer)
         except ProviderError:
-            told = Usage()
-            with contextlib.suppress(ProviderError):
-                told = wire.spent(answer)
-            if told.total_tokens:
-                self._spend(told, None)
-            else:
-                self._bill.give_up(unasked=False)
+            self._calls.spend_unread(answer)
             raise
-
-    def _told(self, usage: Usage | None, heard: int) -> Usage:
-        """Give what a call took as a provider told, and cloister's own count where it did not, or in half."""
-        told = usage or Usage()
-        if told.input_tokens and told.output_tokens:
-            return told
-        read, wrote = told.input_tokens or self.tokens, told.output_tokens or heard
-        return msgspec.structs.replace(told, input_tokens=read, output_tokens=wrote, estimated=True)
-
-    def _break_off(self) -> None:
-        """Count the call of a stream that was left, or broke off."""
-        if self._heard:
-            heard = self._cloister.counted(Item("assistant", "".join(self._heard)), self._model)
-            self._heard.clear()
-            self._guess(heard)
-
-    def _guess(self, heard: Item) -> Usage:
-        """Count a call that came to no whole answer, for which nobody tells more than what was sent and *heard*."""
-        guessed = Usage(self.tokens, heard.tokens, estimated=True)
-        self._spent += guessed
-        self._bill.break_off(guessed)
-        return guessed
 
     async def _judge(self, answer: wire.Answer | None) -> _Judged:
         """Look for another user's details in an *answer*; None is one in which they were found while it arrived."""
         self._answered()
         self._course.at("check")
         check = self._check
-        heard = kept = Item("assistant", "".join(self._heard))
-        self._heard.clear()
+        calls = self._calls
+        heard = kept = calls.heard()
         if answer is not None:
             ((heard, kept),) = await beside([wire.answer_item(answer)], self._taken)
         kept = self._counted(kept)
         if answer is None:
-            usage = self._guess(kept)
+            usage = calls.guess(kept)
         else:
-            usage = self._told(answer.usage, kept.tokens)
-            self._spend(usage, answer.model)
+            usage = calls.told(answer.usage, kept.tokens)
+            calls.spend(usage, answer.model)
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
             model = None if answer is None else answer.model
@@ -414,7 +362,7 @@ class Turn(Generic[SessionT]):
         self._closed = True
         self._course.at("commit")
         check, answer, blocked = self._check, judged.answer, judged.blocked
-        said = self._without_tools() if blocked else self._new
+        said = self._without_tools() if blocked else self._fitting.new
         opened = self._opened
         items = [*self._first, *said, await self._remembering(judged)]
         items[-1] = msgspec.structs.replace(
@@ -423,7 +371,7 @@ class Turn(Generic[SessionT]):
         stored = await self._cloister.vault.commit(
             opened,
             items,
-            used=self._used,
+            used=self._calls.used,
             entries=self._entries(items, answer),
             fingerprints=await self._fingerprints(None if blocked else judged.heard),
             record=None if self._filing is None else self._recorder(self._filing, answer, blocked),
@@ -434,7 +382,7 @@ class Turn(Generic[SessionT]):
         self._reply = Reply(
             text=judged.heard.text,
             session=self._settle(opened),
-            usage=self._spent,
+            usage=self._calls.spent,
             cost=self._bill.cost,
             model=answer.model or self._model,
             tool_calls=tuple(judged.heard.tool_calls or ()),
@@ -458,9 +406,9 @@ class Turn(Generic[SessionT]):
         """
         first = [
             item if item.role in ("user", "system") else self._counted(_emptied(item))
-            for item in self._new[: self._brought]
+            for item in self._fitting.new[: self._brought]
         ]
-        return [*first, *_asked(self._new[self._brought :])]
+        return [*first, *_asked(self._fitting.new[self._brought :])]
 
     async def _remembering(self, judged: _Judged) -> Item:
         """Give the answer as it is stored, with what the application remembers of it: no model said or is told that."""
@@ -474,10 +422,10 @@ class Turn(Generic[SessionT]):
         """Take the time at which the model's answer had come, or had not."""
         self._answered_at = now = time.perf_counter()
         telemetry = self._cloister.vault.telemetry
-        if telemetry is not None and self._asked is not None:
-            telemetry.waited("provider", now - self._asked_at, self._asked, failed)
+        if telemetry is not None and self._calls.provider is not None:
+            telemetry.waited("provider", now - self._asked_at, self._calls.provider, failed)
             if self._first_at is not None:
-                telemetry.waited("first token", self._first_at - self._asked_at, self._asked, None)
+                telemetry.waited("first token", self._first_at - self._asked_at, self._calls.provider, None)
 
     def outcome(self, error: BaseException | None) -> Outcome:
         """Say, for whoever measures, what the turn has come to."""
@@ -490,11 +438,11 @@ class Turn(Generic[SessionT]):
         return Outcome(
             result,
             error=type(error).__name__ if error else unfinished,
-            provider=self._asked,
+            provider=self._calls.provider,
             model=self._model or self._cloister.model,
             answered_by=reply.model if reply else None,
             finish_reason=reply.finish_reason if reply else None,
-            usage=self._spent,
+            usage=self._calls.spent,
         )
 
     def _taken(self, item: Item) -> tuple[Item, Item]:
@@ -503,7 +451,7 @@ class Turn(Generic[SessionT]):
         return whole, self._mask.hide(whole)
 
     def _entries(self, items: Sequence[Item], answer: wire.Answer) -> list[Event]:
-        opened, spent = self._opened, self._said(answer.model)
+        opened, spent = self._opened, self._calls.detail(answer.model)
         if opened.passing:
             committed = self._event("turn.passed", **spent)
         else:
@@ -526,21 +474,6 @@ class Turn(Generic[SessionT]):
         fitted = self._fit()
         self._bill.asked = True
         return fitted
-
-    def _spend(self, usage: Usage, model: str | None) -> None:
-        self._spent += usage
-        self._bill.spend(usage, model)
-
-    @property
-    def _used(self) -> Used:
-        return Used(self._spent, self._bill.nanos)
-
-    def _said(self, model: str | None) -> dict[str, Detail]:
-        """Give what the turn has spent, as details of its entry."""
-        spent = {name: value for name, value in msgspec.structs.asdict(self._spent).items() if value}
-        wanted = self._model or (self._cloister.model if self._asked else None)
-        named = {"provider": self._asked, "model": wire.model_name(model) or wire.model_name(wanted)}
-        return {**{name: value for name, value in named.items() if value}, **_COUNTS, **spent, **self._bill.detail()}
 
     def _alarms(self) -> list[Event]:
         """Give what is to be put on record of an answer, whether it is stored or not."""
@@ -581,10 +514,10 @@ class Turn(Generic[SessionT]):
             self._mask.forget()
             self._check.forget()
             self._outlet.forget()
-            self._heard.clear()
+            self._calls.heard()
 
     async def _fail(self, error: BaseException | None) -> None:
-        self._break_off()
+        self._calls.break_off()
         self._bill.give_up(unasked=_unasked(error))
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
@@ -592,7 +525,8 @@ class Turn(Generic[SessionT]):
         if self._answered_at is None:
             self._answered(reason)
         try:
-            await self._book([self._event("turn.failed", reason=reason, **self._said(None)), *self._alarms()], error)
+            failed = self._event("turn.failed", reason=reason, **self._calls.detail(None))
+            await self._book([failed, *self._alarms()], error)
         except CloisterError as fault:
             if error is None:
                 raise
@@ -603,9 +537,9 @@ class Turn(Generic[SessionT]):
         kept: list[Item] = []
         if error is not None and self._cloister.keep_failed:
             # What tools and model said on the way was not looked at: that happens with the reply.
-            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._new)]
-        if not opened.fresh and (kept or self._spent.total_tokens or self._bill.nanos):
-            used = self._used
+            kept = [msgspec.structs.replace(item, error=type(error).__name__) for item in _asked(self._fitting.new)]
+        if not opened.fresh and (kept or self._calls.spent.total_tokens or self._bill.nanos):
+            used = self._calls.used
             head = sessions.spend(opened.head, used)
             settlement = self._bill.settlement()
             with contextlib.suppress(SessionConflict):  # the session moved on, or is gone: then the entry alone
@@ -624,33 +558,10 @@ class Turn(Generic[SessionT]):
         await vault.note(noted)
 
     def _fit(self) -> list[Item]:
-        """Give the items that are sent: the system text, the newest turns that fit, and what is new."""
-        if self._fitted is None:
-            if self.repeated:
-                self._unfinished()
-            history = [self._sent(item) for item in said_before(self._opened)]
-            new = [self._sent(item) for item in self._new]
-            system = None if self._system is None else self._sent(self._system)
-            counter = self._cloister.counter(self._model)
-            heads = [system] if system else []
-            if self._mask.note([*history, *new, *heads]):
-                system = noticed(system, counter)
-            system = self._check.planted(system, counter)
-            whole = self._opened.unborn
-            self._fitted = window.fit(
-                history, new, self._budget, system=system, reserve=self._beside, whole=whole, counter=counter
-            )
-            # What the window drops does not come back. A call that lost its result is left out of its item there, so
-            # items are known by their values.
-            there = {id(item.values) for item in self._fitted if item.values}
-            self._mask.note([*heads, *[item for item in (*history, *new) if id(item.values) in there]])
-        return self._fitted
-
-    def _sent(self, item: Item) -> Item:
-        """Give a stored *item* as the model gets it, with its cost."""
-        sent = self._mask.sent(item)
-        # What was only put back was counted so when it was stored.
-        return sent if sent is item or sent.values is None else self._cloister.counted(sent, self._model)
+        """Give the items that are sent."""
+        if self.repeated:
+            self._unfinished()
+        return self._fitting.items()
 
     def _counted(self, item: Item) -> Item:
         return counted(self._cloister, self._mask, item, self._model)

@@ -20,11 +20,11 @@ from cloister.errors import (
 from cloister.guard import remembered
 from cloister.masks import mask_of, masked, replaced
 from cloister.model import Erasure, Head, Item, Owner, SealedSession
+from cloister.opened import Opened
 from cloister.scrub.masking import shown
 from cloister.seeds import Seed
 from cloister.services import Services
 from cloister.session import MOST_HISTORY, OnExpired, Session, begun, check_limit, ended
-from cloister.vault import Opened
 
 
 class User:

@@ -1,4 +1,4 @@
-"""Where rules and store meet: opens what the store gives, seals what goes out, and holds the lease.
+"""Where rules and store meet: opens what the store gives, and seals what goes out.
 
 Every answer is checked for its echo, its owner, its place in the chain and its age before anybody sees it. A session's
 secret lives in an `Opened` value, for as long as one turn takes.
@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import random
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Protocol
@@ -25,7 +23,7 @@ from msgspec.structs import replace
 from cloister import sessions
 from cloister.attempts import Attempts
 from cloister.audit import Event
-from cloister.channel import Channel, Settlement
+from cloister.channel import Settlement
 from cloister.errors import (
     IntegrityError,
     SessionConflict,
@@ -33,7 +31,7 @@ from cloister.errors import (
     SessionNotFound,
     StoreError,
 )
-from cloister.leases import Leases, Queue, busy
+from cloister.leases import Leasing
 from cloister.model import (
     Head,
     Item,
@@ -44,9 +42,9 @@ from cloister.model import (
     SealedSession,
     SystemNote,
     Used,
-    from_micros,
     to_micros,
 )
+from cloister.opened import Opened
 from cloister.sealing import MasterKeys, SessionKeys, TenantKeys, new_secret, tag, wrap_context
 from cloister.stores.base import Charge, Commit, Due, Fingerprint, Loaded, Page, Store
 
@@ -56,7 +54,6 @@ _SEEN_AT_MOST = 65_536
 _FAILURES_AT_MOST = 10_000
 _Seen = tuple[int, bytes, int]  # version, turn, and the moment at which it was seen
 _GONE = 1 << 62  # the version of a session that was destroyed: no other is newer
-_FIRST_POLL, _LAST_POLL = 0.005, 0.25
 
 
 class Handle(Protocol):
@@ -69,50 +66,6 @@ class Handle(Protocol):
     def id(self) -> str: ...
 
 
-@dataclass(slots=True)
-class Opened:
-    """Be one session, opened for one turn: its keys, its head and its newest items.
-
-    ``id`` never changes; ``name`` is what the application holds, which is the same but where it is a token.
-    """
-
-    owner: Owner
-    id: str
-    keys: SessionKeys = field(repr=False)
-    row: SealedSession = field(repr=False)
-    head: Head
-    items: list[Item] = field(default_factory=list, repr=False)
-    system: Item | None = None
-    lease: bytes = field(default=b"", repr=False)
-    record: Record | None = field(default=None, repr=False)
-    """What is on file of the request that is carried out. A fresh session's own record takes the place of no other."""
-    fresh: bool = False
-    """Not stored yet: it comes to be with the first commit, or not at all."""
-    instead_of: str | None = None
-    """The id of the session in whose place a fresh one comes: once that was erased, this cannot come to be."""
-    brought: list[Item] = field(default_factory=list, repr=False)
-    """What a fresh one begins with behind its system text, counted, as it is stored."""
-    passing: bool = False
-    """Never stored: only what goes on record is."""
-    storing: asyncio.Task[None] | None = field(default=None, repr=False)
-    """The commit that is under way."""
-    committed: bool = False
-    """A commit was carried out, whether or not whoever asked for it was still there."""
-    name: str = field(default="", repr=False)
-
-    def __post_init__(self) -> None:
-        self.name = self.name or self.id
-
-    @property
-    def unborn(self) -> bool:
-        """Say whether it is in no other's place, and its first turn is under way, or its only one."""
-        return self.fresh and self.instead_of is None
-
-    def forget(self) -> None:
-        """Let go of the session's secret: whoever keeps a turn does not keep it."""
-        del self.keys
-
-
 Again = Callable[[Head], bytes]
 """Says under which digest the last turn of a session lies, if it was the request that is made now."""
 
@@ -120,7 +73,7 @@ Recorder = Callable[[Opened, Head, str], Record]
 """Makes an idempotency record, for a session, the head that it will have, and what the application will hold."""
 
 
-class Vault(Channel):
+class Vault(Leasing):
     """Keep sealed sessions in a store, for owners that every call names."""
 
     carries = False
@@ -134,14 +87,12 @@ class Vault(Channel):
         limits: Limits,
         attempts: Attempts | None = None,
     ) -> None:
-        super().__init__(store, clock, attempts)
+        super().__init__(store, clock, attempts, limits.turn_wait)
         self.keys = keys
         self.limits = limits
         self._seen: OrderedDict[tuple[Owner, str], _Seen] = OrderedDict()
         self.moment = 0
         """Counts what this process has seen; taken before a request, it says what the answer must not be older than."""
-        self.queue = Queue(limits.turn_wait)
-        self.leases = Leases(lambda *held: self.background(self._renew(*held)))
         self._failures: dict[tuple[Owner, str], int] = {}
 
     async def _not_opened(self, error: IntegrityError, owner: Owner, session_id: str) -> None:
@@ -210,8 +161,8 @@ class Vault(Channel):
         waiting_since = time.perf_counter()
         async with self.queue.alone(owner, session_id) as deadline:
             since = self.moment
-            wanted = {"budget": budget, "record": record, **_some(charges)}
-            loaded = await self._lease(owner, session_id, lease, deadline, waiting_since, **wanted)
+            wanted = {"budget": budget, "record": record, **({"charges": charges} if charges else {})}
+            loaded = await self.leased(owner, session_id, lease, deadline, waiting_since, **wanted)
             try:
                 if loaded.over is not None:
                     yield loaded
@@ -229,7 +180,7 @@ class Vault(Channel):
                 lease = opened.lease
             finally:
                 if lease and loaded.session is not None and not loaded.session.ended:
-                    await self._finish(self.ask(self.store.release, owner, session_id, lease))
+                    await self.let_go(owner, session_id, lease)
 
     async def filed(self, owner: Owner, session_id: str, digest: bytes) -> Record | None:
         """Give the record that is filed under *digest* in that place, whether or not there is a session."""
@@ -242,36 +193,6 @@ class Vault(Channel):
     async def forget(self, owner: Owner, record: Record) -> None:
         """Let go of that answer, to the end even if the caller is cancelled."""
         await self._finish(self.ask(self.store.forget, owner, record))
-
-    async def _lease(
-        self, owner: Owner, session_id: str, lease: bytes, deadline: float, since: float, **options: Any
-    ) -> Loaded:
-        """Load with a lease; where another process has it, ask again, ever more rarely, until *deadline*."""
-        loop = asyncio.get_running_loop()
-        pause = _FIRST_POLL
-        while True:
-            asked = time.perf_counter()
-            load = self.ask(self.store.load, owner, session_id, lease=lease, **options)
-            try:
-                loaded = await load
-            except BaseException:
-                # Whether the lease was taken is unknown, so it is given back, on a connection of its own.
-                with contextlib.suppress(StoreError):
-                    await self._finish(self.ask(self.store.release, owner, session_id, lease))
-                raise
-            if not loaded.busy:
-                if self.telemetry is not None:
-                    self.telemetry.waited("lease", asked - since, "", None)
-                return loaded
-            if loop.time() >= deadline:
-                raise busy(self.limits.turn_wait)
-            await asyncio.sleep(min(pause * random.uniform(0.5, 1.5), max(deadline - loop.time(), 0)))  # noqa: S311
-            pause = min(pause * 1.6, _LAST_POLL)
-
-    async def _renew(self, owner: Owner, session_id: str, lease: bytes) -> None:
-        # A lease that is lost is found so by the commit; one that could not be renewed is tried again.
-        with contextlib.suppress(StoreError, SessionConflict):
-            await self.ask(self.store.renew, owner, session_id, lease)
 
     async def _present(self, owner: Owner, session_id: str, loaded: Loaded | Page) -> SealedSession:
         if loaded.session is None:
@@ -467,7 +388,7 @@ class Vault(Channel):
         """
         moment = sessions.at(opened.head, self.now())
         turn = secrets.token_bytes(16)
-        stored = _placed(opened, items, moment)
+        stored = opened.placed(items, moment)
         if opened.passing:
             await self._store(opened, self._pass(opened, entries, settlement))
             return stored
@@ -520,7 +441,7 @@ class Vault(Channel):
         if opened.fresh:
             # Wrapped at the last moment: the master key that was the newest before may be retired by now.
             opened.row = await self._wrapped(opened)
-        row = _row(opened, head)
+        row = opened.row_at(head)
         name = await self._name(opened, row, head, items)
         kept = None if record is None else record(opened, head, name)
         if opened.fresh:
@@ -573,33 +494,5 @@ class Vault(Channel):
         return await self.end(row.owner, row.id, "expired", [noted], version=row.version, lease=lease)
 
 
-def _some(charges: Sequence[Charge]) -> dict[str, Sequence[Charge]]:
-    return {"charges": charges} if charges else {}
-
-
 def _digest(system: str) -> bytes:
     return sha256(system.encode()).digest()
-
-
-def _row(opened: Opened, head: Head) -> SealedSession:
-    return SealedSession(
-        owner=opened.owner,
-        id=opened.id,
-        wrapped=opened.row.wrapped,
-        head=opened.keys.seal_head(head),
-        version=head.version,
-        count=head.count,
-        tokens=head.tokens,
-        created_at=head.created_at,
-        updated_at=head.sealed_at,
-        expires_at=head.expires_at,
-        turn=head.turn,
-        carry=opened.row.carry,
-    )
-
-
-def _placed(opened: Opened, items: Sequence[Item], moment: int) -> list[Item]:
-    """Give *items* with their time, and with ids where they have none yet."""
-    time = from_micros(moment)
-    places = enumerate(items, opened.head.count)
-    return [replace(item, id=item.id or sessions.new_item_id(position), time=time) for position, item in places]

@@ -222,7 +222,7 @@ class StoreConformance(AccountConformance, CredentialConformance, RecordConforma
             (store.spent, ([charge.account],), {}),
             (store.spent, ([],), {}),
             (store.prune_audit, ({},), {}),
-            (store.forget, (ANA, session.id, b"key"), {}),
+            (store.forget, (ANA, Record(session.id, session.id, b"key", b"", 0)), {}),
             (store.enrol, (key,), {}),
             (store.enrol, (key,), {}),
             (store.credential, (key.digest,), {}),
