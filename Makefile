@@ -18,7 +18,7 @@ test: ## all tests but the long ones; ARGS="-k window" for some
 	@.venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: ## format, lint, types, layers, snippets of the documents
-	@scripts/check
+	@scripts/check $(ARGS)
 
 soak: ## the long tests, and many more examples for the others
 	@scripts/setup dev

@@ -174,7 +174,7 @@ def talkers(url: str, tmp_path: Path) -> Iterator[Talkers]:
 
 @pytest.mark.parametrize(
     ("url", "turns"),
-    [("sqlite", 500), ("redis", 120), ("postgres", 120), ("pooler", 60), ("cluster", 60)],
+    [("sqlite", 200), ("redis", 120), ("postgres", 120), ("pooler", 60), ("cluster", 60)],
     indirect=["url"],
 )
 async def test_processes_lose_and_cross_nothing(talkers: Talkers, turns: int) -> None:

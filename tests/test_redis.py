@@ -336,8 +336,9 @@ async def test_a_server_that_throws_data_away_is_refused(own_redis: Any) -> None
         await asyncio.to_thread(talk, own_redis.port, "CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
-async def test_too_few_replicas_are_an_error(own_redis: Any) -> None:
+async def test_too_few_replicas_are_an_error(own_redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ?wait=1 a write that no replica has is not taken for stored: the outcome is said to be unknown."""
+    monkeypatch.setattr("cloister.stores.redis._REPLICAS_MS", 10)
     async with opened(f"redis://127.0.0.1:{own_redis.port}?prefix=w:", keyring=Keyring.generate()) as house:
         session = await house.ana.start()
         _store(house)._wait = 1

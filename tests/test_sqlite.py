@@ -545,7 +545,8 @@ async def test_a_damaged_side_file_says_what_to_do(file: Path) -> None:
 
 async def test_a_store_that_another_process_locks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is held too long is an error that says so; once it is given back, all is well."""
-    monkeypatch.setattr("cloister.stores.sqlite_file.BUSY_SECONDS", 0.01)
+    for module in ("sqlite_file", "sqlite_writer"):
+        monkeypatch.setattr(f"cloister.stores.{module}.BUSY_SECONDS", 0.01)
     async with opened(at(file)) as house:
         session = await house.ana.start()
         with contextlib.closing(sqlite3.connect(file)) as other:

@@ -79,6 +79,7 @@ _RECORD = 3 * _DAY
 _NAME_SECONDS = 60.0
 _NAMES_AT_MOST = 10_000
 _LEASE_MS = int(LEASE.total_seconds() * 1e3)
+_REPLICAS_MS = 2_000  # for a write to reach them
 _PAGE = 200
 _LOG = 10
 """The number of the log among the keys of a session."""
@@ -674,7 +675,7 @@ class RedisStore:
             if said[0] in (b"stored", b"settled"):
                 pool.confirm(lent, chain)
             if said[0] in (b"stored", b"repeated", b"settled") and self._wait:
-                reached = await wire.plain("WAIT", self._wait, 2_000)
+                reached = await wire.plain("WAIT", self._wait, _REPLICAS_MS)
                 if reached < self._wait:
                     raise StoreUnavailable(
                         f"only {reached} replicas of {self.url} have a write that was to reach {self._wait}; what "
