@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,7 +16,6 @@ from cloister import wire
 from cloister.content import memory_of
 from cloister.errors import SessionConflict
 from cloister.model import Item as Stored
-from cloister.model import Reply
 from cloister.server import errors, ids, items, response_options, turns
 from cloister.server.door import sse
 from cloister.server.events import Event, Events, replayed
@@ -32,6 +31,8 @@ from cloister.server.routes import Call
 from cloister.session import OnExpired, Session
 from cloister.stream import ReplyStream
 from cloister.turn import Turn
+
+ResultT = TypeVar("ResultT")
 
 _log = logging.getLogger("cloister.server")
 
@@ -52,14 +53,17 @@ class Asking:
 
     def arguments(self, call: Call) -> dict[str, Any]:
         given = self.question.arguments(call, on_expired=self.on_expired)
-        return {**given, "truncate": self.truncate, "after": self.after}
+        return {**given, "content": self.question.content, "truncate": self.truncate, "after": self.after}
 
-    async def branch(self) -> bool:
-        """Go on in another session; say whether there is one to go on in."""
-        if self.otherwise is None:
-            return False
+    async def put(self, call: Call, way: Callable[[Session, dict[str, Any]], Awaitable[ResultT]]) -> ResultT:
+        """Ask in its session, *way* says how; where that has gone on, and there is another to go on in, in that."""
+        try:
+            return await way(self.session, self.arguments(call))
+        except SessionConflict:
+            if self.otherwise is None:
+                raise
         self.session, self.after, self.otherwise = await self.otherwise(), None, None
-        return True
+        return await way(self.session, self.arguments(call))
 
     def remember(self, answer: wire.Answer) -> Mapping[str, Any]:
         self.memory.pieces = self.pieces
@@ -160,29 +164,28 @@ class Streaming:
     def __init__(self, call: Call, asking: Asking) -> None:
         self._call = call
         self._asking = asking
-        self._turn: Turn[Session] | None = None
+        self._stream: ReplyStream[Session] | None = None
         self._events: Events | None = None
-        self._reply: Reply[Session] | None = None
 
     def headers(self) -> Mapping[str, str]:
         """Say in which session the answer will lie; a token is known when it is stored, and not before."""
-        turn, session = self._turn, self._asking.session
-        if turn is None or session.id.startswith("ct_") or not self._asking.memory.store:
+        if self._stream is None or not self._asking.memory.store:
             return {}
-        renewed = {turns.RENEWED: "true"} if turn.renewed and self._asking.on_expired == "renew" else {}
-        return {turns.SESSION: ids.conversation(turn.session_id), **renewed}
+        return turns.headers_of(self._call, self._stream)
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         """Give the events. Nothing comes before the first text, or the end: until then, a failure has a status."""
         try:
             async with contextlib.AsyncExitStack() as stack:
-                stream = await self._entered(stack)
-                turn = self._turn = stream.turn
+                stream = self._stream = await self._asking.put(
+                    self._call, lambda session, given: stack.enter_async_context(session.stream(**given))
+                )
+                turn = stream.turn
                 if not turn.repeated:
                     async for text in stream.texts():
                         if text:
                             yield _said(self._piece(turn, text))
-            self._reply, answer = stream.reply, answer_of(stream.reply)
+            answer = turns.had(self._asking.question, stream.reply).items[-1]
             if turn.repeated:
                 yield _said(again(turn.session_id, answer))
                 return
@@ -194,22 +197,6 @@ class Streaming:
             refused = errors.refusal(error)
             _log.error("%s failed while it was streamed: %s", self._call.request_id, type(error).__name__)
             yield _said(self._events.fail(refused.code, refused.message))
-
-    async def written(self) -> None:
-        """Take note that the stream was written to its end."""
-        if self._reply is not None:
-            await self._reply.session.delivered(self._reply)
-
-    async def _entered(self, stack: contextlib.AsyncExitStack) -> ReplyStream[Session]:
-        asking, call = self._asking, self._call
-        try:
-            asked = asking.session.stream(asking.question.content, **asking.arguments(call))
-            return await stack.enter_async_context(asked)
-        except SessionConflict:
-            if not await asking.branch():
-                raise
-        asked = asking.session.stream(asking.question.content, **asking.arguments(call))
-        return await stack.enter_async_context(asked)
 
     def _piece(self, turn: Turn[Session], text: str) -> Iterable[Event]:
         yield from self._begin(turn)
@@ -243,13 +230,6 @@ async def found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
     if memory is None:
         raise _absent()
     return session, answer, memory
-
-
-def answer_of(reply: Reply[Session]) -> Stored:
-    """Give the item of an answer; `Refused` where the turn was taken before, and its answer deleted since."""
-    if not reply.items:
-        raise _absent()
-    return reply.items[-1]
 
 
 def position(item: Stored) -> int:

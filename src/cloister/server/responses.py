@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 
-from cloister.errors import SessionConflict
 from cloister.model import Item as Stored
 from cloister.server import items, response_options, turns
 from cloister.server.door import sse
@@ -24,7 +23,6 @@ from cloister.server.response_shapes import (
 from cloister.server.response_turns import (
     Streaming,
     again,
-    answer_of,
     asking_of,
     found,
     input_of,
@@ -44,16 +42,11 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
     asking = await asking_of(call, body)
     if body.stream:
         streaming = Streaming(call, asking)
-        return Stream(streaming.pieces(), streaming.headers, streaming.written)
-    try:
-        reply = await asking.session.send(asking.question.content, **asking.arguments(call))
-    except SessionConflict:
-        if not await asking.branch():
-            raise
-        reply = await asking.session.send(asking.question.content, **asking.arguments(call))
+        return Stream(streaming.pieces(), streaming.headers, asking.question.delivered)
+    reply = turns.had(asking.question, await asking.put(call, lambda session, given: session.send(**given)))
     headers = turns.headers(reply) if asking.memory.store else {}
-    response = whole(reply.session.stable_id, answer_of(reply))
-    return Answer(response, headers=headers, written=lambda: reply.session.delivered(reply))
+    response = whole(reply.session.stable_id, reply.items[-1])
+    return Answer(response, headers=headers, written=asking.question.delivered)
 
 
 async def get(call: Call) -> Answer | Stream:
