@@ -175,7 +175,9 @@ async def test_every_answer_is_guarded(client: httpx2.AsyncClient, raised: Raise
     for answer in asked:
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        said = set(answer.headers["content-security-policy"].split("; "))
+        assert said == {"default-src 'none'", "base-uri 'none'", "frame-ancestors 'none'"}
+        assert answer.headers["referrer-policy"] == "no-referrer"
         assert answer.headers["x-request-id"].startswith("req_")
         assert not {"server", "x-powered-by", "access-control-allow-origin"} & set(answer.headers)
     assert len({answer.headers["x-request-id"] for answer in asked}) == len(asked)

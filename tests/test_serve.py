@@ -323,7 +323,7 @@ def test_tls(tmp_path: Path) -> None:
         with server.connect(context) as connection:
             assert connection.selected_alpn_protocol() == "http/1.1"  # type: ignore[attr-defined]
         reply = server.ask("/pid", context=context)
-        assert b"\r\nstrict-transport-security: max-age=" in reply.head
+        assert b"\r\nstrict-transport-security: max-age=31536000; includeSubDomains\r\n" in reply.head
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         assert server.ask("/pid", context=context).status == 200
         old = trusting(tmp_path)

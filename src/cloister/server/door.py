@@ -37,12 +37,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
-_SAFE = (
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-)
+_SAFE = tuple([(name.encode(), value.encode()) for name, value in errors.SAFE.items()])
 _JSON = JSON.encode()
 _NONE: Mapping[str, str] = MappingProxyType({})
 _AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
@@ -306,7 +301,7 @@ class Reply:
         if length is not None:
             sent.append((b"content-length", str(length).encode()))
         if self._secure:
-            sent.append((b"strict-transport-security", b"max-age=31536000"))
+            sent.append((b"strict-transport-security", b"max-age=31536000; includeSubDomains"))
         sent += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         return {"type": "http.response.start", "status": status, "headers": sent}
 

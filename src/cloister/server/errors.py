@@ -38,6 +38,14 @@ from cloister.server.refusals import Refused
 
 Style = Literal["openai", "anthropic"]
 
+SAFE = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+"""The headers of every answer, whatever it is."""
+
 NOT_FOUND = "there is no such object, or not for this user; ids come from this server's answers"
 
 # From the most special error to the most general. Texts here are for clients; None takes the error's own, which says

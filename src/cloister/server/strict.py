@@ -353,10 +353,7 @@ def _written(refused: Refused, target: bytes) -> bytes:
     request_id = "req_" + secrets.token_hex(12)
     body = errors.encode(refused, "anthropic" if target.startswith(b"/v1/messages") else "openai", request_id)
     headers = {
-        "cache-control": "no-store",
-        "x-content-type-options": "nosniff",
-        "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
-        "referrer-policy": "no-referrer",
+        **errors.SAFE,
         "content-type": "application/json",
         "x-request-id": request_id,
         "content-length": str(len(body)),
