@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from cloister import window
+from cloister import looking, window
 from cloister.audit import Event
 from cloister.errors import IntegrityError, ReplyBlocked, StoreUnavailable
 from cloister.leaks.detector import HARD, PASSING
@@ -187,7 +187,7 @@ class Check:
         """Take note of what goes into the session, before personal data is replaced, and of *documents*."""
         if self.guard is not None:
             size = sum(len(item.text) for item in items) + sum(map(len, documents))
-            await _apart(size, lambda: self._hear(items, documents))
+            await self._apart(size, lambda: self._hear(items, documents))
 
     def _hear(self, items: Sequence[Item], documents: Sequence[str]) -> None:
         for item in items:
@@ -336,7 +336,7 @@ class Check:
         """
         with self._running():
             documents, self._documents = self._documents, []
-            looked = [(text, await _apart(len(text), partial(self._found, text))) for text in documents]
+            looked = [(text, await self._apart(len(text), partial(self._found, text))) for text in documents]
             chosen = [text for _, found in looked for text in keys(found, most=_MOST_OF_DOCUMENT)]
             texts = {*wanted, *chosen} - self._known.keys()
             if texts:
@@ -383,7 +383,7 @@ class Check:
             *((item.text[:_MOST_TEXT], item.role == "tool") for item in self._before() if item.role != "assistant"),
         ]
         self._own, self._before = [], tuple
-        await _apart(sum(len(text) for text, _ in own), lambda: self._exempt(own))
+        await self._apart(sum(len(text) for text, _ in own), lambda: self._exempt(own))
 
     def _exempt(self, own: Iterable[tuple[str, bool]]) -> None:
         for text, document in own:
@@ -421,7 +421,7 @@ class Check:
         said = "\n".join(readable(item) for item in (*self._said, answer))
         case = self._case(self.guard)
         with self._running():
-            found, strangers = await _apart(len(said), lambda: (self._seen(said), self._strangers(said)))
+            found, strangers = await self._apart(len(said), lambda: (self._seen(said), self._strangers(said)))
             await self.look([feature.text for feature in found])
             for _, start, end in strangers:
                 case.canary(start, end)
@@ -452,7 +452,7 @@ class Check:
             return []
         # What nobody could look up may be somebody else's.
         answers = [] if answer is None or self._unchecked else [*self._said, answer]
-        return await _apart(sum(len(item.text) for item in answers), partial(self._prints, self._marks, answers))
+        return await self._apart(sum(len(item.text) for item in answers), partial(self._prints, self._marks, answers))
 
     def _prints(self, marks: Marks, answers: Sequence[Item]) -> list[Fingerprint]:
         claimed, common = dict(self._claimed), []
@@ -493,6 +493,10 @@ class Check:
         self._telling = ""
 
     # --- helpers ------------------------------------------------------------------------------------------------------
+
+    async def _apart(self, size: int, look: Callable[[], T]) -> T:
+        """Look at texts of so many characters; at long ones beside the loop, so that nobody else has to wait for it."""
+        return await looking.beside(self._owner, size, look) if size > _LONG else look()
 
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
@@ -543,8 +547,3 @@ async def remembered(watch: Watch, opened: Opened, items: Sequence[Item]) -> lis
     check = await Check.over(watch, opened)
     await check.hears([item for item in items if item.role != "tool"])
     return await check.fingerprints(Item("assistant"))
-
-
-async def _apart(size: int, look: Callable[[], T]) -> T:
-    """Look at texts of so many characters; at long ones beside the loop, so that nobody else has to wait for it."""
-    return await asyncio.to_thread(look) if size > _LONG else look()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from cloister import window
+from cloister import looking, window
 from cloister.audit import Event
-from cloister.model import Item
+from cloister.model import Item, Owner
 from cloister.opened import Opened
 from cloister.scrub.masking import NOTICE, Mask, shown
 from cloister.scrub.settings import Scrub
@@ -41,9 +40,11 @@ def counted(cloister: Counting, mask: Mask, item: Item, model: str | None = None
     return msgspec.structs.replace(item, tokens=tokens, counter=sent.counter)
 
 
-async def masked(cloister: Counting, mask: Mask, items: Sequence[Item], model: str | None = None) -> list[Item]:
-    """Give *items* as they are stored: with placeholders, and with their cost."""
-    return await beside(items, lambda item: counted(cloister, mask, mask.hide(item), model))
+async def masked(
+    cloister: Counting, mask: Mask, owner: Owner, items: Sequence[Item], model: str | None = None
+) -> list[Item]:
+    """Give *items* of *owner*'s as they are stored: with placeholders, and with their cost."""
+    return await looked(owner, items, lambda item: counted(cloister, mask, mask.hide(item), model))
 
 
 def said_before(opened: Opened) -> list[Item]:
@@ -65,13 +66,14 @@ def shown_before(opened: Opened) -> list[Item]:
 async def ready(mask: Mask, opened: Opened, system: Item | None) -> None:
     """See to it that what was said while nothing was replaced, and *system*, can be sent at once."""
     items = [*said_before(opened), *([system] if system else [])]
-    await beside([item for item in items if item.values is None], mask.sent)
+    await looked(opened.owner, [item for item in items if item.values is None], mask.sent)
 
 
-async def beside(items: Sequence[Item], look: Callable[[Item], T]) -> list[T]:
-    """Look at *items*; at long ones beside the loop: other tasks, and the renewing of leases, need not wait."""
-    if sum(map(_size, items)) > _SHORT:
-        return await asyncio.to_thread(lambda: [look(item) for item in items])
+async def looked(owner: Owner, items: Sequence[Item], look: Callable[[Item], T]) -> list[T]:
+    """Look at *items* of *owner*'s; at long ones beside the loop: other tasks, and the renewing of leases, go on."""
+    size = sum(map(_size, items))
+    if size > _SHORT:
+        return await looking.beside(owner, size, lambda: [look(item) for item in items])
     return [look(item) for item in items]
 
 

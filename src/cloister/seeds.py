@@ -50,7 +50,7 @@ class Seed:
         Raises `ReplyBlocked` for what a model said with another session's canary in it.
         """
         opened.head = mask.describe(opened.head)
-        opened.brought = await masked(cloister, mask, self.items, model)
+        opened.brought = await masked(cloister, mask, opened.owner, self.items, model)
         prints = await remembered(cloister.watch, opened, self.items)
         return [item for item in self.items if item.role == "tool"], prints
 

@@ -296,7 +296,7 @@ class Session:
             return []
         async with self._work() as opened:
             mask = mask_of(self._cloister.scrub, opened)
-            items = await masked(self._cloister, mask, added)
+            items = await masked(self._cloister, mask, self.owner, added)
             prints = await remembered(self._cloister.watch, opened, added)
             content = opened.keys.content_digest(items)
             noted = self._event("items.appended", items=len(added), content=content)

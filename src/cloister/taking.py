@@ -318,7 +318,7 @@ class Taking(Generic[SessionT]):
             asked, self._heard = self._new, [*tools, *self._new]
         check = await Check.over(cloister.watch, opened, lambda: shown_before(opened))
         await ready(mask, opened, system or opened.system)
-        new = await masked(cloister, mask, asked, question.model)
+        new = await masked(cloister, mask, self._owner, asked, question.model)
         self._vault.check_room(opened, new)
         return Fitting(cloister, opened, question, new, mask, check, system, self._budget), mask, check, prints
 

@@ -34,7 +34,7 @@ from cloister.errors import (
 from cloister.fitting import Fitting
 from cloister.guard import Check
 from cloister.idempotency import Filing, Kept
-from cloister.masks import beside, counted, replaced
+from cloister.masks import counted, looked, replaced
 from cloister.model import REMEMBERED, Head, Item, Record, Reply, to_micros
 from cloister.opened import Opened
 from cloister.outlet import Outlet
@@ -342,7 +342,7 @@ class Turn(Generic[SessionT]):
         calls = self._calls
         heard = kept = calls.heard()
         if answer is not None:
-            ((heard, kept),) = await beside([wire.answer_item(answer)], self._taken)
+            ((heard, kept),) = await looked(self._opened.owner, [wire.answer_item(answer)], self._taken)
         kept = self._counted(kept)
         if answer is None:
             usage = calls.guess(kept)
@@ -415,7 +415,7 @@ class Turn(Generic[SessionT]):
         if self._remember is None:
             return judged.kept
         more = Item("assistant", extra={REMEMBERED: memory_of(self._remember, judged.answer)})
-        (hidden,) = await beside([more], self._mask.hide)
+        (hidden,) = await looked(self._opened.owner, [more], self._mask.hide)
         return self._mask.join(judged.kept, judged.heard, hidden)
 
     def _answered(self, failed: str | None = None) -> None:

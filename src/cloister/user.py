@@ -53,7 +53,7 @@ class User:
         opened = vault.begin(self.owner, first, title, dict(metadata or {}), limits=cloister.limits)
         mask = mask_of(cloister.scrub, opened)
         opened.head = mask.describe(opened.head)
-        kept = await masked(cloister, mask, imported)
+        kept = await masked(cloister, mask, self.owner, imported)
         prints = await remembered(cloister.watch, opened, imported)
         noted = self._event("session.started", opened.id, imported=len(imported))
         entries = [noted, *replaced(noted, mask)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from cloister import window, wire
+from cloister import looking, window, wire
 from cloister.model import Item, Reply, Usage
 from cloister.server import blocks, said, turns
 from cloister.server.door import sse
@@ -137,7 +137,8 @@ async def count(call: Call, body: Counted) -> Count:
     system, messages = _read(call, body)
     model = turns.named(call, body.model) or call.model
     options = {"tools": _tools(body)} if body.tools else {}
-    return Count(await asyncio.to_thread(_tokens, system, messages, options, model))
+    look = partial(_tokens, system, messages, options, model)
+    return Count(await looking.beside(call.user.owner, len(call.raw), look))
 
 
 def _tokens(system: str | None, messages: list[dict[str, Any]], options: dict[str, Any], model: str | None) -> int:
