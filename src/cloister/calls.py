@@ -1,9 +1,11 @@
-"""What the calls of one turn have used and cost: as providers tell, and as far as it was heard where none does."""
+"""What the calls of one turn have taken: time, and tokens, as providers tell or as far as it was heard."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 
 import msgspec
 
@@ -29,10 +31,47 @@ class Calls:
         self.spent = Usage()
         self.provider: str | None = None
         """Who was asked, where it is a provider of cloister's own."""
+        self._asked_at = time.perf_counter()
+        self._first_at: float | None = None
+        self._answered_at: float | None = None
 
-    def hear(self, texts: Iterable[str]) -> None:
+    # --- when ---------------------------------------------------------------------------------------------------------
+
+    def ask(self, provider: str | None = None) -> None:
+        """Take the time at which a model is asked."""
+        self._asked_at = time.perf_counter()
+        self.provider = provider or self.provider
+
+    def answered(self, failed: str | None = None) -> None:
+        """Take the time at which the model's answer had come, or had not."""
+        self._answered_at = now = time.perf_counter()
+        telemetry = self._cloister.vault.telemetry
+        if telemetry is not None and self.provider is not None:
+            telemetry.waited("provider", now - self._asked_at, self.provider, failed)
+            if self._first_at is not None:
+                telemetry.waited("first token", self._first_at - self._asked_at, self.provider, None)
+
+    def failed(self, reason: str) -> None:
+        """Take the time at which it is known that no answer comes, unless there was one."""
+        if self._answered_at is None:
+            self.answered(reason)
+
+    @property
+    def latency(self) -> timedelta:
+        assert self._answered_at is not None
+        return timedelta(seconds=self._answered_at - self._asked_at)
+
+    @property
+    def time_to_first_token(self) -> timedelta | None:
+        return None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at)
+
+    # --- how much -----------------------------------------------------------------------------------------------------
+
+    def hear(self, texts: Sequence[str]) -> None:
         """Take note of what was read of an answer that may break off."""
         self._heard += texts
+        if texts and self._first_at is None:
+            self._first_at = time.perf_counter()
 
     def heard(self) -> Item:
         """Give what was read of the answer, once."""

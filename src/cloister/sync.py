@@ -228,8 +228,7 @@ class User:
         items: Iterable[Item | Mapping[str, Any]] = (),
     ) -> Session:
         """Start a session; see `cloister.user.User.start`."""
-        work = self._inner.start(title=title, system=system, metadata=metadata, items=items)
-        return Session(self._cloister, self._cloister.run(work))
+        return _given(self._cloister, self._inner.start(title=title, system=system, metadata=metadata, items=items))
 
     def begin(
         self,
@@ -240,8 +239,7 @@ class User:
         items: Iterable[Item | Mapping[str, Any]] = (),
     ) -> Session:
         """Give a session that comes to be with its first turn; see `cloister.user.User.begin`."""
-        work = self._inner.begin(title=title, system=system, metadata=metadata, items=items)
-        return Session(self._cloister, self._cloister.run(work))
+        return _given(self._cloister, self._inner.begin(title=title, system=system, metadata=metadata, items=items))
 
     def passing(self) -> Session:
         """Give a session whose turns are never stored; see `cloister.user.User.passing`."""
@@ -249,11 +247,11 @@ class User:
 
     def resume(self, session_id: str, *, on_expired: OnExpired = "renew") -> Session:
         """Give a session of this user's; see `cloister.user.User.resume`."""
-        return Session(self._cloister, self._cloister.run(self._inner.resume(session_id, on_expired=on_expired)))
+        return _given(self._cloister, self._inner.resume(session_id, on_expired=on_expired))
 
     def at(self, session_id: str) -> Session:
         """Give a session of this user's for a turn; see `cloister.user.User.at`."""
-        return Session(self._cloister, self._cloister.run(self._inner.at(session_id)))
+        return _given(self._cloister, self._inner.at(session_id))
 
     def sessions(self, *, limit: int = 100, after: str | None = None) -> list[Session]:
         """List this user's live sessions; see `cloister.user.User.sessions`."""
@@ -627,6 +625,10 @@ async def _enter(entering: contextlib.AbstractAsyncContextManager[T]) -> T:
 
 async def _leave(entering: contextlib.AbstractAsyncContextManager[Any], error: BaseException | None) -> bool | None:
     return await entering.__aexit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+
+def _given(cloister: Cloister, work: Coroutine[Any, Any, sessions.Session]) -> Session:
+    return Session(cloister, cloister.run(work))
 
 
 def _each(cloister: Cloister, source: AsyncGenerator[T, None]) -> Iterator[T]:

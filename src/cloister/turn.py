@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -110,9 +108,6 @@ class Turn(Generic[SessionT]):
         self._judged: _Judged | None = None
         self._reader: wire.Reader | None = None
         self._calls = Calls(cloister, bill, question.model, fitting.tokens)
-        self._asked_at = time.perf_counter()
-        self._first_at: float | None = None
-        self._answered_at: float | None = None
         self.thought = False
         """The model was heard to think aloud, as far as the stream was read."""
         self.repeated = False
@@ -183,24 +178,23 @@ class Turn(Generic[SessionT]):
 
     def chat(self) -> dict[str, Any]:
         """Give the arguments for ``client.chat.completions.create``, beside the model's name."""
-        self._asked_at = time.perf_counter()
+        self._calls.ask()
         return {"messages": self.messages}
 
     def responses(self) -> dict[str, Any]:
         """Give the arguments for ``client.responses.create``, beside the model's name."""
-        self._asked_at = time.perf_counter()
+        self._calls.ask()
         return wire.responses(self._handed_out())
 
     def anthropic(self) -> dict[str, Any]:
         """Give the arguments for ``client.messages.create``, beside the model's name and ``max_tokens``."""
-        self._asked_at = time.perf_counter()
+        self._calls.ask()
         return wire.anthropic(self._handed_out())
 
     def request(self) -> Request:
         """Give what a provider of cloister's own is asked."""
-        self._asked_at = time.perf_counter()
         provider = self._cloister.provider
-        self._calls.provider = provider.name if provider else None
+        self._calls.ask(provider.name if provider else None)
         options = pseudonyms.named(self._options, self._pseudonym)
         return Request(wire.chat(self._handed_out(), carrying=True), self._model, options)
 
@@ -270,8 +264,6 @@ class Turn(Generic[SessionT]):
         pieces = reader.feed(chunk)
         self._calls.hear([text for _, text in pieces])
         self.thought = self.thought or any(channel == "reasoning" for channel, _ in pieces)
-        if pieces and self._first_at is None:
-            self._first_at = time.perf_counter()
         return self._outlet.take(pieces)
 
     @property
@@ -336,10 +328,9 @@ class Turn(Generic[SessionT]):
 
     async def _judge(self, answer: wire.Answer | None) -> _Judged:
         """Look for another user's details in an *answer*; None is one in which they were found while it arrived."""
-        self._answered()
+        check, calls = self._check, self._calls
+        calls.answered()
         self._course.at("check")
-        check = self._check
-        calls = self._calls
         heard = kept = calls.heard()
         if answer is not None:
             ((heard, kept),) = await looked(self._opened.owner, [wire.answer_item(answer)], self._taken)
@@ -378,7 +369,6 @@ class Turn(Generic[SessionT]):
             settlement=self._bill.settlement(),
         )
         self._bill.close()
-        assert self._answered_at is not None
         self._reply = Reply(
             text=judged.heard.text,
             session=self._settle(opened),
@@ -390,8 +380,8 @@ class Turn(Generic[SessionT]):
             blocked=blocked,
             renewed=self._renewed,
             notice=RENEWED if self._renewed else None,
-            latency=timedelta(seconds=self._answered_at - self._asked_at),
-            time_to_first_token=None if self._first_at is None else timedelta(seconds=self._first_at - self._asked_at),
+            latency=self._calls.latency,
+            time_to_first_token=self._calls.time_to_first_token,
             items=tuple(map(shown, stored)),
             filed=self._filed,
         )
@@ -417,15 +407,6 @@ class Turn(Generic[SessionT]):
         more = Item("assistant", extra={REMEMBERED: memory_of(self._remember, judged.answer)})
         (hidden,) = await looked(self._opened.owner, [more], self._mask.hide)
         return self._mask.join(judged.kept, judged.heard, hidden)
-
-    def _answered(self, failed: str | None = None) -> None:
-        """Take the time at which the model's answer had come, or had not."""
-        self._answered_at = now = time.perf_counter()
-        telemetry = self._cloister.vault.telemetry
-        if telemetry is not None and self._calls.provider is not None:
-            telemetry.waited("provider", now - self._asked_at, self._calls.provider, failed)
-            if self._first_at is not None:
-                telemetry.waited("first token", self._first_at - self._asked_at, self._calls.provider, None)
 
     def outcome(self, error: BaseException | None) -> Outcome:
         """Say, for whoever measures, what the turn has come to."""
@@ -522,8 +503,7 @@ class Turn(Generic[SessionT]):
         if self._check.verdict.action == "pass":  # or it is on record already
             self._outlet.settle()
         reason = "unfinished" if error is None else type(error).__name__
-        if self._answered_at is None:
-            self._answered(reason)
+        self._calls.failed(reason)
         try:
             failed = self._event("turn.failed", reason=reason, **self._calls.detail(None))
             await self._book([failed, *self._alarms()], error)
