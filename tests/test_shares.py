@@ -69,6 +69,21 @@ async def test_a_flood_waits_for_itself() -> None:
     assert work.went.count("acme") == 400
 
 
+async def test_who_has_had_least_goes_on_at_once() -> None:
+    """Behind a flood that waits, another tenant's step waits for nothing but the step that goes on already."""
+    work = Work()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(40):
+            group.create_task(work.request("acme", 5))
+        await work.until(20)
+        for _ in range(5):
+            before = len(work.went)
+            group.create_task(work.request("globex", 1))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert "globex" in work.went[before : before + 2]
+
+
 async def test_what_has_begun_is_finished_first() -> None:
     """Of one tenant's requests the oldest goes on: no more than a few are under way, and hold what others need."""
     work = Work()
@@ -90,7 +105,7 @@ async def test_who_needs_little_waits_for_nothing() -> None:
 
 
 async def test_who_is_alone_waits_for_nothing() -> None:
-    """When nobody else has come for a second, steps go on as they come, however long; whoever comes then shares."""
+    """When nobody else has come for a moment, steps go on as they come, however long; whoever comes then shares."""
     work = Work()
     await work.request("globex", 1)
     await work.request("acme", 300)  # which takes a second and a half

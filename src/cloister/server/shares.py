@@ -5,7 +5,8 @@ next. The loop by itself lets them go on in the order in which their waits end. 
 way would take sixty steps for each step of somebody with one. Here steps go on as they come only until two milliseconds
 are used up in one round of the loop. The others wait, and in each round as many go on as take about that long, or one:
 of the tenant that has had least of the time, and of its requests the oldest, so that what holds connections or locks is
-through with them soon. As long as nobody else has come for a second there is nobody to share with, and nothing waits.
+through with them soon. Whoever has had less than all that wait does not wait behind them. As long as nobody else has come
+for a moment there is nobody to share with, and nothing waits.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ ResultT = TypeVar("ResultT")
 
 _ROUND = 0.002
 """How many seconds of one round of the loop are given out."""
-_COMPANY = 1.0
-"""For how many seconds a tenant that has gone on is still reckoned with."""
+_COMPANY = 0.25
+"""For how many seconds a tenant that has gone on is still reckoned with. Probes of /healthz are more seldom."""
 _LEAD = 0.05
 """By how many seconds at most somebody is ahead who asked for nothing lately: what was not used is not saved up."""
 _MOST = 1_000
@@ -87,7 +88,12 @@ class Shares:
         if not self._in_round:
             self._in_round = True
             asyncio.get_running_loop().call_soon(self._begin_round)
-        if self.used < _ROUND and not self._waiting:
+        if self._waiting:
+            # It would be next: then it need not wait for another round, in which one of those would go on before it.
+            at_once = not account.waiting and all(account.had < other.had for other in self._waiting)
+        else:
+            at_once = self.used < _ROUND
+        if at_once:
             return None
         if not account.waiting:
             self._waiting.append(account)
