@@ -5,8 +5,8 @@ next. The loop by itself lets them go on in the order in which their waits end. 
 way would take sixty steps for each step of somebody with one. Here steps go on as they come only until two milliseconds
 are used up in one round of the loop. The others wait, and in each round as many go on as take about that long, or one:
 of the tenant that has had least of the time, and of its requests the oldest, so that what holds connections or locks is
-through with them soon. Whoever has had less than all that wait does not wait behind them. As long as nobody else has come
-for a moment there is nobody to share with, and nothing waits.
+through with them soon. Whoever has had less than all that wait does not wait behind them. As long as nobody else has
+come for a moment there is nobody to share with, and nothing waits.
 """
 
 from __future__ import annotations
