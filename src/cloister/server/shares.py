@@ -5,15 +5,13 @@ next. The loop by itself lets them go on in the order in which their waits end. 
 way would take sixty steps for each step of somebody with one. Here steps go on as they come only until two milliseconds
 are used up in one round of the loop. The others wait, and in each round as many go on as take about that long, or one:
 of the tenant that has had least of the time, and of its requests the oldest, so that what holds connections or locks is
-through with them soon. Whoever has had less than all that wait does not wait behind them. As long as nobody else has
-come for a moment there is nobody to share with, and nothing waits.
+through with them soon. Whoever has had less than all that wait does not wait behind them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import math
 import time
 from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
@@ -25,8 +23,8 @@ ResultT = TypeVar("ResultT")
 
 _ROUND = 0.002
 """How many seconds of one round of the loop are given out."""
-_COMPANY = 0.25
-"""For how many seconds a tenant that has gone on is still reckoned with. Probes of /healthz are more seldom."""
+_SHORT = 0.0002
+"""Steps that are no longer make others wait later: to let them wait would take longer than they do."""
 _LEAD = 0.05
 """By how many seconds at most somebody is ahead who asked for nothing lately: what was not used is not saved up."""
 _MOST = 1_000
@@ -60,9 +58,6 @@ class Shares:
         self._number = 0
         self._highest = 0.0
         self._in_round = False
-        self._latest: _Account | None = None
-        self._changed = 0.0
-        """Since when no other account than the latest has gone on."""
 
     def of(self, tenant: str | None) -> Share:
         """Give a request of *tenant* its share. Raises `RateLimited` where too many wait already."""
@@ -81,10 +76,6 @@ class Shares:
             self._highest = account.had
         elif account.had < self._highest - _LEAD:
             account.had = self._highest - _LEAD
-        if account is not self._latest:
-            self._latest, self._changed = account, self.ticks()
-        if not self._waiting and self._alone():
-            return None
         if not self._in_round:
             self._in_round = True
             asyncio.get_running_loop().call_soon(self._begin_round)
@@ -92,7 +83,7 @@ class Shares:
             # It would be next: then it need not wait for another round, in which one of those would go on before it.
             at_once = not account.waiting and all(account.had < other.had for other in self._waiting)
         else:
-            at_once = self.used < _ROUND
+            at_once = self.used < (_ROUND if account.usual > _SHORT else 4 * _ROUND)
         if at_once:
             return None
         if not account.waiting:
@@ -102,13 +93,10 @@ class Shares:
         heapq.heappush(account.waiting, (age, self._number, turn))
         return turn
 
-    def _alone(self) -> bool:
-        return self.ticks() - self._changed > _COMPANY
-
     def _begin_round(self) -> None:
         self.used = 0.0
         self._in_round = bool(self._waiting)
-        left = math.inf if self._alone() else _ROUND
+        left = _ROUND
         while self._waiting and left > 0:
             account = min(self._waiting, key=lambda account: account.had)
             self._let_go(account)
