@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
@@ -249,6 +250,7 @@ class Taking(Generic[SessionT]):
         if question.after is not None and sessions.position_of(question.after) != opened.head.count - 1:
             raise SessionConflict("the session has gone on behind that item; nothing was asked or stored")
         await bill.admit(opened.head, reserved=isinstance(found, Opened) and not found.fresh)
+        await asyncio.sleep(0)  # others have their turn: opening took a while, and so does fitting
         fitting, mask, check, prints = await self.fitted(opened)
         turn = Turn(
             self._cloister,
@@ -325,6 +327,7 @@ class Taking(Generic[SessionT]):
     async def heard(self) -> None:
         """Let the search for other users' details know what was said."""
         assert self._check is not None
+        await asyncio.sleep(0)  # and so does this
         # Not before the window has taken it: to look at a long text takes long.
         await self._check.hears([*self._heard, *self._over], self._question.documents)
         self._course.at("ask")
