@@ -597,6 +597,10 @@ async def test_tokens_are_counted_and_nothing_is_asked() -> None:
         tools = (await client.responses.input_tokens.count(input="Hello.", tools=[WEATHER])).input_tokens
         chained = await client.responses.input_tokens.count(input="Hello.", previous_response_id=response.id)
         assert 0 < short < min(tools, chained.input_tokens)
+        beside = (await client.responses.input_tokens.count(previous_response_id=response.id)).input_tokens
+        nothing = (await client.responses.input_tokens.count()).input_tokens
+        assert nothing < (await client.responses.input_tokens.count(instructions="Be kind.")).input_tokens < short
+        assert nothing < beside < chained.input_tokens
         assert response.usage is not None
         told = await client.responses.create(model=MODEL, input="Hello.", previous_response_id=response.id)
         assert told.usage is not None
@@ -681,6 +685,12 @@ async def test_what_is_too_long_to_be_remembered_is_left_out_later() -> None:
         ({"input": []}, "missing_required_parameter"),
         ({"input": None}, "missing_required_parameter"),
         ({"conversation": "conv_x", "previous_response_id": ABSENT}, "mutually_exclusive"),
+        ({"prompt_cache_options": {"prewarm": True}}, "unsupported"),
+        ({"reasoning": {"context": "current_turn"}}, "unsupported"),
+        ({"reasoning": {"mode": "pro"}}, "unsupported"),
+        ({"tools": [{**WEATHER, "allowed_callers": ["programmatic"]}]}, "unsupported"),
+        ({"tools": [{**WEATHER, "async": True}]}, "unsupported"),
+        ({"tools": [{"type": "custom", "name": "note", "defer_loading": True}]}, "unsupported"),
     ],
     ids=str,
 )
@@ -691,6 +701,36 @@ async def test_what_is_not_offered_is_refused_by_name(given: dict[str, Any], cod
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == code
         assert not server.provider.requests
+
+
+async def test_values_that_ask_for_nothing_special_are_taken() -> None:
+    """What the SDK can say of reasoning and tools is refused only where it asks for what is not here."""
+    tool: Any = {**WEATHER, "allowed_callers": ["direct", "programmatic"], "async": False, "defer_loading": False}
+    async with served() as server:
+        response = await server.client().responses.create(
+            model=MODEL,
+            input="Hello.",
+            reasoning={"context": "auto", "mode": "standard", "effort": "low"},
+            tools=[tool],
+            max_tool_calls=0,
+        )
+        assert response.status == "completed"
+        assert response.max_tool_calls == 0
+        [sent] = server.provider.requests[-1].options["tools"]
+        assert sent["function"].keys() == {"name", "description", "parameters"}
+
+
+async def test_refusals_have_the_words_that_clients_look_for() -> None:
+    """An absent id, whatever its form, is "not found" and says of what; two ways to go on are "mutually exclusive"."""
+    async with served() as server:
+        both = {"conversation": "conv_x", "previous_response_id": ABSENT}
+        for given, words in (
+            ({"conversation": "invalid_id"}, ("not found", "conversation")),
+            ({"conversation": "conv_nonexistent123"}, ("not found", "conversation")),
+            (both, ("mutually exclusive", *both)),
+        ):
+            answer = await server.ask("POST", "/responses", {"model": MODEL, "input": "Hello.", **given})
+            assert all(word in answer.json()["error"]["message"] for word in words), given
 
 
 async def test_cancelling_and_compacting_are_refused() -> None:

@@ -46,7 +46,7 @@ SAFE = {
 }
 """The headers of every answer, whatever it is."""
 
-NOT_FOUND = "there is no such object, or not for this user; ids come from this server's answers"
+NOT_FOUND = "not found: this user has no conversation, response or item of this id; ids come from this server's answers"
 
 # From the most special error to the most general. Texts here are for clients; None takes the error's own, which says
 # nothing but names and counts.

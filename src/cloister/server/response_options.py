@@ -19,6 +19,7 @@ _UNSUPPORTED = {
     "moderation": "moderation by the provider",
     "image": "options of images",
     "access_programs": "access programs",
+    "prompt_cache_options": "a say in the provider's cache",
 }
 _INCLUDABLE = {"message.input_image.image_url", "reasoning.encrypted_content"}
 """What is there anyway, where a provider gives it."""
@@ -59,6 +60,11 @@ _MOST_SCHEMA = 64
 
 def check(body: Asked) -> None:
     """Raise `Refused` for what is asked of this server and not offered."""
+    if body.reasoning is not None:
+        if body.reasoning.context not in (None, "auto"):
+            raise unsupported("a say in which reasoning a model is shown again", "reasoning.context")
+        if body.reasoning.mode not in (None, "standard"):
+            raise unsupported("modes of reasoning other than the standard one", "reasoning.mode")
     if not isinstance(body, NewResponse):
         return
     if body.background:
@@ -181,6 +187,7 @@ def _named(tool: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    _check_called_directly(tool)
     if tool["type"] == "function":
         if not isinstance(tool.get("parameters") or {}, dict):
             raise invalid("the parameters of a function are a JSON schema", "tools")
@@ -193,6 +200,19 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     elif form is not None:
         custom["format"] = form
     return {"type": "custom", "custom": custom}
+
+
+def _check_called_directly(tool: Mapping[str, Any]) -> None:
+    """Raise `Refused` for a tool that the model is not simply to call, and be given what comes of it."""
+    callers = tool.get("allowed_callers")
+    if callers is not None and not (isinstance(callers, list) and "direct" in callers):
+        raise unsupported("tools that programs call; allow the caller direct", "tools")
+    for name, what in (
+        ("async", "tools whose calls nobody waits for"),
+        ("defer_loading", "tools that are loaded later"),
+    ):
+        if tool.get(name):
+            raise unsupported(what, "tools")
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
