@@ -14,7 +14,14 @@ from tests.fakes import told
 from tests.serving import Listening, Served, credentials, served, server
 
 from cloister import LeakGuard
-from cloister.errors import ProviderAuth, ProviderError, ProviderRateLimited, ProviderTimeout, StoreUnavailable
+from cloister.errors import (
+    OptionRefused,
+    ProviderAuth,
+    ProviderError,
+    ProviderRateLimited,
+    ProviderTimeout,
+    StoreUnavailable,
+)
 from cloister.providers.offline import Offline
 from cloister.server.settings import ServerSettings
 
@@ -701,6 +708,26 @@ async def test_what_is_not_offered_is_refused_by_name(given: dict[str, Any], cod
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == code
         assert not server.provider.requests
+
+
+@pytest.mark.parametrize(
+    ("option", "param"),
+    [
+        ("verbosity", "text.verbosity"),
+        ("max_tokens", "max_output_tokens"),
+        ("messages", "input"),
+        ("top_p", "top_p"),
+    ],
+)
+async def test_what_the_provider_does_not_take_is_named_as_it_was_asked(option: str, param: str) -> None:
+    """A provider speaks of the chat format; whoever asked for a response has called it otherwise."""
+    async with served() as server:
+        server.provider.answer = OptionRefused("parrots do not", option)
+        for stream in (False, True):
+            answer = await server.ask("POST", "/responses", {"model": MODEL, "input": "Hello.", "stream": stream})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", param)
+            assert "parrot" not in answer.text
 
 
 async def test_values_that_ask_for_nothing_special_are_taken() -> None:

@@ -6,9 +6,11 @@ words for what was found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cloister.errors import OptionRefused
 from cloister.server.refusals import invalid, unsupported
 from cloister.server.response_shapes import Asked, Echo, NewResponse, ReasoningSaid, TextSaid
 
@@ -39,6 +41,14 @@ _SAME = (
     "parallel_tool_calls",
 )
 """Called the same in the chat format."""
+_NAMES = {
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+    "response_format": "text.format",
+    "messages": "input",
+}
+"""What this API calls that which the chat format calls otherwise."""
 _FUNCTION = ("name", "description", "parameters", "strict")
 _ECHOED = (
     *_SAME,
@@ -111,6 +121,15 @@ def options(body: Asked) -> dict[str, Any]:
     else:
         given.pop("parallel_tool_calls", None)  # services refuse it where there are no tools
     return given
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
+    """Name an option that the provider refuses as whoever asked has called it."""
+    try:
+        yield
+    except OptionRefused as error:
+        raise OptionRefused(str(error), _NAMES.get(error.option, error.option)) from None
 
 
 def echo(body: Asked) -> Echo:

@@ -179,6 +179,7 @@ class Streaming:
         """Give the events. Nothing comes before the first text, or the end: until then, a failure has a status."""
         try:
             async with contextlib.AsyncExitStack() as stack:
+                stack.enter_context(response_options.named())
                 stream = self._stream = await self._asking.put(
                     self._call, lambda session, given: stack.enter_async_context(session.stream(**given))
                 )
