@@ -730,6 +730,32 @@ async def test_what_the_provider_does_not_take_is_named_as_it_was_asked(option: 
             assert "parrot" not in answer.text
 
 
+@pytest.mark.parametrize(
+    "lone",
+    [
+        {"type": "function_call_output", "call_id": "call_9", "output": "21 degrees"},
+        {"type": "function_call", "call_id": "call_9", "name": "get_weather", "arguments": "{}"},
+    ],
+    ids=["result", "call"],
+)
+async def test_a_result_of_no_call_is_no_question(lone: dict[str, Any]) -> None:
+    """It is sent to no model, which would answer what was said before once more, and nothing of it is stored."""
+    async with served() as server:
+        conversation = (await server.client().conversations.create()).id
+        first = await server.ask("POST", "/responses", {"model": MODEL, "input": "Hi.", "conversation": conversation})
+        asked = len(server.provider.requests)
+        for place in ({}, {"conversation": conversation}, {"previous_response_id": first.json()["id"]}):
+            for stream in (False, True):
+                body = {"model": MODEL, "input": [lone], "stream": stream, **place}
+                answer = await server.ask("POST", "/responses", body)
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", "input")
+        assert len(server.provider.requests) == asked
+        assert len((await server.ask("GET", f"/conversations/{conversation}/items")).json()["data"]) == 2
+        beside = [lone, {"role": "user", "content": "Well?"}]
+        assert (await server.ask("POST", "/responses", {"model": MODEL, "input": beside})).status_code == 200
+
+
 async def test_values_that_ask_for_nothing_special_are_taken() -> None:
     """What the SDK can say of reasoning and tools is refused only where it asks for what is not here."""
     tool: Any = {**WEATHER, "allowed_callers": ["direct", "programmatic"], "async": False, "defer_loading": False}

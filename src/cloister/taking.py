@@ -266,6 +266,7 @@ class Taking(Generic[SessionT]):
         )
         if not question.truncate:
             fitting.check_whole()
+        fitting.check_sent()
         await bill.cover(opened.head, fitting.tokens())
         self._opened, self._check, self._turn = opened, check, turn
         return turn
