@@ -124,7 +124,7 @@ async def test_foreign_looks_missing(house: Served) -> None:
     assert len(house.provider.requests) == requests
 
 
-MISSING = "there is no such object, or not for this user; ids come from this server's answers"
+MISSING = "not found: this user has no conversation, response or item of this id; ids come from this server's answers"
 
 
 async def test_a_session_that_timed_out_is_renewed(house: Served) -> None:

@@ -14,7 +14,14 @@ from tests.fakes import told
 from tests.serving import Listening, Served, credentials, served, server
 
 from cloister import LeakGuard
-from cloister.errors import ProviderAuth, ProviderError, ProviderRateLimited, ProviderTimeout, StoreUnavailable
+from cloister.errors import (
+    OptionRefused,
+    ProviderAuth,
+    ProviderError,
+    ProviderRateLimited,
+    ProviderTimeout,
+    StoreUnavailable,
+)
 from cloister.providers.offline import Offline
 from cloister.server.settings import ServerSettings
 
@@ -597,6 +604,10 @@ async def test_tokens_are_counted_and_nothing_is_asked() -> None:
         tools = (await client.responses.input_tokens.count(input="Hello.", tools=[WEATHER])).input_tokens
         chained = await client.responses.input_tokens.count(input="Hello.", previous_response_id=response.id)
         assert 0 < short < min(tools, chained.input_tokens)
+        beside = (await client.responses.input_tokens.count(previous_response_id=response.id)).input_tokens
+        nothing = (await client.responses.input_tokens.count()).input_tokens
+        assert nothing < (await client.responses.input_tokens.count(instructions="Be kind.")).input_tokens < short
+        assert nothing < beside < chained.input_tokens
         assert response.usage is not None
         told = await client.responses.create(model=MODEL, input="Hello.", previous_response_id=response.id)
         assert told.usage is not None
@@ -681,6 +692,12 @@ async def test_what_is_too_long_to_be_remembered_is_left_out_later() -> None:
         ({"input": []}, "missing_required_parameter"),
         ({"input": None}, "missing_required_parameter"),
         ({"conversation": "conv_x", "previous_response_id": ABSENT}, "mutually_exclusive"),
+        ({"prompt_cache_options": {"prewarm": True}}, "unsupported"),
+        ({"reasoning": {"context": "current_turn"}}, "unsupported"),
+        ({"reasoning": {"mode": "pro"}}, "unsupported"),
+        ({"tools": [{**WEATHER, "allowed_callers": ["programmatic"]}]}, "unsupported"),
+        ({"tools": [{**WEATHER, "async": True}]}, "unsupported"),
+        ({"tools": [{"type": "custom", "name": "note", "defer_loading": True}]}, "unsupported"),
     ],
     ids=str,
 )
@@ -691,6 +708,82 @@ async def test_what_is_not_offered_is_refused_by_name(given: dict[str, Any], cod
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == code
         assert not server.provider.requests
+
+
+@pytest.mark.parametrize(
+    ("option", "param"),
+    [
+        ("verbosity", "text.verbosity"),
+        ("max_tokens", "max_output_tokens"),
+        ("messages", "input"),
+        ("top_p", "top_p"),
+    ],
+)
+async def test_what_the_provider_does_not_take_is_named_as_it_was_asked(option: str, param: str) -> None:
+    """A provider speaks of the chat format; whoever asked for a response has called it otherwise."""
+    async with served() as server:
+        server.provider.answer = OptionRefused("parrots do not", option)
+        for stream in (False, True):
+            answer = await server.ask("POST", "/responses", {"model": MODEL, "input": "Hello.", "stream": stream})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", param)
+            assert "parrot" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "lone",
+    [
+        {"type": "function_call_output", "call_id": "call_9", "output": "21 degrees"},
+        {"type": "function_call", "call_id": "call_9", "name": "get_weather", "arguments": "{}"},
+    ],
+    ids=["result", "call"],
+)
+async def test_a_result_of_no_call_is_no_question(lone: dict[str, Any]) -> None:
+    """It is sent to no model, which would answer what was said before once more, and nothing of it is stored."""
+    async with served() as server:
+        conversation = (await server.client().conversations.create()).id
+        first = await server.ask("POST", "/responses", {"model": MODEL, "input": "Hi.", "conversation": conversation})
+        asked = len(server.provider.requests)
+        for place in ({}, {"conversation": conversation}, {"previous_response_id": first.json()["id"]}):
+            for stream in (False, True):
+                body = {"model": MODEL, "input": [lone], "stream": stream, **place}
+                answer = await server.ask("POST", "/responses", body)
+                error = answer.json()["error"]
+                assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", "input")
+        assert len(server.provider.requests) == asked
+        assert len((await server.ask("GET", f"/conversations/{conversation}/items")).json()["data"]) == 2
+        beside = [lone, {"role": "user", "content": "Well?"}]
+        assert (await server.ask("POST", "/responses", {"model": MODEL, "input": beside})).status_code == 200
+
+
+async def test_values_that_ask_for_nothing_special_are_taken() -> None:
+    """What the SDK can say of reasoning and tools is refused only where it asks for what is not here."""
+    tool: Any = {**WEATHER, "allowed_callers": ["direct", "programmatic"], "async": False, "defer_loading": False}
+    async with served() as server:
+        response = await server.client().responses.create(
+            model=MODEL,
+            input="Hello.",
+            reasoning={"context": "auto", "mode": "standard", "effort": "low"},
+            tools=[tool],
+            max_tool_calls=0,
+        )
+        assert response.status == "completed"
+        assert response.max_tool_calls == 0
+        [sent] = server.provider.requests[-1].options["tools"]
+        assert sent["function"].keys() == {"name", "description", "parameters"}
+
+
+async def test_refusals_have_the_words_that_clients_look_for() -> None:
+    """An absent id, whatever its form, is "not found" and says of what; two ways to go on are "mutually exclusive"."""
+    async with served() as server:
+        both = {"conversation": "conv_x", "previous_response_id": ABSENT}
+        for given, words in (
+            ({"conversation": "invalid_id"}, ("not found", "conversation")),
+            ({"conversation": "conv_nonexistent123"}, ("not found", "conversation")),
+            (both, ("mutually exclusive", *both)),
+        ):
+            answer = await server.ask("POST", "/responses", {"model": MODEL, "input": "Hello.", **given})
+            assert all(word in answer.json()["error"]["message"] for word in words), given
 
 
 async def test_cancelling_and_compacting_are_refused() -> None:

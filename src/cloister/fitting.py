@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cloister import window
-from cloister.errors import BudgetExceeded
+from cloister.errors import BudgetExceeded, OptionRefused
 from cloister.guard import Check
 from cloister.masks import noticed, said_before
 from cloister.model import Item
@@ -58,6 +58,17 @@ class Fitting:
                 f"the conversation does not fit the model's window of {self._budget} tokens as a whole; "
                 "let its oldest turns be left out, or begin another",
                 too_long=True,
+            )
+
+    def check_sent(self) -> None:
+        """Raise `OptionRefused` if nothing of what is new is sent: results of no call, or calls without a result."""
+        if any(item.content or not item.tool_calls for item in self.new if item.role != "tool" and not item.unsent):
+            return
+        results = {item.tool_call_id for item in self.new if item.role == "tool"}
+        if not any(item.role == "tool" and item.tool_call_id in results for item in self.items()):
+            raise OptionRefused(
+                "nothing of this is sent: the result of a tool needs its call before it, and a call its result",
+                "messages",
             )
 
     def items(self) -> list[Item]:

@@ -263,8 +263,12 @@ class Session:
         options: Mapping[str, Any] | None = None,
         system: str | None = None,
     ) -> int:
-        """Say how many tokens a turn would send, by cloister's own count; no model is asked, and nothing stored."""
-        taking = await Taking.of(self, Question(content, model=model, options=options, system=system))
+        """Say how many tokens a turn would send, by cloister's own count; no model is asked, and nothing stored.
+
+        An empty list counts what would be sent beside anything new.
+        """
+        question = Question(content, model=model, options=options, system=system)
+        taking = await Taking.of(self, question, silent=content == [])
         self._cloister.vault.admit(self.owner)
         opened = taking.made(passing=True) if self._seed is not None else (await self._opened())[0]
         fitting, mask, check, _ = await taking.fitted(opened)

@@ -46,7 +46,7 @@ SAFE = {
 }
 """The headers of every answer, whatever it is."""
 
-NOT_FOUND = "there is no such object, or not for this user; ids come from this server's answers"
+NOT_FOUND = "not found: this user has no conversation, response or item of this id; ids come from this server's answers"
 
 # From the most special error to the most general. Texts here are for clients; None takes the error's own, which says
 # nothing but names and counts.
@@ -95,6 +95,8 @@ def refusal(error: Exception) -> Refused:
         return Refused(400, "invalid_request_error", "context_length_exceeded", str(error), "input")
     if isinstance(error, OptionRefused):  # its text may name the provider
         said = "the model behind this server does not take this, or not with this value"
+        if error.option == "messages":
+            said = "one of these cannot be sent to the model; the result of a tool needs the call that it answers"
         return Refused(400, "invalid_request_error", "unsupported", said, error.option or None)
     for kind, status, type, code, text in _TABLE:
         if isinstance(error, kind):

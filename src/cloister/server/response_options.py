@@ -6,9 +6,11 @@ words for what was found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cloister.errors import OptionRefused
 from cloister.server.refusals import invalid, unsupported
 from cloister.server.response_shapes import Asked, Echo, NewResponse, ReasoningSaid, TextSaid
 
@@ -19,6 +21,7 @@ _UNSUPPORTED = {
     "moderation": "moderation by the provider",
     "image": "options of images",
     "access_programs": "access programs",
+    "prompt_cache_options": "a say in the provider's cache",
 }
 _INCLUDABLE = {"message.input_image.image_url", "reasoning.encrypted_content"}
 """What is there anyway, where a provider gives it."""
@@ -38,6 +41,14 @@ _SAME = (
     "parallel_tool_calls",
 )
 """Called the same in the chat format."""
+_NAMES = {
+    "max_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+    "response_format": "text.format",
+    "messages": "input",
+}
+"""What this API calls that which the chat format calls otherwise."""
 _FUNCTION = ("name", "description", "parameters", "strict")
 _ECHOED = (
     *_SAME,
@@ -59,6 +70,11 @@ _MOST_SCHEMA = 64
 
 def check(body: Asked) -> None:
     """Raise `Refused` for what is asked of this server and not offered."""
+    if body.reasoning is not None:
+        if body.reasoning.context not in (None, "auto"):
+            raise unsupported("a say in which reasoning a model is shown again", "reasoning.context")
+        if body.reasoning.mode not in (None, "standard"):
+            raise unsupported("modes of reasoning other than the standard one", "reasoning.mode")
     if not isinstance(body, NewResponse):
         return
     if body.background:
@@ -105,6 +121,15 @@ def options(body: Asked) -> dict[str, Any]:
     else:
         given.pop("parallel_tool_calls", None)  # services refuse it where there are no tools
     return given
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
+    """Name an option that the provider refuses as whoever asked has called it."""
+    try:
+        yield
+    except OptionRefused as error:
+        raise OptionRefused(str(error), _NAMES.get(error.option, error.option)) from None
 
 
 def echo(body: Asked) -> Echo:
@@ -181,6 +206,7 @@ def _named(tool: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    _check_called_directly(tool)
     if tool["type"] == "function":
         if not isinstance(tool.get("parameters") or {}, dict):
             raise invalid("the parameters of a function are a JSON schema", "tools")
@@ -193,6 +219,19 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     elif form is not None:
         custom["format"] = form
     return {"type": "custom", "custom": custom}
+
+
+def _check_called_directly(tool: Mapping[str, Any]) -> None:
+    """Raise `Refused` for a tool that the model is not simply to call, and be given what comes of it."""
+    callers = tool.get("allowed_callers")
+    if callers is not None and not (isinstance(callers, list) and "direct" in callers):
+        raise unsupported("tools that programs call; allow the caller direct", "tools")
+    for name, what in (
+        ("async", "tools whose calls nobody waits for"),
+        ("defer_loading", "tools that are loaded later"),
+    ):
+        if tool.get(name):
+            raise unsupported(what, "tools")
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:

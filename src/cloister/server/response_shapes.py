@@ -26,6 +26,8 @@ class ReasoningAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     effort: Annotated[str, msgspec.Meta(max_length=32)] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: Annotated[str, msgspec.Meta(max_length=32)] | None = None
 
 
 class TextAsked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -66,7 +68,7 @@ class NewResponse(Asked):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     max_output_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
-    max_tool_calls: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
+    max_tool_calls: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     include: Annotated[list[str], msgspec.Meta(max_length=32)] | None = None
     metadata: Metadata | None = None

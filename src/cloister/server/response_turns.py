@@ -146,6 +146,8 @@ async def session_of(call: Call, body: Asked) -> tuple[Session, OnExpired, str |
 
 async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
     if not body.input:
+        if isinstance(body, CountTokens):
+            return []  # what is there without it
         raise invalid("there is nothing to answer", "input", "missing_required_parameter")
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     call.bound(given, "input")
@@ -177,6 +179,7 @@ class Streaming:
         """Give the events. Nothing comes before the first text, or the end: until then, a failure has a status."""
         try:
             async with contextlib.AsyncExitStack() as stack:
+                stack.enter_context(response_options.named())
                 stream = self._stream = await self._asking.put(
                     self._call, lambda session, given: stack.enter_async_context(session.stream(**given))
                 )

@@ -43,7 +43,8 @@ async def create(call: Call, body: NewResponse) -> Answer | Stream:
     if body.stream:
         streaming = Streaming(call, asking)
         return Stream(streaming.pieces(), streaming.headers, asking.question.delivered)
-    reply = turns.had(asking.question, await asking.put(call, lambda session, given: session.send(**given)))
+    with response_options.named():
+        reply = turns.had(asking.question, await asking.put(call, lambda session, given: session.send(**given)))
     headers = turns.headers(reply) if asking.memory.store else {}
     response = whole(reply.session.stable_id, reply.items[-1])
     return Answer(response, headers=headers, written=asking.question.delivered)

@@ -179,4 +179,4 @@ def one_of(*given: tuple[str, object]) -> None:
     """Raise `Refused` where more than one of these parameters is there."""
     there = [name for name, value in given if value is not None]
     if len(there) > 1:
-        raise invalid(f"give one of {' and '.join(there)}, not both", there[1], "mutually_exclusive")
+        raise invalid(f"{' and '.join(there)} are mutually exclusive; give one of them", there[1], "mutually_exclusive")
