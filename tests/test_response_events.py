@@ -250,7 +250,7 @@ async def test_nothing_of_anothers_details_is_streamed(hold: Any) -> None:
         server.provider.answer = "".join(secret)
         call: Any = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
         output: Any = {"type": "function_call_output", "call_id": "call_1", "output": "7731"}
-        for question in ("Whose?", [{"role": "user", "content": "Whose?"}, call, output], [output]):
+        for question in ("Whose?", [{"role": "user", "content": "Whose?"}, call, output], [call, output]):
             body: Any = {"model": MODEL, "input": question, "stream": True}
             answer = await server.ask("POST", "/responses", body, user="ben")
             assert "7731" not in answer.text

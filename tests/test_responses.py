@@ -750,6 +750,7 @@ async def test_a_result_of_no_call_is_no_question(lone: dict[str, Any]) -> None:
                 answer = await server.ask("POST", "/responses", body)
                 error = answer.json()["error"]
                 assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported", "input")
+                assert "needs the call" in error["message"]
         assert len(server.provider.requests) == asked
         assert len((await server.ask("GET", f"/conversations/{conversation}/items")).json()["data"]) == 2
         beside = [lone, {"role": "user", "content": "Well?"}]

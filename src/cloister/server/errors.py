@@ -95,7 +95,7 @@ def refusal(error: Exception) -> Refused:
         return Refused(400, "invalid_request_error", "context_length_exceeded", str(error), "input")
     if isinstance(error, OptionRefused):  # its text may name the provider
         said = "the model behind this server does not take this, or not with this value"
-        if error.option == "messages":
+        if error.option in ("messages", "input"):
             said = "one of these cannot be sent to the model; the result of a tool needs the call that it answers"
         return Refused(400, "invalid_request_error", "unsupported", said, error.option or None)
     for kind, status, type, code, text in _TABLE:
