@@ -91,7 +91,17 @@ def serving(folder: str, upstream: int | None) -> Iterator[tuple[int, dict[str, 
     if upstream is None:
         command = [*_SERVE, str(port), *store]
     else:
-        command = [sys.executable, "-m", "bench.server", "serve", "cloister", str(port), folder, str(upstream)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.server",
+            "serve",
+            "cloister",
+            str(port),
+            folder,
+            str(upstream),
+            "guarded",
+        ]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
     try:
         _wait(port, child)

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import House, Watched, opened, pieces, told
 from tests.test_guard import ana_speaks, on_record
 
-from cloister import stores, window, wire
+from cloister import guard, stores, window, wire
 from cloister.errors import ProviderError, ReplyBlocked, StoreUnavailable
 from cloister.leaks import LeakGuard
 from cloister.leaks.settings import SAFE_TEXT
@@ -435,15 +435,16 @@ async def test_a_long_conversation_is_looked_at_and_counted_beside_the_loop(
     assert at_once == []
 
 
-async def test_much_is_looked_up_in_parts() -> None:
-    """Whose thousands of details are is asked a thousand at a time, so that others have their turn in between."""
+async def test_much_is_looked_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose many details are is asked so many at a time, and others have their turn in between."""
+    monkeypatch.setattr(guard, "_ASKED_AT_ONCE", 200)
     watched = Watched(stores.connect("memory://"))
     async with opened(watched.store, leaks=LeakGuard(), context_tokens=1 << 20) as house:
         await ana_speaks(house, "My order number is Q7-448812.")
         watched.calls.clear()
-        house.provider.answer = " ".join(f"Q7-{n}" for n in range(440_000, 448_500)) + " Q7-448812"
+        house.provider.answer = " ".join(f"Q7-{n}" for n in range(448_400, 448_900)) + " Q7-448812"
         reply = await (await house.ben.start()).send("Which orders are there?")
     asked = [len(given[1]) for name, given, _ in watched.calls if name == "claims"]
     assert len(asked) > 1
-    assert max(asked) <= 5_000
+    assert max(asked) <= 200
     assert reply.blocked

@@ -106,6 +106,22 @@ async def test_who_needs_little_waits_for_nothing() -> None:
     assert work.went == names * 3
 
 
+async def test_who_is_alone_goes_on_in_longer_rounds() -> None:
+    """While nobody else has come for a second, ten times as much goes on in a round; whoever comes then shares."""
+    work = Work()
+    await work.request("globex", 1)
+    await work.request("acme", 300)  # which takes a second and a half
+    del work.went[:]
+    async with asyncio.TaskGroup() as group:
+        for number in range(40):
+            group.create_task(work.request("acme", 40, f"request {number}"))
+        await work.until(4)
+        assert work.went[:4] == [f"request {number}" for number in range(4)]
+        before = len(work.went)
+        await work.request("globex", 10)
+        assert len(work.went) - before <= 40
+
+
 async def test_short_steps_that_wait_go_on_together() -> None:
     """Behind a long step many short ones wait, and go on as many in a round of the loop as fit into it."""
     work = Work(takes=0.0001)
