@@ -9,7 +9,6 @@ back the `Mask`'s, looking the `Check`'s, and counting the `Calls`'.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -341,7 +340,6 @@ class Turn(Generic[SessionT]):
         else:
             usage = calls.told(answer.usage, kept.tokens)
             calls.spend(usage, answer.model)
-        await asyncio.sleep(0)  # others have their turn: judging takes a while
         blocked = answer is None or await check.judge(heard)
         if answer is None or blocked:
             model = None if answer is None else answer.model
