@@ -320,13 +320,11 @@ def talk(port: int, *command: str) -> str:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as wire:
         parts = "".join(f"${len(part.encode())}\r\n{part}\r\n" for part in command)
         wire.sendall(f"*{len(command)}\r\n{parts}".encode())
-        reply = b""
-        while not reply.endswith(b"\r\n") or (reply[:1] == b"$" and reply[1:2] != b"-" and reply.count(b"\r\n") < 2):
-            more = wire.recv(65_536)
-            if not more:
-                break
-            reply += more
-        return reply.decode()
+        with wire.makefile("rb") as replies:
+            reply = replies.readline()
+            if reply[:1] == b"$" and int(reply[1:]) >= 0:
+                reply += replies.read(int(reply[1:]) + 2)
+            return reply.decode()
 
 
 class Cluster:
@@ -342,7 +340,7 @@ class Cluster:
         return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def settled(self) -> bool:
-        """Whether every node that runs sees all slots served, and three primaries with a replica each."""
+        """Whether every node that runs sees all slots served, and three primaries, each with a replica that follows."""
         for node in self.nodes:
             if node.process is None:
                 continue
@@ -355,10 +353,20 @@ class Cluster:
                     "cluster_state:ok" in talk(node.port, "CLUSTER", "INFO")
                     and len(masters) == 3
                     and masters <= followed
+                    and "master_link_status:down" not in talk(node.port, "INFO", "replication")
                 ):
                     continue
             return False
         return True
+
+    def account(self) -> str:
+        """Say what every node has to tell, for a test that failed."""
+        parts = []
+        for node in self.nodes:
+            with contextlib.suppress(OSError):
+                parts.append(talk(node.port, "CLUSTER", "NODES"))
+            parts.append((node.folder / "log").read_text(errors="replace")[-2_000:])
+        return "\n".join(parts)
 
     def announce(self, ports: Mapping[int, int]) -> None:
         """Let each node tell clients and other nodes the port that *ports* has for its own: one of a proxy before it.

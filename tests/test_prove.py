@@ -175,7 +175,8 @@ async def test_a_leaky_store_fails(leaky: type[MemoryStore], check: str, monkeyp
         return genuine(self, item, *rest)
 
     monkeypatch.setattr(SessionKeys, "seal_item", overheard)
-    assert list(await each_alone(leaky)) == [check]
+    found = await each_alone(leaky)
+    assert list(found) == [check], found
 
 
 TAMPERED = [check.name for check in CHECKS if check.about == "rows" and check.run is not lifetimes.sealed]

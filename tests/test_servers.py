@@ -10,6 +10,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from redis import Redis
 from tests.databases import Database, empty
 from tests.fakes import opened
 from tests.servers import (
@@ -63,11 +64,16 @@ def test_cluster_survives_a_primary() -> None:
     with running_cluster() as cluster:
         slot = int(talk(cluster.nodes[0].port, "CLUSTER", "KEYSLOT", "ana")[1:])
         primary = cluster.primary_of(slot)
-        talk(primary.port, "SET", "ana", "7")
-        talk(primary.port, "WAIT", "1", "1000")
+        with Redis(port=primary.port) as client:
+            client.set("ana", "7")
+            assert client.wait(1, 10_000) == 1  # of what this connection wrote: a replica has it
         primary.kill()
         others = [node for node in cluster.nodes if node is not primary]
-        until(lambda: any(talk(node.port, "GET", "ana").endswith("\r\n7\r\n") for node in others), "failover")
+        try:
+            until(lambda: any(talk(node.port, "GET", "ana").endswith("\r\n7\r\n") for node in others), "failover")
+        except TimeoutError as error:
+            error.add_note(cluster.account())
+            raise
         assert cluster.primary_of(slot) is not primary
         primary.start()
         until(cluster.settled, "the cluster")
