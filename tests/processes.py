@@ -18,7 +18,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -28,6 +28,7 @@ from cloister import scope
 from cloister.model import Owner
 from cloister.providers.base import Request
 from cloister.server.app import Application
+from cloister.server.headers import Headers
 from cloister.server.identity import Caller
 from cloister.server.monitoring import Monitoring
 from cloister.server.routes import ANYBODY, Call, Route, Stream
@@ -67,11 +68,11 @@ class Slow:
 class Known:
     """Believe whoever says so, as an operator or for ana of acme."""
 
-    async def caller(self, headers: Sequence[tuple[bytes, bytes]], source: str) -> Caller:
-        operator = dict(headers).get(b"authorization") == b"Bearer operator"
+    async def caller(self, headers: Headers, source: str) -> Caller:
+        operator = headers.get("authorization") == "Bearer operator"
         return Caller("operator", None, None, "op") if operator else Caller("service", "acme", None, "key")
 
-    async def owner(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], *named: str) -> Owner:
+    async def owner(self, caller: Caller, headers: Headers, *named: str) -> Owner:
         return Owner("acme", "ana")
 
     async def close(self) -> None: ...

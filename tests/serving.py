@@ -25,7 +25,7 @@ from cloister.client import AsyncCloister
 from cloister.keyring import Keyring
 from cloister.model import Owner
 from cloister.server.app import Application
-from cloister.server.door import RawHeaders
+from cloister.server.headers import Headers
 from cloister.server.identity import Caller
 from cloister.server.settings import ServerSettings
 from cloister.stores.base import Store
@@ -43,15 +43,15 @@ def credentials(tenant: str, end_user: str | None = None) -> str:
 class Known:
     """Identities that are believed: who asks is tested elsewhere."""
 
-    async def caller(self, headers: RawHeaders, source: str) -> Caller:
-        shown = dict(headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
+    async def caller(self, headers: Headers, source: str) -> Caller:
+        shown = headers.get("authorization", "").removeprefix("Bearer ")
         kind, _, rest = shown.partition(".")
         tenant, _, user = rest.partition(".")
         assert kind in ("key", "token")
         return Caller("user" if user else "service", tenant, user or None, shown)
 
-    async def owner(self, caller: Caller, headers: RawHeaders, *named: str) -> Owner:
-        return Owner(caller.tenant, caller.user or unquote(dict(headers)[b"cloister-user"].decode()))
+    async def owner(self, caller: Caller, headers: Headers, *named: str) -> Owner:
+        return Owner(caller.tenant, caller.user or unquote(headers["cloister-user"]))
 
     async def close(self) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from cloister import errors
 from cloister.client import AsyncCloister
 from cloister.model import Owner
 from cloister.server.app import Application
+from cloister.server.headers import Headers
 from cloister.server.identity import Caller
 from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Answer, Call, Route, Stream
@@ -40,16 +41,16 @@ class Search(Query):
 class Known:
     """Believe whoever says so: the name of a tenant is its key."""
 
-    async def caller(self, headers: Sequence[tuple[bytes, bytes]], source: str) -> Caller:
-        key = dict(headers).get(b"authorization", b"").decode().removeprefix("Bearer ")
+    async def caller(self, headers: Headers, source: str) -> Caller:
+        key = headers.get("authorization", "").removeprefix("Bearer ")
         if not key:
             raise Refused(401, "invalid_request_error", "invalid_api_key", "who are you?")
         if key == "operator":
             return Caller("operator", None, None, "op")
         return Caller("service", key, None, f"key of {key}")
 
-    async def owner(self, caller: Caller, headers: Sequence[tuple[bytes, bytes]], *named: str) -> Owner:
-        return Owner(caller.tenant, dict(headers).get(b"cloister-user", b"ana").decode())
+    async def owner(self, caller: Caller, headers: Headers, *named: str) -> Owner:
+        return Owner(caller.tenant, headers.get("cloister-user", "ana"))
 
     async def close(self) -> None: ...
 

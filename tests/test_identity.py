@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import pickle
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +27,8 @@ from cloister.client import AsyncCloister
 from cloister.errors import CredentialInvalid
 from cloister.model import Owner
 from cloister.server import jose, jwt, record
-from cloister.server.identity import Caller, Headers, Identities
+from cloister.server.headers import Headers
+from cloister.server.identity import Caller, Identities
 from cloister.server.issuers import PUBLIC, SHARED, Issuer, SharedKey
 from cloister.server.jwks import NoKeys
 from cloister.server.record import Record
@@ -127,7 +128,9 @@ class Gate:
 
     async def caller(self, secret: str | bytes, source: str = "10.0.0.1") -> Caller:
         shown = secret if isinstance(secret, bytes) else secret.encode()
-        return await self.identities.caller([(b"host", b"chat"), (b"authorization", b"Bearer " + shown)], source)
+        return await self.identities.caller(
+            Headers([(b"host", b"chat"), (b"authorization", b"Bearer " + shown)]), source
+        )
 
     def claims(self, **different: object) -> dict[str, Any]:
         """Give the claims of a good token; a claim set to ... is left out."""
@@ -547,8 +550,8 @@ async def test_every_failure_looks_the_same() -> None:
         "a.b.c",
     ]
     answers = [told(await refusal(gate.caller(one, f"10.0.0.{number}"))) for number, one in enumerate(attempts)]
-    answers.append(told(await refusal(gate.identities.caller([(b"authorization", b"Basic eDp5")], "10.0.0.1"))))
-    answers.append(told(await refusal(gate.identities.caller([(b"host", b"chat")], "10.0.0.1"))))
+    for headers in ([(b"authorization", b"Basic eDp5")], [(b"host", b"chat")]):
+        answers.append(told(await refusal(gate.identities.caller(Headers(headers), "10.0.0.1"))))
     assert all(answer == answers[0] for answer in answers)
     assert (answers[0][0], answers[0][5]) == (401, {"www-authenticate": "Bearer"})
     assert len({detail["reason"] for _, _, detail in gate.events}) > 5
@@ -582,7 +585,7 @@ async def test_either_header() -> None:
     gate = opened()
     bearer, key = (b"authorization", b"bEARER " + KEY.encode()), (b"x-api-key", KEY.encode())
     for headers in ([bearer], [key], [bearer, key]):
-        assert await gate.identities.caller(headers) == SERVICE
+        assert await gate.identities.caller(Headers(headers)) == SERVICE
 
 
 @pytest.mark.parametrize(
@@ -596,10 +599,10 @@ async def test_either_header() -> None:
         [(b"authorization", b"Bearer " + KEY.encode()), (b"authorization", b"Basic eDp5")],
     ],
 )
-async def test_two_credentials(headers: Headers) -> None:
+async def test_two_credentials(headers: list[tuple[bytes, bytes]]) -> None:
     """Two credentials, of which a proxy may have looked at the other one, are a 400 and on record."""
     gate = opened()
-    assert (await refusal(gate.identities.caller(headers, "10.0.0.1"))).status == 400
+    assert (await refusal(gate.identities.caller(Headers(headers), "10.0.0.1"))).status == 400
     assert gate.events == [("authentication.failed", None, {"reason": "twice", "source": "10.0.0.1"})]
     assert gate.book.asked == []
 
@@ -706,8 +709,8 @@ async def test_without_keys_nobody_gets_in() -> None:
 # --- for whom ---------------------------------------------------------------------------------------------------------
 
 
-def user(*names: bytes) -> Headers:
-    return [(b"host", b"chat"), *((b"cloister-user", name) for name in names)]
+def user(*names: bytes, beside: Sequence[tuple[bytes, bytes]] = ()) -> Headers:
+    return Headers([(b"host", b"chat"), *((b"cloister-user", name) for name in names), *beside])
 
 
 async def test_a_service_names_its_user() -> None:
@@ -734,11 +737,11 @@ async def test_an_end_user_is_whom_the_token_names() -> None:
         (USER, user(b"ana", b"ana"), (), "twice"),
         (SERVICE, user(b"ana", b"ben"), (), "twice"),
         (SERVICE, user(b"ana", b"ana"), (), "twice"),
-        (SERVICE, [*user(b"ana"), (b"cloister_user", b"ana")], (), "underscore"),
-        (SERVICE, [(b"cloister_user", b"ana")], (), "underscore"),
-        (SERVICE, [*user(b"ana"), (b"cloister_session", b"conv_1")], (), "underscore"),
-        (USER, [*user(), (b"cloister_user", b"ana")], (), "underscore"),
-        (SERVICE, [*user(b"ana"), (b"cloister-session", b"a"), (b"cloister-session", b"a")], (), "twice"),
+        (SERVICE, user(b"ana", beside=[(b"cloister_user", b"ana")]), (), "underscore"),
+        (SERVICE, user(beside=[(b"cloister_user", b"ana")]), (), "underscore"),
+        (SERVICE, user(b"ana", beside=[(b"cloister_session", b"conv_1")]), (), "underscore"),
+        (USER, user(beside=[(b"cloister_user", b"ana")]), (), "underscore"),
+        (SERVICE, user(b"ana", beside=[(b"cloister-session", b"a"), (b"cloister-session", b"a")]), (), "twice"),
         (replace(SERVICE, tenant="acme-labs"), user(b"ana"), ("ben",), "body"),
         (replace(SERVICE, tenant="acme-labs"), user(), ("ana", "ben"), "body"),
     ],
@@ -902,7 +905,7 @@ async def test_in_the_audit_log_and_an_alarm() -> None:
         identities = Identities(ServerSettings(), gate.book, Record(record.into(cloister)))
         with scope.source("POST /v1/responses 10.0.0.1 req_1"):
             for _ in range(30):
-                shown = [(b"x-api-key", b"csk_" + b"s3cret" * 7 + b"x")]
+                shown = Headers([(b"x-api-key", b"csk_" + b"s3cret" * 7 + b"x")])
                 await refusal(identities.caller(shown, "10.0.0.1"))
             await refusal(identities.owner(USER, user(b"ben")))
         await identities.close()
@@ -953,7 +956,7 @@ async def test_with_real_credentials() -> None:
         identities = Identities(ServerSettings(), credentials, Record(record.into(cloister)))
 
         async def shown(secret: str) -> Caller:
-            return await identities.caller([(b"authorization", b"Bearer " + secret.encode())], "10.0.0.1")
+            return await identities.caller(Headers([(b"authorization", b"Bearer " + secret.encode())]), "10.0.0.1")
 
         assert await shown(key.secret) == Caller("service", "acme", None, key.credential.id)
         assert await shown(issued.secret) == Caller("user", "acme", "ana", issued.credential.id)

@@ -16,6 +16,7 @@ from cloister.client import AsyncCloister
 from cloister.errors import RateLimited
 from cloister.model import Owner
 from cloister.server.app import Application
+from cloister.server.headers import Headers
 from cloister.server.identity import Caller
 from cloister.server.routes import Call, Route
 from cloister.server.settings import ServerSettings
@@ -229,11 +230,11 @@ async def test_no_more_than_so_many_wait() -> None:
 class Known:
     """Believe whoever says so: the name of a tenant is its key."""
 
-    async def caller(self, headers: Any, source: str) -> Caller:
-        tenant = dict(headers)[b"authorization"].decode()
+    async def caller(self, headers: Headers, source: str) -> Caller:
+        tenant = headers["authorization"]
         return Caller("service", tenant, None, tenant)
 
-    async def owner(self, caller: Caller, headers: Any, *named: str) -> Owner:
+    async def owner(self, caller: Caller, headers: Headers, *named: str) -> Owner:
         return Owner(caller.tenant, "ana")
 
     async def close(self) -> None: ...

@@ -24,9 +24,10 @@ from cloister.client import AsyncCloister
 from cloister.errors import CloisterError
 from cloister.model import Owner
 from cloister.server import errors
+from cloister.server.headers import USER, Headers
 from cloister.server.identity import Caller
 from cloister.server.refusals import Refused, invalid
-from cloister.server.routes import JSON, Answer, Call, Headers, Route, Stream
+from cloister.server.routes import JSON, Answer, Call, Route, Stream
 from cloister.server.settings import ServerSettings
 from cloister.server.shares import Share, Shares
 
@@ -35,14 +36,13 @@ _log = logging.getLogger("cloister.server")
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-RawHeaders = Sequence[tuple[bytes, bytes]]
 
-_SAFE = tuple([(name.encode(), value.encode()) for name, value in errors.SAFE.items()])
 _JSON = JSON.encode()
+_SAFE = tuple([(name.encode(), value.encode()) for name, value in errors.SAFE.items()])
+_SAFE_JSON = (*_SAFE, (b"content-type", _JSON))
 _NONE: Mapping[str, str] = MappingProxyType({})
 _AT = re.compile(r"^(.*) - at (?:`key` in )?`\$?\.?([^`]*)`$", re.DOTALL)
 _MOST_QUERY = 4_096
-_USER = b"cloister-user"
 _NAMING = {"safety_identifier", "user", "metadata"}
 """The fields of a body that may say whom it is about."""
 _ENCODER = msgspec.json.Encoder()
@@ -51,9 +51,9 @@ _ENCODER = msgspec.json.Encoder()
 class Identities(Protocol):
     """Says who is asking, and for whom."""
 
-    async def caller(self, headers: RawHeaders, source: str) -> Caller: ...
+    async def caller(self, headers: Headers, source: str) -> Caller: ...
 
-    async def owner(self, caller: Caller, headers: RawHeaders, *named: str) -> Owner: ...
+    async def owner(self, caller: Caller, headers: Headers, *named: str) -> Owner: ...
 
     async def close(self) -> None: ...
 
@@ -109,8 +109,7 @@ class _Asked:
     scope: Scope
     receive: Receive
     reply: Reply
-    raw: RawHeaders
-    headers: Mapping[bytes, bytes]
+    headers: Headers
     caller: Caller = NOBODY
     owner: Owner | None = None
 
@@ -143,8 +142,7 @@ class Door:
                 _log.info("%s %s %.0f ms %s", self._name, reply.status, took, request_id)
 
     async def _pass(self, scope: Scope, receive: Receive, reply: Reply, source: str) -> None:
-        raw: RawHeaders = scope["headers"]
-        asked = _Asked(self._behind(), scope, receive, reply, raw, dict(raw))
+        asked = _Asked(self._behind(), scope, receive, reply, Headers(scope["headers"]))
         if self._route.scopes:
             await self._admit(asked, source)
         share = asked.behind.shares.of(asked.caller.tenant)
@@ -155,8 +153,8 @@ class Door:
         query = self._query(asked.scope["query_string"])
         body, value = b"", None
         if self._body is not None:
-            body = await _read(asked.headers, asked.receive, behind.options.max_body)
-            value = self._decoded(body)
+            body = await _read(asked.headers.raw, asked.receive, behind.options.max_body)
+            value = _checked(self._body.decode, body)
         door = None
         if route.owned:
             named = _named(value) if self._naming else ()
@@ -172,7 +170,7 @@ class Door:
             request_id=asked.reply.request_id,
             path=asked.scope.get("path_params", {}),
             query=query,
-            headers=Headers(asked.headers),
+            headers=asked.headers,
             raw=body,
             models=models,
             model=own,
@@ -196,7 +194,7 @@ class Door:
 
         The user is counted first: who floods takes no more from those of their tenant than from anybody.
         """
-        asked.caller = caller = await asked.behind.identities.caller(asked.raw, source)
+        asked.caller = caller = await asked.behind.identities.caller(asked.headers, source)
         if caller.scope not in self._route.scopes:
             raise Refused(403, "permission_error", "wrong_scope", "this key or token is not for this call")
         if caller.tenant is None:
@@ -204,7 +202,7 @@ class Door:
         admission = asked.behind.admission
         if admission is not None and caller.user is not None:
             await admission.user(Owner(caller.tenant, caller.user))
-        if self._route.owned and (caller.user is not None or _USER in asked.headers):
+        if self._route.owned and (caller.user is not None or USER in asked.headers.raw):
             try:
                 await self._find_owner(asked)
             except Refused:
@@ -217,15 +215,15 @@ class Door:
     async def _find_owner(self, asked: _Asked, named: Sequence[str] = ()) -> None:
         """Find the user whom headers, token and what is *named* in the body mean, and count them if they were not."""
         caller, admission, known = asked.caller, asked.behind.admission, asked.owner
-        asked.owner = await asked.behind.identities.owner(caller, asked.raw, *named)
+        asked.owner = await asked.behind.identities.owner(caller, asked.headers, *named)
         if admission is not None and known is None and caller.user is None:
             await admission.user(asked.owner)
 
     def _query(self, raw: bytes) -> Any:
         if self._route.query is None:
-            if raw:
-                raise invalid("this call takes nothing behind the ?", code="unknown_parameter")
-            return None
+            if not raw:
+                return None
+            raise invalid("this call takes nothing behind the ?", code="unknown_parameter")
         if len(raw) > _MOST_QUERY:
             raise invalid("what stands behind the ? is too long")
         try:
@@ -241,16 +239,13 @@ class Door:
                 raise invalid("this is given twice", _shown(name))
             else:
                 values[name] = value
-        return _checked(lambda: msgspec.convert(values, self._route.query, strict=False))
-
-    def _decoded(self, body: bytes) -> Any:
-        assert self._body is not None
-        decoder = self._body
-        return _checked(lambda: decoder.decode(body))
+        return _checked(msgspec.convert, values, self._route.query, strict=False)
 
 
 class Reply:
     """Be the way back of one request."""
+
+    __slots__ = ("_secure", "_send", "_style", "request_id", "status")
 
     def __init__(self, send: Send, request_id: str, *, secure: bool, style: errors.Style = "openai") -> None:
         self._send = send
@@ -295,14 +290,17 @@ class Reply:
 
     def _start(self, status: int, headers: Mapping[str, str], kind: bytes, length: int | None) -> dict[str, Any]:
         self.status = status
-        sent = [*_SAFE, (b"content-type", kind), (b"x-request-id", self.request_id.encode())]
+        request_id = self.request_id.encode()
+        first = _SAFE_JSON if kind is _JSON else (*_SAFE, (b"content-type", kind))
+        sent = [*first, (b"x-request-id", request_id)]
         if self._style == "anthropic":
-            sent.append((b"request-id", self.request_id.encode()))
+            sent.append((b"request-id", request_id))
         if length is not None:
-            sent.append((b"content-length", str(length).encode()))
+            sent.append((b"content-length", b"%d" % length))
         if self._secure:
             sent.append((b"strict-transport-security", b"max-age=31536000; includeSubDomains"))
-        sent += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        if headers:
+            sent += [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
         return {"type": "http.response.start", "status": status, "headers": sent}
 
 
@@ -372,9 +370,9 @@ def _too_large(most: int) -> Refused:
     return Refused(413, "invalid_request_error", "body_too_large", f"a body has at most {most} bytes here")
 
 
-def _checked(read: Callable[[], Any]) -> Any:
+def _checked(read: Callable[..., Any], *given: Any, **options: Any) -> Any:
     try:
-        return read()
+        return read(*given, **options)
     except msgspec.ValidationError as error:
         text = str(error)
         found = _AT.match(text)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal, NoReturn, Protocol
 from urllib.parse import unquote_to_bytes
@@ -16,28 +15,28 @@ from urllib.parse import unquote_to_bytes
 from cloister.errors import CredentialInvalid
 from cloister.model import Owner
 from cloister.server import jwt
+from cloister.server.headers import SESSION, USER, Headers
 from cloister.server.issuers import Issuer
 from cloister.server.jwks import Keys, KeySet, NoKeys
 from cloister.server.record import Record
 from cloister.server.refusals import Refused
 from cloister.server.settings import ServerSettings
 
-Headers = Sequence[tuple[bytes, bytes]]
-"""The headers of a request as they came: names in lower case."""
 CallerScope = Literal["user", "service", "operator"]
 
 KEPT = 2.0
 """For how many seconds a server key that was found good is believed again: so long a revoked one may go on."""
 _MOST_KEPT = 1_000
-_MOST_NAMED = 2_000
-"""How many of the users that services name are known by their header."""
 _OPAQUE = re.compile(rb"(csk|cst|cso)_[A-Za-z0-9_-]{43}")
 _KINDS: dict[bytes, tuple[str, CallerScope]] = {
     b"csk_": ("key", "service"),
     b"cst_": ("token", "user"),
     b"cso_": ("operator", "operator"),
 }
-_USER, _SESSION = _OURS = b"cloister-user", b"cloister-session"
+_OURS = frozenset((USER, SESSION))
+_MISSPELT = frozenset(name.replace(b"-", b"_") for name in _OURS)
+"""What proxies and frameworks turn into the same names."""
+_CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
 _LONGEST_USER = 256 * 4 * 3  # characters, bytes of each, and three for each encoded byte
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _UNRESERVED = re.compile("[A-Za-z0-9._~-]")
@@ -113,7 +112,6 @@ class Identities:
         self._ticks = ticks
         self._tokens = jwt.Tokens(settings.issuers, keys, now, ticks)
         self._kept = _Kept()
-        self._named = lru_cache(_MOST_NAMED)(_named)
 
     async def caller(self, headers: Headers, source: str = "") -> Caller:
         """Give who is asking, from the address *source*.
@@ -144,12 +142,11 @@ class Identities:
         """
         if caller.tenant is None or caller.scope == "operator":
             raise Refused(403, "permission_error", "wrong_scope", "an operator's key speaks for no user")
-        values = dict(headers)
-        if len(values) < len(headers) and _repeated(headers, _USER, _SESSION):
+        if headers.repeated and headers.repeated & _OURS:
             await self._contradiction(caller, "twice", "Cloister-User and Cloister-Session may stand there once")
-        if b"_" in b"".join(values) and any(b"_" in name and name.replace(b"_", b"-") in _OURS for name in values):
+        if not _MISSPELT.isdisjoint(headers.raw):
             await self._contradiction(caller, "underscore", "the names of these headers have no underscores")
-        said = values.get(_USER)
+        said = headers.raw.get(USER)
         if caller.scope == "user":
             if said is not None:
                 named = (_name(said), *named)
@@ -163,7 +160,7 @@ class Identities:
             if len(names) > 1:
                 await self._contradiction(caller, "body", "header and body name two users")
             return _owner(caller.tenant, names.pop() if names else None)
-        return _owner(caller.tenant, None) if said is None else self._named(caller.tenant, said)
+        return _owner(caller.tenant, None if said is None else _name(said))
 
     async def close(self) -> None:
         """Put on record what was only counted so far, and give up whatever is being fetched."""
@@ -201,28 +198,24 @@ class Identities:
 
 def _secret(headers: Headers) -> bytes:
     """Give what was shown: a bearer token or an API key, or both if they are the same."""
-    values = dict(headers)
-    if b"x_api_key" in values or (len(values) < len(headers) and _repeated(headers, b"authorization", b"x-api-key")):
+    values = headers.raw
+    if b"x_api_key" in values or (headers.repeated and headers.repeated & _CREDENTIALS):
         raise jwt.Wrong("twice")
-    shown = [values[b"x-api-key"]] if b"x-api-key" in values else []
-    if b"authorization" in values:
-        scheme, _, secret = values[b"authorization"].partition(b" ")
+    bearer, secret = values.get(b"authorization"), values.get(b"x-api-key")
+    if bearer is not None:
+        scheme, _, shown = bearer.partition(b" ")
         if scheme.lower() != b"bearer":
             raise jwt.Wrong("scheme")
-        shown.append(secret)
-    if not shown:
+        if max(len(shown), len(secret or b"")) > jwt.LONGEST:
+            raise jwt.Wrong("size")
+        if secret is not None and not hmac.compare_digest(secret, shown):
+            raise jwt.Wrong("twice")
+        return shown
+    if secret is None:
         raise jwt.Wrong("missing")
-    if max(map(len, shown)) > jwt.LONGEST:
+    if len(secret) > jwt.LONGEST:
         raise jwt.Wrong("size")
-    if len(shown) > 1 and not hmac.compare_digest(*shown):
-        raise jwt.Wrong("twice")
-    return shown[0]
-
-
-def _repeated(headers: Headers, *ours: bytes) -> bool:
-    """Say whether any of *ours* stands there more than once."""
-    names = [name for name, _ in headers]
-    return any(names.count(name) > 1 for name in ours)
+    return secret
 
 
 def _checked(known: Known, kind: str, scope: CallerScope) -> Caller:
@@ -241,6 +234,8 @@ def _name(value: bytes) -> str:
     # Latin-1, as which many clients send it, would be taken for another name's UTF-8.
     if not value.isascii() or not (text := value.decode()).isprintable():
         raise _invalid("percent-encode what is not printable ASCII, as UTF-8")
+    if "%" not in text:
+        return text
     for escape in _ESCAPE.finditer(text):
         # Nobody encodes letters; and a user who is really called %61na must not become ana where a service forgets to.
         if escape[1] is None or _UNRESERVED.match(chr(int(escape[1], 16))):
@@ -249,10 +244,6 @@ def _name(value: bytes) -> str:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
         raise _invalid("what is percent-encoded is not UTF-8") from None
-
-
-def _named(tenant: str, value: bytes) -> Owner:
-    return _owner(tenant, _name(value))
 
 
 def _owner(tenant: str | None, user: str | None) -> Owner:

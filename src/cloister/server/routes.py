@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,24 +95,6 @@ class Stream:
     headers: Callable[[], Mapping[str, str]] = lambda: {}
     """Asked once the first piece is there."""
     written: Callable[[], Awaitable[None]] | None = None
-
-
-class Headers(Mapping[str, str]):
-    """Be the headers of a request, decoded where somebody asks for one; the last of those that stand there twice."""
-
-    __slots__ = ("_raw",)
-
-    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
-        self._raw = raw
-
-    def __getitem__(self, name: str) -> str:
-        return self._raw[name.encode("latin-1")].decode("latin-1")
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in self._raw)
-
-    def __len__(self) -> int:
-        return len(self._raw)
 
 
 JSON = "application/json"

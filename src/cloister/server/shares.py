@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
+import types
 from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from cloister.errors import RateLimited
 
@@ -93,7 +94,8 @@ class Shares:
             # It would be next: then it need not wait for another round, in which one of those would go on before it.
             at_once = not account.waiting and all(account.had < other.had for other in self._waiting)
         else:
-            at_once = self.used < self._round() * (1 if account.usual > _SHORT else 4)
+            most = 1 if account.usual > _SHORT else 4
+            at_once = self.used < _ROUND * most or self.used < self._round() * most
         if at_once:
             return None
         if not account.waiting:
@@ -135,22 +137,10 @@ class Share:
         self.account = account
         self.age = age
 
-    def steps(self, work: Coroutine[Any, Any, ResultT]) -> _Steps[ResultT]:
-        """Give *work*, each step of which waits until it may go on."""
-        return _Steps(self, work)
-
-
-class _Steps(Generic[ResultT]):
-    """Be a coroutine that goes on by single steps within the task that awaits this."""
-
-    __slots__ = ("_share", "_work")
-
-    def __init__(self, share: Share, work: Coroutine[Any, Any, ResultT]) -> None:
-        self._share = share
-        self._work = work
-
-    def __await__(self) -> Generator[Any, Any, ResultT]:
-        work, account, age, shares = self._work, self._share.account, self._share.age, self._share.shares
+    @types.coroutine
+    def steps(self, work: Coroutine[Any, Any, ResultT]) -> Generator[Any, Any, ResultT]:
+        """Do *work* within the task that awaits this, each step of it once it may go on."""
+        account, age, shares = self.account, self.age, self.shares
         ticks = shares.ticks
         thrown: BaseException | None = None
         try:
