@@ -94,6 +94,15 @@ async def test_a_flood_does_not_reach_the_store() -> None:
         assert (await house.events()).count("rate.limited") == 1
 
 
+async def test_who_asked_is_forgotten_with_the_minute(house: House) -> None:
+    """No name stays in memory for longer than its minute and the next request: an erasure does not reach there."""
+    rates = Rates(house.cloister.vault, 5, 100)
+    await passed(rates, ANA, 8)
+    house.clock.move(minutes=1)
+    await passed(rates, BEN, 1)
+    assert {user for _, user in rates._taken} == {None, "ben"}
+
+
 async def test_it_says_when_to_come_back(house: House) -> None:
     """The refusal names the seconds to the next minute, in which the request passes."""
     house.clock.move(seconds=42)

@@ -23,7 +23,7 @@ _MINUTE = 60_000_000
 _SHARE = 20
 """Into how many parts a limit is divided, one of which is taken at a time."""
 _MOST = 50_000
-"""How many users and tenants are known at once; whoever comes back later takes anew."""
+"""How many users and tenants are known in one minute; whoever comes back later takes anew."""
 
 
 @dataclass(slots=True)
@@ -42,7 +42,9 @@ class Rates:
     def __init__(self, vault: Vault, per_user: int | None, per_tenant: int | None) -> None:
         self._vault = vault
         self._limits = per_user, per_tenant
+        self._minute = 0
         self._taken: dict[tuple[str | None, str | None], _Taken] = {}
+        """Of this minute: names are not kept for longer, and erasures need not look here."""
 
     async def tenant(self, tenant: str) -> None:
         """Count a request of *tenant*; raise `RateLimited` if there were too many in this minute: that is on record.
@@ -60,9 +62,10 @@ class Rates:
             return
         now = to_micros(self._vault.now())
         key, minute = (tenant, user), now // _MINUTE
-        taken = self._taken.get(key)
-        if taken is None or taken.minute < minute:
-            taken = self._begin(key, minute)
+        if minute > self._minute:
+            self._minute = minute
+            self._taken.clear()
+        taken = self._taken.get(key) or self._begin(key)
         if taken.left <= 0 and not taken.used_up:
             async with taken.asking:
                 if taken.left <= 0 and not taken.used_up:
@@ -71,8 +74,8 @@ class Rates:
             raise RateLimited("there were too many requests in this minute", _rest(taken.minute, now))
         taken.left -= 1
 
-    def _begin(self, key: tuple[str | None, str | None], minute: int) -> _Taken:
-        taken = self._taken[key] = _Taken(minute)
+    def _begin(self, key: tuple[str | None, str | None]) -> _Taken:
+        taken = self._taken[key] = _Taken(self._minute)
         if len(self._taken) > _MOST:
             del self._taken[next(iter(self._taken))]
         return taken
