@@ -398,6 +398,16 @@ async def test_a_chain_goes_on_and_branches() -> None:
         assert three.conversation is None
 
 
+async def test_a_chain_is_looked_up_once() -> None:
+    """The response that a request names is read once, the session once more for the turn."""
+    async with served() as server:
+        client = server.client()
+        first = await client.responses.create(model=MODEL, input="first")
+        server.store.calls.clear()
+        await client.responses.create(model=MODEL, input="second", previous_response_id=first.id)
+        assert [name for name in server.store.names if name in ("load", "items")] == ["items", "load"]
+
+
 async def test_a_chain_that_forks_while_it_is_asked_is_told_to_try_again() -> None:
     """Of two that follow a response at once one goes on; the other is a 409, which clients repeat, and branches."""
     async with served() as server:

@@ -44,6 +44,8 @@ class Asking:
     session: Session
     question: turns.Question
     on_expired: OnExpired
+    known: Mapping[str, Any]
+    """By what the request is known again."""
     memory: Remembered
     truncate: bool
     after: str | None
@@ -52,7 +54,7 @@ class Asking:
     pieces: list[int] = field(default_factory=list)
 
     def arguments(self, call: Call) -> dict[str, Any]:
-        given = self.question.arguments(call, on_expired=self.on_expired)
+        given = self.question.arguments(call, self.known, on_expired=self.on_expired)
         return {**given, "content": self.question.content, "truncate": self.truncate, "after": self.after}
 
     async def put(self, call: Call, way: Callable[[Session, dict[str, Any]], Awaitable[ResultT]]) -> ResultT:
@@ -73,14 +75,14 @@ class Asking:
 async def asking_of(call: Call, body: NewResponse) -> Asking:
     """Take a request, and find where it goes on; `Refused` for what is not offered or not to be stored."""
     response_options.check(body)
-    once = turns.once(call, kept=body.store is not False)
+    known = turns.once(call, kept=body.store is not False)
     session, on_expired, after = await session_of(call, body)
     otherwise = None
     if after is not None and session.item_count != position_of(after) + 1:
         # Not the last: it goes on in a session of its own, from what stood there then; or this request is what came
         # behind it, and comes once more.
         branch = functools.partial(session.branch, after, model=turns.named(call, body.model))
-        if once.get("idempotency_key") or once.get("retry"):
+        if known.get("idempotency_key") or known.get("retry"):
             otherwise = branch
         else:
             session, after = await branch(), None
@@ -102,7 +104,7 @@ async def asking_of(call: Call, body: NewResponse) -> Asking:
     )
     _check_kept(memory)
     whole = body.truncation == "disabled"
-    asking = Asking(session, question, on_expired, memory, not whole, after, otherwise)
+    asking = Asking(session, question, on_expired, known, memory, not whole, after, otherwise)
     question.remember = asking.remember
     return asking
 
@@ -224,7 +226,7 @@ class Streaming:
 async def found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
     """Give a response of the caller's: its session, its answer, what is remembered of it."""
     session_id, item_id = ids.turn(name)
-    session = await call.user.resume(session_id, on_expired="raise")
+    session = await call.user.at(session_id)
     try:
         answer = await session.item(item_id)
     except ValueError:
