@@ -447,6 +447,35 @@ async def test_the_header_names_a_session_too() -> None:
             assert renewed.headers["cloister-session"] != name
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_conversation_is_answered_without_an_input(stream: bool) -> None:
+    """What was added to it and not answered is; where there is nothing of that, it is a 400 and no model is asked."""
+    async with served() as server:
+        client = server.client()
+        conversation = (await client.conversations.create()).id
+        theirs = {"items": [{"role": "user", "content": "How are you?"}]}
+        mine = {"conversation": conversation, "stream": stream}
+        refused, name = [], ""
+        for _ in range(2):
+            refused.append(await server.ask("POST", "/responses", mine))
+            await server.ask("POST", f"/conversations/{conversation}/items", theirs)
+            refused.append(await server.ask("POST", "/responses", {**mine, "input": ""}))
+            answer = await server.ask("POST", "/responses", mine)
+            assert answer.status_code == 200
+            assert server.provider.requests[-1].messages[-1] == theirs["items"][0]
+            name = name_in(answer.text)
+        listed = (await client.conversations.items.list(conversation, order="asc")).data
+        assert [getattr(item, "role", None) for item in listed] == ["user", "assistant"] * 2
+        assert not (await client.responses.input_items.list(name)).data
+        chained = {"previous_response_id": name, "stream": stream}
+        for body in ({"stream": stream}, mine, {**mine, "input": []}, chained, {**chained, "store": False}):
+            refused.append(await server.ask("POST", "/responses", body))
+        assert [each.status_code for each in refused] == [400] * 9
+        *others, last = [each.json()["error"]["code"] for each in refused]
+        assert (set(others), last) == ({"missing_required_parameter"}, "unsupported")
+        assert len(server.provider.requests) == 2
+
+
 async def test_expired_responses_are_told_from_absent_ones() -> None:
     """Their owner hears that time is up; to anybody else they are not there."""
     async with served() as server:

@@ -14,7 +14,7 @@ import msgspec
 
 from cloister import wire
 from cloister.content import memory_of
-from cloister.errors import SessionConflict
+from cloister.errors import OptionRefused, SessionConflict
 from cloister.model import Item as Stored
 from cloister.server import errors, ids, items, response_options, turns
 from cloister.server.door import sse
@@ -64,6 +64,10 @@ class Asking:
         except SessionConflict:
             if self.otherwise is None:
                 raise
+        except OptionRefused as error:
+            if self.question.content or error.option != "messages":
+                raise
+            raise nothing() from None
         self.session, self.after, self.otherwise = await self.otherwise(), None, None
         return await way(self.session, self.arguments(call))
 
@@ -148,9 +152,10 @@ async def session_of(call: Call, body: Asked) -> tuple[Session, OnExpired, str |
 
 async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
     if not body.input:
-        if isinstance(body, CountTokens):
+        there = body.conversation is not None or call.headers.get(turns.SESSION, turns.NEW) != turns.NEW
+        if isinstance(body, CountTokens) or (there and body.input != ""):
             return []  # what is there without it
-        raise invalid("there is nothing to answer", "input", "missing_required_parameter")
+        raise nothing()
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     call.bound(given, "input")
     known = None if body.conversation is None and body.previous_response_id is None else session
@@ -160,6 +165,12 @@ async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
     if all(item.unsent for item in taken):
         raise invalid("nothing of this is what a model is sent", "input")
     return taken
+
+
+def nothing() -> Refused:
+    """Give the refusal of a request without input, where nothing was said before that waits for an answer."""
+    said = "there is nothing to answer: give an input, or a conversation whose newest items were not answered yet"
+    return invalid(said, "input", "missing_required_parameter")
 
 
 class Streaming:
