@@ -732,6 +732,8 @@ async def test_what_is_too_long_to_be_remembered_is_left_out_later() -> None:
         ({"input": None}, "missing_required_parameter"),
         ({"conversation": "conv_x", "previous_response_id": ABSENT}, "mutually_exclusive"),
         ({"prompt_cache_options": {"prewarm": True}}, "unsupported"),
+        ({"prompt_cache_retention": "24h"}, "unsupported"),
+        ({"prompt_cache_retention": "in_memory"}, "unsupported"),
         ({"reasoning": {"context": "current_turn"}}, "unsupported"),
         ({"reasoning": {"mode": "pro"}}, "unsupported"),
         ({"tools": [{**WEATHER, "allowed_callers": ["programmatic"]}]}, "unsupported"),
