@@ -514,6 +514,9 @@ async def test_messages_are_bounded() -> None:
             body = {"messages": HELLO * 3, **more}
             assert (await house.ask("POST", path, body)).status_code == 400
             assert (await house.ask("POST", path, {**body, "messages": HELLO * 2})).status_code == 200
+        called = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+        calls = [{"role": "assistant", "tool_calls": [called] * 3}, *HELLO]
+        assert "at most 2" in (await house.ask("POST", "/chat/completions", {"messages": calls})).text
     assert len(house.provider.requests) == 2
 
 

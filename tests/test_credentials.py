@@ -17,7 +17,7 @@ import msgspec
 import pytest
 from tests.fakes import Clock, House, Watched, files_in, opened
 
-from cloister import AsyncCloister, CredentialInvalid, Keyring, Owner, copying, upkeep
+from cloister import AsyncCloister, CredentialInvalid, Keyring, Owner, copying, removal, upkeep
 from cloister.credentials import Credential, Minted
 from cloister.errors import ConfigurationError, IntegrityError, StoreUnavailable
 from cloister.stores.base import Found, SealedCredential
@@ -98,6 +98,70 @@ async def test_each_is_known_by_its_secret(url: str) -> None:
         await house.cloister.user("ben", tenant="acme").erase()
         await _refused(house, other.secret)
         assert (await house.audited()).faults == []
+
+
+@pytest.mark.parametrize("url", ["memory", "sqlite", "postgres", "redis", "cluster", "token"], indirect=True)
+async def test_a_tenant_that_is_removed_is_gone(url: str) -> None:
+    """On every store nobody of it is let in, nothing of its users is left, and other tenants have lost nothing."""
+    async with opened(url, tenancy="required") as house:
+        cloister, made = house.cloister, house.cloister.credentials
+        secrets_of: dict[str, list[str]] = {}
+        for tenant in ("acme", "beta"):
+            await made.add_tenant(tenant)
+            minted = [
+                await made.new_key(tenant),
+                await made.new_key(tenant),
+                await made.new_token(Owner(tenant, "ana")),
+            ]
+            secrets_of[tenant] = [one.secret for one in minted]
+            await (await cloister.user("ana", tenant=tenant).start()).send("Hello.")
+            await (await cloister.user("ana", tenant=tenant).start()).end()
+            await cloister.note_operator(Owner(tenant, "ben"), "list", "he was here once")
+        there = await removal.belongings(cloister, "acme")
+        assert there == removal.Belongings(frozenset({ANA, BEN}), 1)
+        assert await made.remove_tenant("acme") == 4
+        assert await made.remove_tenant("acme") == 0
+        for secret in secrets_of["acme"]:
+            await _refused(house, secret)
+        with pytest.raises(ConfigurationError, match="no tenant"):
+            await made.new_key("acme")
+        assert {receipt.owner for receipt in await removal.erase(cloister, "acme")} == {ANA, BEN}
+        assert await removal.belongings(cloister, "acme") == removal.Belongings(frozenset(), 0)
+        assert await removal.erase(cloister, "acme") == []
+        for secret in secrets_of["beta"]:
+            assert (await made.check(secret)).tenant == "beta"
+        assert (await removal.belongings(cloister, "beta")).sessions == 1
+        events = [entry.event for entry in await house.entries()]
+        assert events.count("credential.revoked") == 4
+        assert events.count("owner.erased") == 2
+        assert (await house.audited()).faults == []
+
+
+async def test_a_user_without_a_name_in_the_log_is_erased_too(house: House) -> None:
+    """Who has a session belongs to the tenant, whatever the log knows."""
+    await house.cloister.user("ana", tenant="acme").start()
+
+    async def nobody(real: Any, args: Any, options: Any) -> Any:
+        return {}
+
+    watched = Watched(house.cloister.store)
+    watched.answers["audit_owners"] = nobody
+    house.cloister.store = watched.store
+    assert [receipt.sessions for receipt in await removal.erase(house.cloister, "acme")] == [1]
+
+
+async def test_a_tenant_whose_users_come_back_is_not_said_to_be_gone(house: House) -> None:
+    """Whoever is let in by an issuer begins new sessions while the old ones go: that ends, and is an error."""
+
+    async def all_and_one_more(real: Any, args: Any, options: Any) -> Any:
+        await house.cloister.user("ana", tenant="acme").start()
+        return await real(*args, **options)
+
+    watched = Watched(house.cloister.store)
+    watched.answers["all"] = all_and_one_more
+    house.cloister.store = watched.store
+    with pytest.raises(ConfigurationError, match="still let in"):
+        await removal.erase(house.cloister, "acme")
 
 
 async def test_a_key_is_of_a_tenant_that_was_added(house: House) -> None:

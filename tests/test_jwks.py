@@ -17,9 +17,11 @@ from cryptography.hazmat.primitives import serialization
 from tests.certificates import write_certificates
 from tests.issuing import encoded, jwk, key_set, private_key, rsa_key, token
 
+from cloister import doctor
 from cloister.server import jose, jwks
 from cloister.server.issuers import PUBLIC, Issuer
 from cloister.server.jwks import AGAIN, FRESH, STALE, KeySet, NoKeys
+from cloister.settings import Settings
 
 ISSUER = Issuer(
     issuer="https://id.acme.example/",
@@ -431,6 +433,52 @@ async def test_names_of_keys_lead_nowhere() -> None:
             keys = KeySet(replace(ISSUER, jwks_url=url, insecure=True))
             assert await keys.key(kid, "RS256") is None
     assert {request.partition(b"\r\n")[0] for request in requests} == {b"GET /jwks HTTP/1.1"}
+
+
+# --- what the doctor says of them -------------------------------------------------------------------------------------
+
+
+async def found(folder: Path, *tables: str, **environ: str) -> list[tuple[str, str]]:
+    """Look at a server with these issuers; give what was found: in what state it is, and what is said of it."""
+    file = folder / "cloister.toml"
+    usual = 'audience = ["chat"]\ntenants = ["acme"]'
+    said = [f'[[server.issuers]]\nissuer = "login{number}"\n{usual}\n{table}' for number, table in enumerate(tables)]
+    file.write_text("\n".join(said))
+    settings = Settings.read(environ=environ, file=file)
+    return [(finding.state, finding.said) for finding in await doctor.believed(settings)]
+
+
+async def test_the_doctor_asks_issuers(tmp_path: Path) -> None:
+    """It says for whom each is believed and how, and what it lacks: an address that answers, or a key that fits."""
+    assert await found(tmp_path) == []
+    async with serving(silent) as (away, _):
+        pass
+    async with serving(saying(key_set(jwk(ONE), jwk(TWO, "two")))) as (url, requests):
+        at = f'jwks_url = "{url}"\ninsecure = true\n'
+        findings = await found(
+            tmp_path,
+            at + 'algorithms = ["RS256"]',
+            at + 'algorithms = ["ES256", "RS256"]',
+            at + 'algorithms = ["ES256"]',
+            f'jwks_url = "{away}"\ninsecure = true\nalgorithms = ["RS256"]',
+            'key_variable = "LOGIN_KEY"\nalgorithms = ["HS256"]',
+            LOGIN_KEY="r4nd0mly-ch0sen-and-long-enough-to-sign",
+        )
+    assert len(requests) == 3
+    assert findings[0] == ("ok", f"login0 for acme: RS256, for the audience chat; 2 key(s) at {url}")
+    states = [state for state, _ in findings]
+    assert states == ["ok", "off", "ok", "note", "off", "ok", "missing", "off", "missing", "note"]
+    assert "no named key for ES256" in findings[3][1]
+    assert f"no key set at {away}" in findings[8][1]
+    assert "shared key in LOGIN_KEY" in findings[9][1]
+    assert "r4nd0mly" not in str(findings)
+
+
+async def test_the_doctor_reports_what_could_not_be_served(tmp_path: Path) -> None:
+    """Issuers with which the server would not start are what it says, and nobody is asked for keys."""
+    for table in ('algorithms = ["RS256"]', 'key_variable = "LOGIN_KEY"\nalgorithms = ["HS256"]'):
+        ((state, _),) = await found(tmp_path, table)
+        assert state == "missing"
 
 
 def test_a_public_key_is_no_shared_one() -> None:

@@ -398,6 +398,16 @@ async def test_a_chain_goes_on_and_branches() -> None:
         assert three.conversation is None
 
 
+async def test_a_chain_is_looked_up_once() -> None:
+    """The response that a request names is read once, the session once more for the turn."""
+    async with served() as server:
+        client = server.client()
+        first = await client.responses.create(model=MODEL, input="first")
+        server.store.calls.clear()
+        await client.responses.create(model=MODEL, input="second", previous_response_id=first.id)
+        assert [name for name in server.store.names if name in ("load", "items")] == ["items", "load"]
+
+
 async def test_a_chain_that_forks_while_it_is_asked_is_told_to_try_again() -> None:
     """Of two that follow a response at once one goes on; the other is a 409, which clients repeat, and branches."""
     async with served() as server:
@@ -435,6 +445,35 @@ async def test_the_header_names_a_session_too() -> None:
             renewed = await server.ask("POST", "/responses", body, **headers)
             assert renewed.headers["cloister-renewed"] == "true"
             assert renewed.headers["cloister-session"] != name
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_conversation_is_answered_without_an_input(stream: bool) -> None:
+    """What was added to it and not answered is; where there is nothing of that, it is a 400 and no model is asked."""
+    async with served() as server:
+        client = server.client()
+        conversation = (await client.conversations.create()).id
+        theirs = {"items": [{"role": "user", "content": "How are you?"}]}
+        mine = {"conversation": conversation, "stream": stream}
+        refused, name = [], ""
+        for _ in range(2):
+            refused.append(await server.ask("POST", "/responses", mine))
+            await server.ask("POST", f"/conversations/{conversation}/items", theirs)
+            refused.append(await server.ask("POST", "/responses", {**mine, "input": ""}))
+            answer = await server.ask("POST", "/responses", mine)
+            assert answer.status_code == 200
+            assert server.provider.requests[-1].messages[-1] == theirs["items"][0]
+            name = name_in(answer.text)
+        listed = (await client.conversations.items.list(conversation, order="asc")).data
+        assert [getattr(item, "role", None) for item in listed] == ["user", "assistant"] * 2
+        assert not (await client.responses.input_items.list(name)).data
+        chained = {"previous_response_id": name, "stream": stream}
+        for body in ({"stream": stream}, mine, {**mine, "input": []}, chained, {**chained, "store": False}):
+            refused.append(await server.ask("POST", "/responses", body))
+        assert [each.status_code for each in refused] == [400] * 9
+        *others, last = [each.json()["error"]["code"] for each in refused]
+        assert (set(others), last) == ({"missing_required_parameter"}, "unsupported")
+        assert len(server.provider.requests) == 2
 
 
 async def test_expired_responses_are_told_from_absent_ones() -> None:
@@ -693,6 +732,8 @@ async def test_what_is_too_long_to_be_remembered_is_left_out_later() -> None:
         ({"input": None}, "missing_required_parameter"),
         ({"conversation": "conv_x", "previous_response_id": ABSENT}, "mutually_exclusive"),
         ({"prompt_cache_options": {"prewarm": True}}, "unsupported"),
+        ({"prompt_cache_retention": "24h"}, "unsupported"),
+        ({"prompt_cache_retention": "in_memory"}, "unsupported"),
         ({"reasoning": {"context": "current_turn"}}, "unsupported"),
         ({"reasoning": {"mode": "pro"}}, "unsupported"),
         ({"tools": [{**WEATHER, "allowed_callers": ["programmatic"]}]}, "unsupported"),

@@ -93,6 +93,38 @@ def test_a_revoked_key_is_refused(run: Run) -> None:
         _known(secret)
 
 
+def test_a_tenant_is_removed_with_its_sessions_or_not_at_all(run: Run) -> None:
+    """While its users have sessions, or an issuer lets them in, nothing is touched; erased, nothing of it is left."""
+
+    async def talk() -> None:
+        async with Settings.read(environ={}, tenancy="required").open() as cloister:
+            await cloister.user("ana", tenant="acme").start()
+
+    for tenant in ("acme", "beta"):
+        run("add", tenant)
+    secret = run("keys", "new", "acme").stdout.strip()
+    asyncio.run(talk())
+    issuer = 'issuer = "login"\naudience = ["chat"]\nalgorithms = ["RS256"]\njwks_url = "https://login.example/jwks"'
+    Path("cloister.toml").write_text(f'[[server.issuers]]\n{issuer}\ntenants = ["acme"]\n')
+    assert "[[server.issuers]]" in run("remove", "acme", "--erase", "--yes").stderr
+    Path("cloister.toml").unlink()
+    kept = run("remove", "acme", "--yes")
+    assert (kept.exit_code, "1 session, so it was left" in kept.stderr) == (1, True)
+    assert run("remove", "acme", "--erase").exit_code == 1  # nobody has confirmed
+    assert _known(secret) == "key acme "
+    gone = run("remove", "acme", "--erase", "--yes")
+    assert (gone.exit_code, gone.stdout) == (0, "")
+    assert "erased 1 user(s); gone: 1 session." in gone.stderr
+    assert "backups" in gone.stderr
+    with pytest.raises(CredentialInvalid):
+        _known(secret)
+    assert [line.split("\t")[0] for line in run("list").stdout.splitlines()] == ["beta"]
+    for name in ("acme", "acne"):
+        assert run("remove", name, "--erase", "--yes").exit_code == 1
+    assert run("remove", "beta", "--yes").exit_code == 0
+    assert run("list").stdout == ""
+
+
 def test_operators_have_keys_of_their_own(run: Run) -> None:
     """An operator's key is of no tenant, and one names either a tenant or --operator."""
     run("add", "acme")

@@ -26,6 +26,7 @@ from cloister.errors import (
     CloisterError,
     ConfigurationError,
     IntegrityError,
+    OptionRefused,
     ProviderError,
     ProviderTimeout,
     SessionBusy,
@@ -690,6 +691,33 @@ async def test_append_and_import_are_one_commit(house: House) -> None:
         await session.append({"role": "user", "content": "\ud800"})
     assert (await house.ana.resume(session.id)).version == version
     assert len(await told(session)) == 4
+
+
+async def test_what_was_appended_is_answered_without_more(house: House) -> None:
+    """An empty list adds nothing to a turn: the model answers what waits for it, and nothing where nothing does."""
+    session = await house.ana.start(system="Be kind.")
+    for _ in range(2):
+        with pytest.raises(OptionRefused):
+            await session.send([])
+        await session.append([{"role": "user", "content": "How are you?"}, {"role": "system", "content": "Be brief."}])
+        reply = await session.send([])
+        assert [item.role for item in reply.items] == ["assistant"]
+        assert [said["content"] for said in house.provider.requests[-1].messages[-2:]] == [
+            "How are you?",
+            "Be brief.",
+        ]
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    await session.append({"role": "assistant", "tool_calls": [call]})
+    with pytest.raises(OptionRefused):
+        await session.send([])
+    await session.append({"role": "tool", "content": "Rain.", "tool_call_id": "call_1"})
+    async with session.stream([]) as stream:
+        assert "".join([text async for text in stream]) == stream.reply.text
+    assert house.provider.requests[-1].messages[-1]["content"] == "Rain."
+    assert len(house.provider.requests) == 3
+    begun = await house.ana.begin(items=[{"role": "user", "content": "Hello."}])
+    await begun.send([])
+    assert begun.item_count == 2
 
 
 async def test_update_sets_what_is_given(house: House) -> None:

@@ -341,6 +341,16 @@ def test_new_results_continue_the_last_turn() -> None:
         fitted(history, [tool("a")], 29)
 
 
+def test_what_waits_for_its_answer_stays() -> None:
+    """Where nothing is new, the last turn is asked if nobody answered it: it stays, or the window is too small."""
+    history = [user("1"), assistant("2"), user("3"), Item("system", "4", tokens=10, counter=ESTIMATE.name)]
+    assert fitted(history, []) == history
+    assert fitted(history, [], 20) == history[2:]
+    with pytest.raises(BudgetExceeded, match=r"\b1 tokens too long"):
+        fitted(history, [], 19)
+    assert fitted(history[:2], [], 19) == []
+
+
 def test_new_results_continue_half_a_turn() -> None:
     """Where the tail begins within the very turn that is going on, what there is of it stays."""
     history = [tool("x"), assistant(None, "a")]

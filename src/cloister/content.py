@@ -45,7 +45,7 @@ def several(messages: object) -> list[Item]:
 
 
 def said(content: Content | object) -> list[Item]:
-    """Give the items that *content* stands for; `ValueError` for what is none."""
+    """Give the items that *content* stands for, none for an empty list; `ValueError` for what is nothing to say."""
     if isinstance(content, str):
         sessions.check_text(content)
         return [Item("user", content)]
@@ -56,8 +56,6 @@ def said(content: Content | object) -> list[Item]:
     given = list(content)
     if given and not any(not isinstance(part, Mapping) or "role" in part for part in given):
         return [checked({"role": "user", "content": given})]
-    if not given:
-        raise ValueError("there is nothing to say: pass text, or messages")
     return [checked(message) for message in given]
 
 

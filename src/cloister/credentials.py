@@ -38,6 +38,7 @@ _AT_ONCE = 100
 _KINDS: dict[str, CredentialKind] = {"csk": "key", "cso": "operator", "cst": "token"}
 _PREFIXES = {kind: prefix for prefix, kind in _KINDS.items()}
 _NAMES = {"key": "key", "operator": "op", "token": "tok"}
+_OF_TENANTS: tuple[CredentialKind, ...] = ("key", "token")
 _SECRET = re.compile(r"(csk|cso|cst)_[A-Za-z0-9_-]{43}")
 _ID = re.compile(r"[a-z]+_[0-9a-f]{20}")
 _NOBODYS = SealedCredential(bytes(32), "key", None, None, "", 0, None, b"")
@@ -94,6 +95,25 @@ class Credentials:
     async def tenants(self) -> list[Credential]:
         """List the tenants, by name, which is their ``id``."""
         return await self._list(None, "tenant")
+
+    async def remove_tenant(self, name: str) -> int:
+        """Let nobody of a tenant in any more: take it out, and revoke its keys and its users' session tokens.
+
+        Gives how many of all these there were. Sessions stay, and JWTs of an issuer are good until that is taken out of
+        the settings. What broke off is finished by the same call.
+        """
+        Owner(name, "anybody")
+        vault = self._vault
+        # First, so that no key or token is made meanwhile.
+        noted = vault.event("credential.revoked", None, "", id=name, what="tenant")
+        count = (await vault.ask(vault.store.revoke, None, "tenant", name, entries=[noted])).count
+        for kind in _OF_TENANTS:
+            while listed := await self._list(name, kind):
+                gone = [await self._revoke(name, kind, one.id) for one in listed]
+                count += sum(gone)
+                if not any(gone):
+                    raise IntegrityError("the store lists credentials that it does not revoke; see the audit log")
+        return count
 
     async def new_key(self, tenant: str, *, name: str = "", expires_in: timedelta | None = None) -> Minted:
         """Make a key for the back end of a *tenant* that was added; without *expires_in* it is good until revoked."""

@@ -1,7 +1,7 @@
 """What is set up, what is missing, what is switched off or unsafe.
 
 `examine` looks and touches nothing: it opens no store and makes no file. `reach` asks a server whether it would let us
-open it.
+open it, `believed` the issuers of tokens for their keys.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from cloister import auditing, client, files, providers
@@ -30,6 +30,9 @@ from cloister.scrub.settings import Scrub
 from cloister.settings import BUDGETS, Settings
 from cloister.stores.base import Store
 from cloister.stores.token import Alone
+
+if TYPE_CHECKING:
+    from cloister.server.issuers import Issuer
 
 _OLD = 180  # days, after which prices have probably changed
 
@@ -83,6 +86,44 @@ async def reach(settings: Settings) -> Sequence[Finding]:
     finally:
         await store.close()
     return (Finding("ok", "store", f"{store.url} answers, and nothing speaks against opening it"),)
+
+
+async def believed(settings: Settings) -> Sequence[Finding]:
+    """Look at the issuers whose tokens (JWT) the server believes, and ask for their keys; nothing where it has none."""
+    from cloister.server.settings import ServerSettings
+
+    try:
+        issuers = ServerSettings.read(environ=settings.environ, file=settings.config).issuers
+    except ConfigurationError as error:
+        return (Finding("missing", "server", str(error)),)
+    return [found for issuer in issuers for found in await _believed(issuer)]
+
+
+async def _believed(issuer: Issuer) -> Sequence[Finding]:
+    from cloister.server import jose, jwks
+
+    said = f"{issuer.issuer} for {', '.join(issuer.tenants)}: {', '.join(issuer.algorithms)}, "
+    said += f"for the audience {', '.join(issuer.audience)}"
+    if issuer.jwks_url is None:
+        mend = "whoever checks such tokens can make them: where that is not us alone, name a jwks_url instead"
+        return (Finding("note", "issuer", f"{said}; with the shared key in {issuer.key_variable}", mend),)
+    try:
+        jose.check_installed()
+        keys = await jwks.fetched(issuer)
+    except ConfigurationError as error:
+        return (Finding("missing", "issuer", f"{issuer.issuer}: {error}"),)
+    except jwks.Unfit as error:
+        why = f"{issuer.issuer}: there is no key set at {issuer.jwks_url}, so nobody is let in by it: {error}"
+        return (Finding("missing", "issuer", why, "see that the address is right, and can be reached from here"),)
+    findings = [Finding("ok", "issuer", f"{said}; {len({kid for kid, _ in keys})} key(s) at {issuer.jwks_url}")]
+    if without := [name for name in issuer.algorithms if name not in {algorithm for _, algorithm in keys}]:
+        mend = "leave out of algorithms what it does not sign with"
+        why = f"{issuer.issuer} has no named key for {', '.join(without)}"
+        findings.append(Finding("note" if keys else "missing", "issuer", why, mend))
+    if issuer.insecure and issuer.jwks_url.startswith("http:"):
+        why = f"the keys of {issuer.issuer} are fetched over plain HTTP from this machine, which is for tests"
+        findings.append(Finding("off", "issuer", why, "take insecure out of [[server.issuers]]"))
+    return findings
 
 
 def examine(settings: Settings, reached: Sequence[Finding] = ()) -> Iterator[Finding]:

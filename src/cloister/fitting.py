@@ -61,10 +61,18 @@ class Fitting:
             )
 
     def check_sent(self) -> None:
-        """Raise `OptionRefused` if nothing of what is new is sent: results of no call, or calls without a result."""
-        if any(item.content or not item.tool_calls for item in self.new if item.role != "tool" and not item.unsent):
+        """Raise `OptionRefused` if nothing of what is new is sent: results of no call, or calls without a result.
+
+        Where nothing is new, this is about what was said before and not answered.
+        """
+        new = self.new or window.unanswered(said_before(self._opened))
+        if not new:
+            raise OptionRefused(
+                "there is nothing to answer in what the window holds; pass text, or messages", "messages"
+            )
+        if any(item.content or not item.tool_calls for item in new if item.role != "tool" and not item.unsent):
             return
-        results = {item.tool_call_id for item in self.new if item.role == "tool"}
+        results = {item.tool_call_id for item in new if item.role == "tool"}
         if not any(item.role == "tool" and item.tool_call_id in results for item in self.items()):
             raise OptionRefused(
                 "nothing of this is sent: the result of a tool needs its call before it, and a call its result",

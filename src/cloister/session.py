@@ -129,6 +129,8 @@ class Session:
     ) -> Reply[Session]:
         """Say something to the model and give its reply, once both are stored.
 
+        An empty list adds nothing: the model answers what was appended and not answered yet; `OptionRefused` where
+        nothing was.
         *remember* are JSON values that are stored, sealed, with the answer, in its item's ``extra["response"]``, and
         that no model is sent; or what gives them, from the answer, when the turn is stored. Without *truncate*, a
         conversation that the window does not hold whole raises `BudgetExceeded`; *after* names the item with which
@@ -268,7 +270,7 @@ class Session:
         An empty list counts what would be sent beside anything new.
         """
         question = Question(content, model=model, options=options, system=system)
-        taking = await Taking.of(self, question, silent=content == [])
+        taking = await Taking.of(self, question)
         self._cloister.vault.admit(self.owner)
         opened = taking.made(passing=True) if self._seed is not None else (await self._opened())[0]
         fitting, mask, check, _ = await taking.fitted(opened)

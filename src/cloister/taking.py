@@ -99,14 +99,14 @@ class Taking(Generic[SessionT]):
         self._bill = self._cloister.bill(self._owner, model, session.head.tokens, beside, options)
 
     @classmethod
-    async def of(cls, session: Talk[SessionT], question: Question, *, silent: bool = False) -> Taking[SessionT]:
-        """Take in what is asked; `ValueError` for what cannot be. A *silent* one only counts what is there besides."""
+    async def of(cls, session: Talk[SessionT], question: Question) -> Taking[SessionT]:
+        """Take in what is asked; `ValueError` for what cannot be."""
         cloister, model = session._cloister, question.model
         if question.on_expired not in ("renew", "raise"):
             raise ValueError(f"on_expired is 'renew' or 'raise', not {question.on_expired!r}")
         await cloister.prepare(model)
         question = msgspec.structs.replace(question, options=pseudonyms.without(question.options))
-        asked = [] if silent else said(question.content)
+        asked = said(question.content)
         if question.remember is not None and not callable(question.remember):
             memory_of(question.remember)  # before a model is asked
         system = question.system

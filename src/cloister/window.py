@@ -409,6 +409,13 @@ def _pair(items: list[Item]) -> list[Item]:
     return paired
 
 
+def unanswered(history: Sequence[Item]) -> list[Item]:
+    """Give what was said in *history* since its last answer, if a user or a tool said some of it."""
+    last = max([at for at, item in enumerate(history) if item.role == "assistant"], default=-1)
+    said = list(history[last + 1 :])
+    return said if any(item.role in ("user", "tool") for item in said) else []
+
+
 def _start(history: Sequence[Item], costs: list[int], room: int, continued: bool) -> int:
     """Find where the oldest turn that fits begins; the newest one counts as fitting if *continued*."""
     start = len(history)
@@ -438,8 +445,9 @@ def fit(
 
     *budget* and *reserve* (tool definitions, notes) are in tokens. Items of *history* before its first user item are
     the end of a turn that was cut off, unless it is the *whole* one, and left out, but for system items right before
-    that. Where *new* begins with tool results, it continues the last turn, which therefore stays. Calls and results
-    that have lost each other are left out, and what no model is ever sent.
+    that. Where *new* begins with tool results, it continues the last turn, which therefore stays, as it does where
+    *new* is empty and that turn `unanswered`. Calls and results that have lost each other are left out, and what no
+    model is ever sent.
 
     Raises `BudgetExceeded`, with the number of tokens that are too many, if even the newest turn does not fit.
     """
@@ -454,7 +462,7 @@ def fit(
         return item_tokens(item, counter)
 
     room = budget - reserve - PRIMING_TOKENS - sum([cost(item) for item in new]) - (cost(system) if system else 0)
-    continued = bool(new) and new[0].role in ("tool", "assistant")
+    continued = new[0].role in ("tool", "assistant") if new else bool(unanswered(history))
     costs = [item.tokens if item.counter == name else cost(item) for item in history]  # nearly all: without a call
     start = _start(history, costs, room, continued)
     room -= sum(costs[start:])

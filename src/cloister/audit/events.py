@@ -140,7 +140,7 @@ EVENTS: Mapping[str, Kind] = {
     ),
     "credential.revoked": Kind(
         "notice",
-        "A key or a session token was revoked, or all tokens of a user.",
+        "A tenant was removed, a key or a session token revoked, or all tokens of a user.",
         {
             "id": "its public name; absent where it was all of them",
             "what": "as above",

@@ -160,7 +160,8 @@ def examine(read: Callable[..., Settings], listed: bool) -> None:
     styles = {"ok": "green", "note": None, "missing": "yellow", "off": "yellow", "unsafe": "bold red"}
     unsafe = 0
     chosen = read()
-    for finding in doctor.examine(chosen, asyncio.run(doctor.reach(chosen))):
+    asked = asyncio.run(doctor.believed(chosen))
+    for finding in (*doctor.examine(chosen, asyncio.run(doctor.reach(chosen))), *asked):
         unsafe += finding.state == "unsafe"
         terminal.say(terminal.line(f"{finding.state:8}{finding.what}: {finding.said}"), styles[finding.state])
         if finding.mend:

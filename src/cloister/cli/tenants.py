@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloister import terminal
-from cloister.cli.base import DURATION, Failure, must_exist, store_option
+from cloister.cli.base import DURATION, Failure, counted, must_exist, store_option
 
 if TYPE_CHECKING:
     from cloister.client import AsyncCloister
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def tenants() -> None:
-    """Add tenants, and make, list and revoke the keys by which their back ends use the server.
+    """Add and remove tenants, and make, list and revoke the keys by which their back ends use the server.
 
     \b
     Examples:
@@ -28,6 +28,7 @@ def tenants() -> None:
       KEY=$(cloister tenants keys new acme --name "web shop")
       cloister tenants keys list acme
       cloister tenants keys revoke acme key_0123456789abcdef0123
+      cloister tenants remove acme
     """
 
 
@@ -103,6 +104,53 @@ async def list_tenants(cloister: AsyncCloister) -> None:
         terminal.say("there is no tenant; `cloister tenants add` adds one", stderr=True)
         return
     terminal.table(["tenant", "added"], [(one.id, terminal.moment(one.created_at)) for one in found])
+
+
+@tenants.command()
+@store_option
+@click.argument("name")
+@click.option("--erase", is_flag=True, help="Destroy everything of its users too, for good.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(read: Callable[..., Settings], **options: Any) -> None:
+    """Remove a tenant: its keys and its users' session tokens are revoked at once.
+
+    While its users have live sessions that takes --erase, which destroys whatever there is of them, sessions and more.
+    """
+    from cloister.server.settings import ServerSettings
+
+    settings = read(tenancy="required")
+    must_exist(settings.connect())
+    for issuer in ServerSettings.read(environ=settings.environ, file=settings.config).issuers:
+        if options["name"] in issuer.tenants:
+            raise Failure(
+                f"the issuer {issuer.issuer} lets its users in: take the tenant out of [[server.issuers]], restart the "
+                "server, then remove it"
+            )
+    asyncio.run(_work(settings, _remove, options))
+
+
+async def _remove(cloister: AsyncCloister, name: str, erase: bool, yes: bool) -> None:
+    from cloister import removal
+
+    there = await removal.belongings(cloister, name)  # before anything is changed: it may not be allowed to
+    if there.sessions and not erase:
+        have = f"users of {terminal.line(name)} have {counted(there.sessions)}"
+        raise Failure(f"{have}, so it was left as it is: --erase destroys them for good")
+    if not yes:
+        what = f", and everything of {len(there.owners)} user(s), {counted(there.sessions)}, for good" if erase else ""
+        click.confirm(f"Remove the tenant {terminal.line(name)}, its keys and tokens{what}?", abort=True, err=True)
+    revoked = await cloister.credentials.remove_tenant(name)
+    receipts = await removal.erase(cloister, name) if erase else []
+    if not revoked and not receipts:
+        raise Failure(
+            f"there is nothing of a tenant {terminal.line(name)}; `cloister tenants list` shows those that there are"
+        )
+    terminal.say(f"removed {terminal.line(name)}", stderr=True)
+    if receipts:
+        gone = counted(sum(receipt.sessions for receipt in receipts))
+        terminal.say(f"erased {len(receipts)} user(s); gone: {gone}. What remains elsewhere:", stderr=True)
+        for remains in receipts[0].remains:
+            terminal.say(f"  - {remains}", stderr=True)
 
 
 @tenant_keys.command("new")

@@ -30,7 +30,7 @@ class NoKeys(Exception):
     """Say that there is no key set at present that may be used: nobody can be let in by it."""
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """Say why an answer is no key set."""
 
 
@@ -51,7 +51,7 @@ class KeySet:
         self, issuer: Issuer, fetch: Fetch | None = None, *, ticks: Callable[[], float] = time.monotonic
     ) -> None:
         self._issuer = issuer
-        self._fetch = fetch or (lambda: get(issuer.jwks_url or ""))
+        self._fetch = fetch
         self._ticks = ticks
         self._keys: Mapping[tuple[str, str], Key] = {}
         self._fetched: float | None = None
@@ -94,16 +94,23 @@ class KeySet:
     async def _renew(self) -> None:
         begun = self._ticks()
         try:
-            async with asyncio.timeout(PATIENCE):
-                data = await self._fetch()
-            self._keys = parse(data, self._issuer.algorithms)
+            self._keys = await fetched(self._issuer, self._fetch)
             self._fetched, self._failed = begun, False
-        except (OSError, TimeoutError, _Unfit) as error:
+        except Unfit as error:
             self._failed = True
-            why = str(error) if isinstance(error, _Unfit) else type(error).__name__
-            _log.warning("the key set of issuer %r could not be fetched: %s", self._issuer.issuer, why)
+            _log.warning("the key set of issuer %r could not be fetched: %s", self._issuer.issuer, error)
         finally:
             self._fetching = None
+
+
+async def fetched(issuer: Issuer, fetch: Fetch | None = None) -> Mapping[tuple[str, str], Key]:
+    """Fetch the key set of *issuer* now, by *fetch* if given; raise `Unfit` where that takes too long or is none."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            data = await (get(issuer.jwks_url or "") if fetch is None else fetch())
+    except (OSError, TimeoutError) as error:
+        raise Unfit(type(error).__name__) from None
+    return parse(data, issuer.algorithms)
 
 
 async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
@@ -125,17 +132,17 @@ async def get(url: str, tls: ssl.SSLContext | None = None) -> bytes:
             session.get(url, allow_redirects=False) as response,
         ):
             if response.status != 200:
-                raise _Unfit(f"it answered {response.status}")
+                raise Unfit(f"it answered {response.status}")
             if response.headers.get("content-encoding", "identity") != "identity":
-                raise _Unfit("it answered in a coding that was not asked for")
+                raise Unfit("it answered in a coding that was not asked for")
             data = bytearray()
             async for piece in response.content.iter_any():
                 data += piece
                 if len(data) > MOST_BYTES:
-                    raise _Unfit(f"it answered more than {MOST_BYTES >> 10} KiB")
+                    raise Unfit(f"it answered more than {MOST_BYTES >> 10} KiB")
             return bytes(data)
     except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, ValueError) as error:
-        raise _Unfit(type(error).__name__) from None
+        raise Unfit(type(error).__name__) from None
 
 
 def parse(data: bytes, algorithms: tuple[str, ...]) -> Mapping[tuple[str, str], Key]:
@@ -146,12 +153,12 @@ def parse(data: bytes, algorithms: tuple[str, ...]) -> Mapping[tuple[str, str], 
     try:
         said = json.loads(data)
     except (ValueError, RecursionError):
-        raise _Unfit("it is not JSON") from None
+        raise Unfit("it is not JSON") from None
     listed = said.get("keys") if isinstance(said, dict) else None
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
-        raise _Unfit("it is not a key set")
+        raise Unfit("it is not a key set")
     if len(listed) > MOST_KEYS:
-        raise _Unfit(f"it has more than {MOST_KEYS} keys")
+        raise Unfit(f"it has more than {MOST_KEYS} keys")
     found: dict[tuple[str, str], Key] = {}
     twice = set()
     for each in listed:

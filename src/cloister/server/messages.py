@@ -157,7 +157,7 @@ def _read(call: Call, body: Counted) -> tuple[str | None, list[dict[str, Any]]]:
         raise unsupported("other speeds", "speed")
     if isinstance(body, NewMessage) and body.service_tier == "standard_only":
         raise unsupported("a say in the provider's service tier", "service_tier")
-    call.bound([msgspec.structs.asdict(message) for message in body.messages], "messages")
+    call.bound_parts(body.messages, [message.content for message in body.messages], "messages")
     messages: list[dict[str, Any]] = []
     for number, message in enumerate(body.messages):
         where = f"messages[{number}]"

@@ -22,6 +22,7 @@ _UNSUPPORTED = {
     "image": "options of images",
     "access_programs": "access programs",
     "prompt_cache_options": "a say in the provider's cache",
+    "prompt_cache_retention": "a say in the provider's cache",
 }
 _INCLUDABLE = {"message.input_image.image_url", "reasoning.encrypted_content"}
 """What is there anyway, where a provider gives it."""
@@ -62,7 +63,6 @@ _ECHOED = (
     "safety_identifier",
     "user",
     "prompt_cache_key",
-    "prompt_cache_retention",
 )
 _MOST_SCHEMA = 64
 """How deep the schema of a tool or text may be nested."""

@@ -76,7 +76,7 @@ class NewResponse(Asked):
     user: Name | None = None
     prompt_cache_key: Name | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_retention: str | None = None
     service_tier: str | None = None
     background: bool | None = None
     background_options: dict[str, Any] | None = None
@@ -168,7 +168,6 @@ class Echo(msgspec.Struct, kw_only=True, omit_defaults=True):
     safety_identifier: str | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
     service_tier: str = "default"
 
 
@@ -187,6 +186,7 @@ class Response(Echo, kw_only=True, omit_defaults=False):
     model: str
     output: list[Item] = []
     prompt: None = None
+    prompt_cache_retention: None = None
     store: bool
     usage: ResponseUsage | None = None
 

@@ -14,7 +14,7 @@ import msgspec
 
 from cloister import wire
 from cloister.content import memory_of
-from cloister.errors import SessionConflict
+from cloister.errors import OptionRefused, SessionConflict
 from cloister.model import Item as Stored
 from cloister.server import errors, ids, items, response_options, turns
 from cloister.server.door import sse
@@ -44,6 +44,8 @@ class Asking:
     session: Session
     question: turns.Question
     on_expired: OnExpired
+    known: Mapping[str, Any]
+    """By what the request is known again."""
     memory: Remembered
     truncate: bool
     after: str | None
@@ -52,7 +54,7 @@ class Asking:
     pieces: list[int] = field(default_factory=list)
 
     def arguments(self, call: Call) -> dict[str, Any]:
-        given = self.question.arguments(call, on_expired=self.on_expired)
+        given = self.question.arguments(call, self.known, on_expired=self.on_expired)
         return {**given, "content": self.question.content, "truncate": self.truncate, "after": self.after}
 
     async def put(self, call: Call, way: Callable[[Session, dict[str, Any]], Awaitable[ResultT]]) -> ResultT:
@@ -62,6 +64,10 @@ class Asking:
         except SessionConflict:
             if self.otherwise is None:
                 raise
+        except OptionRefused as error:
+            if self.question.content or error.option != "messages":
+                raise
+            raise nothing() from None
         self.session, self.after, self.otherwise = await self.otherwise(), None, None
         return await way(self.session, self.arguments(call))
 
@@ -73,14 +79,14 @@ class Asking:
 async def asking_of(call: Call, body: NewResponse) -> Asking:
     """Take a request, and find where it goes on; `Refused` for what is not offered or not to be stored."""
     response_options.check(body)
-    once = turns.once(call, kept=body.store is not False)
+    known = turns.once(call, kept=body.store is not False)
     session, on_expired, after = await session_of(call, body)
     otherwise = None
     if after is not None and session.item_count != position_of(after) + 1:
         # Not the last: it goes on in a session of its own, from what stood there then; or this request is what came
         # behind it, and comes once more.
         branch = functools.partial(session.branch, after, model=turns.named(call, body.model))
-        if once.get("idempotency_key") or once.get("retry"):
+        if known.get("idempotency_key") or known.get("retry"):
             otherwise = branch
         else:
             session, after = await branch(), None
@@ -102,7 +108,7 @@ async def asking_of(call: Call, body: NewResponse) -> Asking:
     )
     _check_kept(memory)
     whole = body.truncation == "disabled"
-    asking = Asking(session, question, on_expired, memory, not whole, after, otherwise)
+    asking = Asking(session, question, on_expired, known, memory, not whole, after, otherwise)
     question.remember = asking.remember
     return asking
 
@@ -146,9 +152,10 @@ async def session_of(call: Call, body: Asked) -> tuple[Session, OnExpired, str |
 
 async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
     if not body.input:
-        if isinstance(body, CountTokens):
+        there = body.conversation is not None or call.headers.get(turns.SESSION, turns.NEW) != turns.NEW
+        if isinstance(body, CountTokens) or (there and body.input != ""):
             return []  # what is there without it
-        raise invalid("there is nothing to answer", "input", "missing_required_parameter")
+        raise nothing()
     given = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     call.bound(given, "input")
     known = None if body.conversation is None and body.previous_response_id is None else session
@@ -158,6 +165,12 @@ async def input_of(call: Call, session: Session, body: Asked) -> list[Stored]:
     if all(item.unsent for item in taken):
         raise invalid("nothing of this is what a model is sent", "input")
     return taken
+
+
+def nothing() -> Refused:
+    """Give the refusal of a request without input, where nothing was said before that waits for an answer."""
+    said = "there is nothing to answer: give an input, or a conversation whose newest items were not answered yet"
+    return invalid(said, "input", "missing_required_parameter")
 
 
 class Streaming:
@@ -224,7 +237,7 @@ class Streaming:
 async def found(call: Call, name: str) -> tuple[Session, Stored, Remembered]:
     """Give a response of the caller's: its session, its answer, what is remembered of it."""
     session_id, item_id = ids.turn(name)
-    session = await call.user.resume(session_id, on_expired="raise")
+    session = await call.user.at(session_id)
     try:
         answer = await session.item(item_id)
     except ValueError:

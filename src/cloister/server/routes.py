@@ -65,7 +65,11 @@ class Call(msgspec.Struct, frozen=True):
 
         Each takes a while to look at, and as long as that is, nobody else is answered.
         """
-        parts = sum([len(value) for one in given for value in one.values() if isinstance(value, list)])
+        self.bound_parts(given, [value for one in given for value in one.values()], param)
+
+    def bound_parts(self, given: Sequence[object], values: Sequence[object], param: str) -> None:
+        """Raise the same where the *values* in which those that are *given* may have parts are known."""
+        parts = sum([len(value) for value in values if isinstance(value, list)])
         if max(len(given), parts) > self.most_items:
             raise invalid(f"a request brings at most {self.most_items} of these here, and of their parts", param)
 

@@ -189,7 +189,8 @@ def _plain(role: str, content: str | Sequence[Any] | None, where: str, **beside:
 
 def messages(call: Call, given: Sequence[Message], param: str = "messages") -> list[dict[str, Any]]:
     """Give messages as the library takes them; `Refused` for those that this caller may not send."""
-    call.bound([msgspec.structs.asdict(message) for message in given], param)
+    called = [message.tool_calls for message in given if isinstance(message, Assistant)]
+    call.bound_parts(given, [*called, *[message.content for message in given]], param)
     plain = []
     for number, message in enumerate(given):
         where = f"{param}[{number}]"

@@ -50,10 +50,10 @@ class Question:
     reply: Reply[Session] | None = None
     """What it came to."""
 
-    def arguments(self, call: Call, *, on_expired: OnExpired) -> dict[str, Any]:
-        """Give the arguments of ``session.send`` and ``session.stream`` besides the content."""
+    def arguments(self, call: Call, known: Mapping[str, Any], *, on_expired: OnExpired) -> dict[str, Any]:
+        """Give the arguments of ``session.send`` and ``session.stream`` besides the content; `once` gives *known*."""
         return {
-            **once(call, kept=self.kept),
+            **known,
             "model": named(call, self.model),
             "options": self.options,
             "system": self.system,
@@ -127,7 +127,7 @@ async def session_for(call: Call, metadata: Mapping[str, str] | None = None) -> 
 
 async def ask(call: Call, session: Session, question: Question) -> Reply[Session]:
     """Ask *question* in *session*; where that has timed out, in a new one."""
-    return had(question, await session.send(question.content, **question.arguments(call, on_expired="renew")))
+    return had(question, await session.send(question.content, **_arguments(call, question)))
 
 
 def had(question: Question, reply: Reply[Session]) -> Reply[Session]:
@@ -140,7 +140,11 @@ def had(question: Question, reply: Reply[Session]) -> Reply[Session]:
 
 def stream(call: Call, session: Session, question: Question) -> ReplyStream[Session]:
     """Ask the same, and read the reply while it is written."""
-    return session.stream(question.content, **question.arguments(call, on_expired="renew"))
+    return session.stream(question.content, **_arguments(call, question))
+
+
+def _arguments(call: Call, question: Question) -> dict[str, Any]:
+    return question.arguments(call, once(call, kept=question.kept), on_expired="renew")
 
 
 async def at(user: User, name: str) -> Session:

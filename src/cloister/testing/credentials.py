@@ -158,7 +158,10 @@ class CredentialConformance:
         assert await _found(store, *rivals) == won == await _listed(store, "acme", "key")
 
     async def test_a_revoked_credential_is_gone(self, store: Store) -> None:
-        """A revoked credential is neither found nor listed, and can be enrolled anew; one that is not there is none."""
+        """A revoked credential is neither found nor listed, and can be enrolled anew; one that is not there is none.
+
+        A tenant goes by its name, and takes nothing with it.
+        """
         hers, his = token_of(ANA), token_of(BEN)
         key = sealed_credential()
         await _enrolled(store, hers, his, key)
@@ -187,6 +190,12 @@ class CredentialConformance:
         assert await _on_record(store) == ["credential.revoked"]
         await _enrolled(store, hers)
         assert await _found(store, hers) == [hers]
+        acme, alike = [sealed_credential("tenant", None, id=name) for name in ("acme", "acme b")]
+        await _enrolled(store, acme, alike)
+        assert [await revoke(*one) for one in (("acme", "tenant", "acme"), (None, "tenant", "acm"))] == [0, 0]
+        assert [await revoke(None, "tenant", "acme") for _ in range(2)] == [1, 0]
+        assert await _found(store, acme, alike, key, his) == [alike, key, his]
+        assert await _listed(store, None, "tenant") == [alike]
 
     async def test_lists_credentials_in_pages(self, store: Store) -> None:
         """Pages of a listing give every credential of that tenant and kind once, in the order of their ids."""
