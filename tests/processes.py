@@ -24,6 +24,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.children import ends_with_us
+
 from cloister import scope
 from cloister.model import Owner
 from cloister.providers.base import Request
@@ -167,6 +169,7 @@ class Running:
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
             start_new_session=True,
+            preexec_fn=ends_with_us(),
         )
         self.url = self.said(r"cloister serves (https?://\S+)")[1]
         self.port = int(self.url.rpartition(":")[2])

@@ -8,7 +8,6 @@ fails if CI says that nothing may be.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import pwd
@@ -18,14 +17,13 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from tests.children import ends_with_us
 
 _PATIENCE = 30.0  # seconds, for what takes one or two
 
@@ -77,16 +75,6 @@ def listens(port: int) -> bool:
     return False
 
 
-def _end_with_us() -> None:
-    """Ask the kernel to end this process with the one that started it, whatever ends that one."""
-    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG; to PostgreSQL it means: at once
-
-
-def _outlived() -> bool:
-    """Whether a child would end with us: Linux ends it with the thread that started it, which must be the last one."""
-    return sys.platform == "linux" and threading.current_thread() is threading.main_thread()
-
-
 class Server:
     """A process that can be stopped, killed and started again, with a folder of its own."""
 
@@ -118,7 +106,7 @@ class Server:
                     cwd=self.folder,
                     user=self.user,
                     start_new_session=True,  # Ctrl-C is for the tests, which then stop it
-                    preexec_fn=_end_with_us if _outlived() else None,
+                    preexec_fn=ends_with_us(),
                 )
         return listens(self.port) and self.ready()
 
