@@ -123,3 +123,22 @@ async def test_many_long_texts_of_one_user_keep_nobody_else_waiting() -> None:
         finally:
             go.set()
         assert len(await asyncio.gather(*stuck)) == 12
+
+
+async def test_a_turn_lets_others_go_on_between_its_parts() -> None:
+    """Opening a session, fitting it to the window and remembering what was said are steps of their own."""
+    rounds = 0
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+        loop.call_soon(count)
+
+    async with opened("memory://") as house:  # a store that never waits
+        session = await house.ana.start()
+        house.provider.answer = lambda request: str(rounds)
+        before = int((await session.send("Hello.")).text)
+        loop.call_soon(count)
+        asked = int((await session.send("Hello again.")).text)
+    assert (before, asked) == (0, 3)  # one of them is the provider's
