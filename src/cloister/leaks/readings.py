@@ -12,6 +12,7 @@ import binascii
 import html
 import itertools
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -165,10 +166,16 @@ _NUMBER = re.compile(r"\d+")
 _BLANK = Letters({code: chr(code) if chr(code).isalnum() else " " for code in range(128)})
 
 
+_SINGLE = dict.fromkeys((*_ALPHABET, *string.ascii_lowercase, *string.digits), 1)
+
+
 def _letters(text: str) -> bool:
     """Say whether there may be something written letter by letter, quickly."""
-    words = text.translate(_BLANK).split()
-    return b"\1\1\1\1" in bytes([len(word) == 1 or word.lower() in _ALPHABET for word in words])
+    if text.isascii():
+        single = bytes(map(_SINGLE.get, text.lower().translate(_BLANK).split(), itertools.repeat(0)))
+    else:
+        single = bytes([len(word) == 1 or word.lower() in _ALPHABET for word in text.translate(_BLANK).split()])
+    return b"\1\1\1\1" in single
 
 
 def _spelled(text: str) -> list[_Change]:
