@@ -106,6 +106,9 @@ def test_it_says_what_is_off(tmp_path: Path) -> None:
         (["--provider", "offline", "--tls-cert", "server.crt"], "go together"),
         (["--provider", "offline", "--host", "0.0.0.0"], "no key and no issuer"),
         (["--provider", "offline", "--host", "::"], "no key and no issuer"),
+        (["--provider", "offline", "--host", "192.0.2.1"], "name another with --host"),
+        (["--provider", "offline", "--host", "::1%nowhere"], "name one with --host"),
+        (["--provider", "offline", "--host", "no..name"], "name one with --host"),
     ],
 )
 def test_what_cannot_be_served_is_refused(tmp_path: Path, arguments: list[str], why: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import ipaddress
 import logging
 import os
@@ -128,7 +129,10 @@ def check(settings: Settings, options: ServerSettings) -> None:
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[socket.socket]:
     """Bind the socket that all workers take connections from; nobody is let in before one of them listens."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):  # the latter for what no name can be
+        raise ConfigurationError(f"{host} is no address or name of this machine; name one with --host") from None
     family, kind, protocol, _, address = found[0]
     listening = socket.socket(family, kind, protocol)
     try:
@@ -136,8 +140,9 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listening.bind(address)
         except OSError as error:
+            option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
             raise ConfigurationError(
-                f"{host} port {port} cannot be listened on: {error.strerror}; name another with --port"
+                f"{host} port {port} cannot be listened on: {error.strerror}; name another with {option}"
             ) from None
         yield listening
     finally:
