@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -23,7 +24,7 @@ import pytest
 from tests.certificates import write_certificates
 from tests.processes import Reply, Running, request, rest, running
 
-from cloister import Keyring
+from cloister import Keyring, StoreUnavailable
 from cloister.cli import main
 from cloister.server.monitoring import Monitoring
 from cloister.server.refusals import Refused
@@ -389,14 +390,15 @@ class Silent:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.fails = False
+        self.fails: Exception | None = None
         self.answers = asyncio.Event()
 
     async def tenanted(self) -> bool:
         self.asked += 1
-        if self.fails:
-            raise OSError("postgresql://secret@db")
-        await self.answers.wait()
+        if self.fails is None:
+            await self.answers.wait()
+        if self.fails is not None:
+            raise self.fails
         return True
 
 
@@ -415,10 +417,36 @@ async def test_it_is_ready_when_its_store_answers(monkeypatch: pytest.MonkeyPatc
     store.answers.set()
     assert (await monitoring.readyz(call)).status == "ok"
     await asyncio.sleep(0.06)
-    store.fails = True
+    store.fails = OSError("postgresql://secret@db")
     with pytest.raises(Refused) as refusal:
         await monitoring.readyz(call)
     assert "secret" not in refusal.value.message
+
+
+async def test_why_it_is_not_ready_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what is wrong with the store, also where it says so only after nobody waits for it any more."""
+    monkeypatch.setattr("cloister.server.monitoring._PATIENCE", 0.05)
+    store = Silent()
+    monitoring = Monitoring(ServerSettings(), lambda: cast(Store, store))
+    call: Any = None
+    with pytest.raises(Refused):
+        await monitoring.readyz(call)
+    store.fails = StoreUnavailable("redis://db did not answer within 5 s")
+    store.answers.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    store.fails = OSError("postgresql://secret@db")
+    with pytest.raises(Refused):
+        await monitoring.readyz(call)
+    del monitoring
+    gc.collect()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "the store does not answer: StoreUnavailable: redis://db did not answer within 5 s",
+        "the store does not answer: OSError",
+    ]
 
 
 def test_the_log_is_one_line_without_what_was_said() -> None:

@@ -308,8 +308,8 @@ async def refuse(reply: Reply, error: Exception, route: Route | None) -> None:
     """Answer with what became of a request that failed; after the first byte there is nothing left to say."""
     refused = errors.refusal(error)
     if refused.status >= 500:
-        expected = isinstance(error, CloisterError)
-        _log.error("%s failed: %s", reply.request_id, type(error).__name__, exc_info=None if expected else error)
+        expected = isinstance(error, (CloisterError, Refused))
+        _log.error("%s failed: %s", reply.request_id, errors.reason(error), exc_info=None if expected else error)
     if reply.status:
         raise error
     style = route.style if route else "openai"
