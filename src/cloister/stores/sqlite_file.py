@@ -214,8 +214,14 @@ def migrate(db: sqlite3.Connection, url: str) -> None:
 
 
 def only_for_us(path: Path) -> None:
-    """Create a missing file so that only its owner can read it."""
+    """Create a missing file so that only its owner can read it.
+
+    One that is there is not opened: closing it again would take from this process every lock that SQLite has on it, and
+    then the next process that closes the database deletes the write-ahead log under this one.
+    """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass
     except OSError as error:
         raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from None
