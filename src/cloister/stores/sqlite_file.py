@@ -104,7 +104,8 @@ def ours(error: sqlite3.Error, url: str) -> CloisterError:
     if name.startswith("SQLITE_FULL"):
         return StoreUnavailable(f"the disk of {url} is full; nothing was stored. Free some space, then try again")
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_IOERR")):
-        return StoreUnavailable(f"{url} cannot be read or written ({name}); check the disk and the file's permissions")
+        mend = "check the disk, and the permissions of the file, of those beside it and of their folder"
+        return StoreUnavailable(f"{url} cannot be read or written ({name}); {mend}")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StoreError(f"{url} is damaged or not a database ({name}); restore it from a backup")
     return StoreError(f"{url} answered with {name}")
