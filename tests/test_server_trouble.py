@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.firm import FORMATS, IN_ONE, STREAMED, Firm, firm
 
-from cloister.errors import ConfigurationError, IntegrityError, ProviderError, StoreUnavailable
+from cloister.errors import ConfigurationError, IntegrityError, ProviderError, ProviderRateLimited, StoreUnavailable
 from cloister.server.settings import ServerSettings
 
 
@@ -149,7 +149,8 @@ async def test_no_error_and_no_log_says_who_or_what(house: Firm, caplog: pytest.
         for caller in ("ben", "ben's token", "globex"):
             answers.append(await house.ask(caller, "GET" if body is None else "POST", path, body))
     for error in (
-        ProviderError("no tokens are left on the account"),
+        ProviderError("no answer was whole"),
+        ProviderRateLimited("no tokens are left on the account"),
         StoreUnavailable("the disk is full"),
         IntegrityError("a row was changed"),
         ConfigurationError("a price is missing"),
@@ -162,7 +163,7 @@ async def test_no_error_and_no_log_says_who_or_what(house: Firm, caplog: pytest.
     assert {answer.status_code for answer in answers} >= {400, 403, 404, 500, 502, 503}
     secrets = [hers[5:48], *[value for caller in house.callers.values() for value in caller.values()][:1]]
     secrets += [caller["authorization"].removeprefix("Bearer ") for caller in house.callers.values()]
-    told = ("no tokens are left", "the disk is full", "a row was changed", "a price is missing")
+    told = ("no answer was whole", "no tokens are left", "the disk is full", "a row was changed", "a price is missing")
     for answer in answers:
         if answer.status_code < 400:
             continue
