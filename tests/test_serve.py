@@ -143,7 +143,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_are_nowhere_to_be_read(tmp_path: Path) -> None:
     """Master keys reach the workers, and are in nobody's environment or arguments: not even in the one begun with."""
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    environ = {"CLOISTER_KEYS": f"one:{key}", "CLOISTER_WEBHOOK_SECRET": "hush" * 10}
+    environ = {"CLOISTER_KEYS": f"one:{key}", "CLOISTER_WEBHOOK_SECRET": "hush" * 10, "PGPASSWORD": "hush" * 10}
     assert Keyring.from_env(dict(environ)).names == ("one",)
     with running(tmp_path, environ=environ, workers=2, words=2) as server:
         assert server.ask("/turn", method="POST").status == 200

@@ -169,7 +169,8 @@ def without_trace(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     if sys.platform == "linux" and environ is os.environ:
         getenv = ctypes.CDLL(None).getenv
         getenv.restype = ctypes.c_void_p
-        names = [name for name in environ if name.startswith("CLOISTER_") or name.endswith(("_KEY", "_SECRET"))]
+        secret = ("_KEY", "_SECRET", "PASSWORD")
+        names = [name for name in environ if name.startswith("CLOISTER_") or name.endswith(secret)]
         places = [(getenv(os.fsencode(name)), len(os.fsencode(environ[name]))) for name in names]
     try:
         yield
