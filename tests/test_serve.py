@@ -88,6 +88,18 @@ def test_it_says_what_it_serves(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_it_says_that_nothing_is_counted(tmp_path: Path) -> None:
+    """Where the package for /metrics is missing, that is said at the start and not by a 404 alone."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
+    for chosen, said in (("open", True), ("off", False)):
+        environ = {"CLOISTER_SERVER_METRICS": chosen, "PYTHONPATH": str(tmp_path)}
+        with running(tmp_path, "--provider", "offline", environ=environ) as server:
+            server.said(r"cloister tenants keys new")
+            assert ("pip install 'cloister[metrics]'" in server.log) is said
+            assert server.ask("/metrics").status == 404
+            assert server.stop() == 0
+
+
 def test_it_says_what_is_off(tmp_path: Path) -> None:
     """A protection that is switched off is said at the start."""
     with running(tmp_path, "--provider", "offline", environ={"CLOISTER_LEAKS": "off"}) as server:

@@ -63,6 +63,7 @@ def serve(read: Callable[..., Settings], provider: str | None, model: str | None
 def _began(settings: Settings, options: ServerSettings, url: str, facts: dict[str, Any]) -> None:
     """Say on stderr what is served, how, and what is missing."""
     from cloister import doctor
+    from cloister.server.monitoring import is_counting
 
     _say(f"cloister serves {url}", "bold")
     _line("store", settings.connect().url)
@@ -71,6 +72,8 @@ def _began(settings: Settings, options: ServerSettings, url: str, facts: dict[st
             state = "" if finding.state in ("ok", "note") else f"{finding.state}: "
             _line(finding.what, state + finding.said, _STYLES.get(finding.state))
     _line("requests", _limits(options))
+    if options.metrics != "off" and not is_counting(options):
+        _line("metrics", "nothing is counted, and there is no /metrics: pip install 'cloister[metrics]'")
     if options.workers > 1:
         _line("workers", str(options.workers))
     if not facts.get("keys", True):
