@@ -100,6 +100,20 @@ def test_it_says_that_nothing_is_counted(tmp_path: Path) -> None:
             assert server.stop() == 0
 
 
+def test_it_says_which_tenants_there_are_not(tmp_path: Path) -> None:
+    """Settings for a tenant that nobody added bound nobody, which is said at the start: a name is soon misspelt."""
+    (tmp_path / "cloister.toml").write_text(
+        "[server.tenants.acme]\nmodels = ['m']\n[server.tenants.amce]\nmodels = ['m']\n"
+        "[[server.issuers]]\nissuer = 'login'\naudience = ['chat']\nalgorithms = ['ES256']\ntenants = ['glboex']\n"
+        "jwks_url = 'https://login.example/keys'\n"
+    )
+    added = subprocess.run([sys.executable, "-m", "cloister", "tenants", "add", "acme"], cwd=tmp_path, check=False)
+    assert added.returncode == 0
+    with running(tmp_path, "--provider", "offline") as server:
+        server.said(r"tenants    amce, glboex: set up here and never added")
+        assert server.stop() == 0
+
+
 def test_it_says_what_is_off(tmp_path: Path) -> None:
     """A protection that is switched off is said at the start."""
     with running(tmp_path, "--provider", "offline", environ={"CLOISTER_LEAKS": "off"}) as server:

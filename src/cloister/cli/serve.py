@@ -76,6 +76,9 @@ def _began(settings: Settings, options: ServerSettings, url: str, facts: dict[st
         _line("metrics", "nothing is counted, and there is no /metrics: pip install 'cloister[metrics]'")
     if options.workers > 1:
         _line("workers", str(options.workers))
+    if unknown := facts.get("unknown"):
+        said = "set up here and never added; if the spelling is right, `cloister tenants add` adds it"
+        _line("tenants", f"{', '.join(unknown)}: {said}", "yellow")
     if not facts.get("keys", True):
         _line("keys", "there are none: nobody can ask anything yet. For a first one:", "yellow")
         _say("             cloister tenants add acme && cloister tenants keys new acme", "yellow")

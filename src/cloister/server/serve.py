@@ -93,13 +93,16 @@ def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Ser
     )
 
     async def look() -> Report:
-        keys = await application.behind().cloister.credentials.has_keys()
+        credentials = application.behind().cloister.credentials
+        keys = await credentials.has_keys()
         if not keys and not options.issuers and not alone:
             raise ConfigurationError(
                 f"{options.host} can be reached from elsewhere, and there is no key and no issuer yet: make one first, "
                 "with `cloister tenants add NAME` and `cloister tenants keys new NAME`, or listen on 127.0.0.1"
             )
-        return {"keys": keys or bool(options.issuers)}
+        named = {tenant for issuer in options.issuers for tenant in issuer.tenants} | set(options.policies)
+        unknown = named - {tenant.id for tenant in await credentials.tenants()}
+        return {"keys": keys or bool(options.issuers), "unknown": sorted(unknown)}
 
     return Service(application, look)
 
