@@ -178,7 +178,7 @@ class TestFile:
         dangling.symlink_to(path)
         endless.symlink_to(endless)
         for place, words in (
-            (path, "does not exist"),
+            (path, "does not exist: put it back from a copy, .* make one: cloister keys new$"),
             (dangling, "does not exist"),
             (folder, "cannot be read"),
             (endless, "cannot be read"),
