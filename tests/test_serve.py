@@ -100,6 +100,16 @@ def test_it_says_that_nothing_is_counted(tmp_path: Path) -> None:
             assert server.stop() == 0
 
 
+def test_it_says_where_the_first_key_is_to_be_made(tmp_path: Path) -> None:
+    """A store or file that was named by an option is named in what is to be run next: it would go elsewhere."""
+    (tmp_path / "other.toml").touch()
+    named = ("--store", "sqlite:///x y.db", "--config", "other.toml")
+    with running(tmp_path, "--provider", "offline", *named) as server:
+        server.said(r"tenants add acme --store 'sqlite:///x y.db' --config other.toml && ")
+        server.said(r"keys new acme --store 'sqlite:///x y.db' --config other.toml\n")
+        assert server.stop() == 0
+
+
 def test_it_says_which_tenants_there_are_not(tmp_path: Path) -> None:
     """Settings for a tenant that nobody added bound nobody, which is said at the start: a name is soon misspelt."""
     (tmp_path / "cloister.toml").write_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,15 @@ def _began(settings: Settings, options: ServerSettings, url: str, facts: dict[st
         _line("tenants", f"{', '.join(unknown)}: {said}", "yellow")
     if not facts.get("keys", True):
         _line("keys", "there are none: nobody can ask anything yet. For a first one:", "yellow")
-        _say("             cloister tenants add acme && cloister tenants keys new acme", "yellow")
+        there = _there(settings)
+        _say(f"             cloister tenants add acme{there} && cloister tenants keys new acme{there}", "yellow")
+
+
+def _there(settings: Settings) -> str:
+    """Give the options by which another command finds what this one was told, but for the password of a store."""
+    given = click.get_current_context().params
+    told = {"store": settings.connect().url if given["store"] else None, "config": given["config"]}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in told.items() if value)
 
 
 def _limits(options: ServerSettings) -> str:
