@@ -6,6 +6,7 @@ import base64
 import copy
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -177,7 +178,7 @@ class TestFile:
         dangling.symlink_to(path)
         endless.symlink_to(endless)
         for place, words in (
-            (path, "does not exist"),
+            (path, "does not exist: put it back from a copy, .* make one: cloister keys new$"),
             (dangling, "does not exist"),
             (folder, "cannot be read"),
             (endless, "cannot be read"),
@@ -193,6 +194,13 @@ class TestFile:
         """A file that this user may not read is named by the error."""
         write(path, f"a {TEXT}\n", 0)
         with pytest.raises(ConfigurationError, match="cannot be read"):
+            Keyring.from_file(path)
+
+    @pytest.mark.parametrize("content", ["", "# nothing\n", "garbage\n", f"a {TEXT[:20]}\n"])
+    def test_without_a_whole_key_is_named(self, path: Path, content: str) -> None:
+        """Where a file lost its keys the error says which, and not to make another: nothing would open with that."""
+        write(path, content)
+        with pytest.raises(ConfigurationError, match=f"^the key file {re.escape(str(path))}: .* from a copy$"):
             Keyring.from_file(path)
 
     def test_in_a_missing_folder_is_a_clear_error(self, path: Path) -> None:

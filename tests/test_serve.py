@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -23,7 +24,7 @@ import pytest
 from tests.certificates import write_certificates
 from tests.processes import Reply, Running, request, rest, running
 
-from cloister import Keyring
+from cloister import Keyring, StoreUnavailable
 from cloister.cli import main
 from cloister.server.monitoring import Monitoring
 from cloister.server.refusals import Refused
@@ -87,6 +88,42 @@ def test_it_says_what_it_serves(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
+def test_it_says_that_nothing_is_counted(tmp_path: Path) -> None:
+    """Where the package for /metrics is missing, that is said at the start and not by a 404 alone."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
+    for chosen, said in (("open", True), ("off", False)):
+        environ = {"CLOISTER_SERVER_METRICS": chosen, "PYTHONPATH": str(tmp_path)}
+        with running(tmp_path, "--provider", "offline", environ=environ) as server:
+            server.said(r"cloister tenants keys new")
+            assert ("pip install 'cloister[metrics]'" in server.log) is said
+            assert server.ask("/metrics").status == 404
+            assert server.stop() == 0
+
+
+def test_it_says_where_the_first_key_is_to_be_made(tmp_path: Path) -> None:
+    """A store or file that was named by an option is named in what is to be run next: it would go elsewhere."""
+    (tmp_path / "other.toml").touch()
+    named = ("--store", "sqlite:///x y.db", "--config", "other.toml")
+    with running(tmp_path, "--provider", "offline", *named) as server:
+        server.said(r"tenants add acme --store 'sqlite:///x y.db' --config other.toml && ")
+        server.said(r"keys new acme --store 'sqlite:///x y.db' --config other.toml\n")
+        assert server.stop() == 0
+
+
+def test_it_says_which_tenants_there_are_not(tmp_path: Path) -> None:
+    """Settings for a tenant that nobody added bound nobody, which is said at the start: a name is soon misspelt."""
+    (tmp_path / "cloister.toml").write_text(
+        "[server.tenants.acme]\nmodels = ['m']\n[server.tenants.amce]\nmodels = ['m']\n"
+        "[[server.issuers]]\nissuer = 'login'\naudience = ['chat']\nalgorithms = ['ES256']\ntenants = ['glboex']\n"
+        "jwks_url = 'https://login.example/keys'\n"
+    )
+    added = subprocess.run([sys.executable, "-m", "cloister", "tenants", "add", "acme"], cwd=tmp_path, check=False)
+    assert added.returncode == 0
+    with running(tmp_path, "--provider", "offline") as server:
+        server.said(r"tenants    amce, glboex: set up here and never added")
+        assert server.stop() == 0
+
+
 def test_it_says_what_is_off(tmp_path: Path) -> None:
     """A protection that is switched off is said at the start."""
     with running(tmp_path, "--provider", "offline", environ={"CLOISTER_LEAKS": "off"}) as server:
@@ -106,6 +143,9 @@ def test_it_says_what_is_off(tmp_path: Path) -> None:
         (["--provider", "offline", "--tls-cert", "server.crt"], "go together"),
         (["--provider", "offline", "--host", "0.0.0.0"], "no key and no issuer"),
         (["--provider", "offline", "--host", "::"], "no key and no issuer"),
+        (["--provider", "offline", "--host", "192.0.2.1"], "name another with --host"),
+        (["--provider", "offline", "--host", "::1%nowhere"], "name one with --host"),
+        (["--provider", "offline", "--host", "no..name"], "name one with --host"),
     ],
 )
 def test_what_cannot_be_served_is_refused(tmp_path: Path, arguments: list[str], why: str) -> None:
@@ -139,7 +179,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_are_nowhere_to_be_read(tmp_path: Path) -> None:
     """Master keys reach the workers, and are in nobody's environment or arguments: not even in the one begun with."""
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    environ = {"CLOISTER_KEYS": f"one:{key}", "CLOISTER_WEBHOOK_SECRET": "hush" * 10}
+    environ = {"CLOISTER_KEYS": f"one:{key}", "CLOISTER_WEBHOOK_SECRET": "hush" * 10, "PGPASSWORD": "hush" * 10}
     assert Keyring.from_env(dict(environ)).names == ("one",)
     with running(tmp_path, environ=environ, workers=2, words=2) as server:
         assert server.ask("/turn", method="POST").status == 200
@@ -386,14 +426,15 @@ class Silent:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.fails = False
+        self.fails: Exception | None = None
         self.answers = asyncio.Event()
 
     async def tenanted(self) -> bool:
         self.asked += 1
-        if self.fails:
-            raise OSError("postgresql://secret@db")
-        await self.answers.wait()
+        if self.fails is None:
+            await self.answers.wait()
+        if self.fails is not None:
+            raise self.fails
         return True
 
 
@@ -412,10 +453,36 @@ async def test_it_is_ready_when_its_store_answers(monkeypatch: pytest.MonkeyPatc
     store.answers.set()
     assert (await monitoring.readyz(call)).status == "ok"
     await asyncio.sleep(0.06)
-    store.fails = True
+    store.fails = OSError("postgresql://secret@db")
     with pytest.raises(Refused) as refusal:
         await monitoring.readyz(call)
     assert "secret" not in refusal.value.message
+
+
+async def test_why_it_is_not_ready_is_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says what is wrong with the store, also where it says so only after nobody waits for it any more."""
+    monkeypatch.setattr("cloister.server.monitoring._PATIENCE", 0.05)
+    store = Silent()
+    monitoring = Monitoring(ServerSettings(), lambda: cast(Store, store))
+    call: Any = None
+    with pytest.raises(Refused):
+        await monitoring.readyz(call)
+    store.fails = StoreUnavailable("redis://db did not answer within 5 s")
+    store.answers.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    store.fails = OSError("postgresql://secret@db")
+    with pytest.raises(Refused):
+        await monitoring.readyz(call)
+    del monitoring
+    gc.collect()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "the store does not answer: StoreUnavailable: redis://db did not answer within 5 s",
+        "the store does not answer: OSError",
+    ]
 
 
 def test_the_log_is_one_line_without_what_was_said() -> None:

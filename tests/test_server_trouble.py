@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 import pytest
 from tests.firm import FORMATS, IN_ONE, STREAMED, Firm, firm
 
-from cloister.errors import ConfigurationError, IntegrityError, ProviderError, StoreUnavailable
+from cloister.errors import ConfigurationError, IntegrityError, ProviderError, ProviderRateLimited, StoreUnavailable
 from cloister.server.settings import ServerSettings
 
 
@@ -124,7 +125,10 @@ async def _leave(house: Firm, form: str, session: str, events: int) -> None:
 
 
 async def test_no_error_and_no_log_says_who_or_what(house: Firm, caplog: pytest.LogCaptureFixture) -> None:
-    """Errors and the log hold no words, users, ids, keys or tokens, whatever goes wrong (rows 45 to 47)."""
+    """Errors and the log hold no words, users, ids, keys or tokens, whatever goes wrong (rows 45 to 47).
+
+    What is at fault, in the words that cloister's own errors have for it, is in the log alone.
+    """
     caplog.set_level(logging.DEBUG, "cloister")
     words = "canary\x1b[31m\r\nforged: entry"
     made = await house.turn("ana", more={"input": words})
@@ -145,10 +149,12 @@ async def test_no_error_and_no_log_says_who_or_what(house: Firm, caplog: pytest.
         for caller in ("ben", "ben's token", "globex"):
             answers.append(await house.ask(caller, "GET" if body is None else "POST", path, body))
     for error in (
-        ProviderError("canary"),
-        StoreUnavailable("canary"),
-        IntegrityError("canary"),
-        ConfigurationError("canary"),
+        ProviderError("no answer was whole"),
+        ProviderRateLimited("no tokens are left on the account"),
+        StoreUnavailable("the disk is full"),
+        IntegrityError("a row was changed"),
+        ConfigurationError("a price is missing"),
+        ValueError("canary"),
     ):
         house.provider.answer = error
         for form in FORMATS:
@@ -157,15 +163,20 @@ async def test_no_error_and_no_log_says_who_or_what(house: Firm, caplog: pytest.
     assert {answer.status_code for answer in answers} >= {400, 403, 404, 500, 502, 503}
     secrets = [hers[5:48], *[value for caller in house.callers.values() for value in caller.values()][:1]]
     secrets += [caller["authorization"].removeprefix("Bearer ") for caller in house.callers.values()]
+    told = ("no answer was whole", "no tokens are left", "the disk is full", "a row was changed", "a price is missing")
     for answer in answers:
         if answer.status_code < 400:
             continue
-        assert not [one for one in ("/src/", "Traceback", "SELECT", *secrets) if one in answer.text], answer.text
+        internal = ("/src/", "Traceback", "SELECT", *told, *secrets)
+        assert not [one for one in internal if one in answer.text], answer.text
         assert answer.headers["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in answer.headers
         assert answer.text.count("\n") == answer.text.count("\x1b") == 0
     for one in ("canary", "forged", *secrets):
         assert one not in caplog.text
+    for one in told:  # by the request's id, whether the answer had begun or not
+        assert len(re.findall(f"req_[0-9a-f]+ failed: .*{one}", caplog.text)) >= len(FORMATS)
+        assert len(re.findall(f"req_[0-9a-f]+ failed.*: .*{one}", caplog.text)) >= 2 * len(FORMATS)
     assert "\x1b" not in caplog.text
 
 

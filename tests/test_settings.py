@@ -350,6 +350,8 @@ async def test_a_log_on_a_server_is_signed_where_that_is_set_up(tmp_path: Path, 
     """For a store without a file, key and signed heads lie where the settings say, and a cut-off log shows."""
     key_file, store = tmp_path / "audit-key", f"redis://{redis}/0?prefix={secrets.token_hex(4)}:"
     chosen = Settings(store=store, keys=Keyring.generate(), audit_key_file=str(key_file))
+    with pytest.raises(ConfigurationError, match=r"does not exist: .* cloister keys new --audit$"):
+        chosen.open()
     sinks.audit_key(key_file)
     async with chosen.open() as cloister:
         await cloister.user("ana").start()

@@ -665,6 +665,25 @@ async def test_one_file_opened_twice_in_a_process(file: Path) -> None:
         assert (await one.audited()).writers == 2
 
 
+@posix
+@pytest.mark.parametrize("which", ["", ".leases"])
+async def test_another_process_that_closes_the_file_leaves_us_our_log(file: Path, which: str) -> None:
+    """Whoever opens the store beside us, and ends, takes the write-ahead log from nobody who is still at work.
+
+    SQLite deletes it with the last one who closes the file, which it knows by the locks of all others; and a process
+    loses all of its own with any descriptor of the file that it closes.
+    """
+    place = file.with_name(file.name + which)
+    look = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('PRAGMA table_list'); db.close()"
+    async with opened(at(file)) as house, opened(at(file)):
+        await (await house.ana.start()).send("hello")
+        log = place.with_name(place.name + "-wal")
+        before = log.stat().st_ino
+        await asyncio.to_thread(subprocess.run, [sys.executable, "-c", look, str(place)], check=True, timeout=60)
+        assert log.exists()
+        assert log.stat().st_ino == before
+
+
 async def test_use_after_close_is_an_error(file: Path) -> None:
     """A session value that outlives its cloister raises; nothing hangs and nothing is written."""
     async with opened(at(file)) as house:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cloister.errors import ConfigurationError
 
 _MOST = 1 << 20
+_MADE_BY = {"key file": "cloister keys new", "audit key": "cloister keys new --audit"}
 
 
 def read_secret(path: Path, what: str) -> str:
@@ -26,7 +27,9 @@ def read_secret(path: Path, what: str) -> str:
                 raise ConfigurationError(f"the {what} {path} is not a file")
             data = file.read(_MOST + 1)
     except FileNotFoundError:
-        raise ConfigurationError(f"the {what} {path} does not exist") from None
+        made_by = _MADE_BY.get(what)
+        mend = f": put it back from a copy, or for a new store make one: {made_by}" if made_by else ""
+        raise ConfigurationError(f"the {what} {path} does not exist{mend}") from None
     except OSError as error:
         raise ConfigurationError(f"the {what} {path} cannot be read: {error.strerror}") from None
     if os.name == "posix" and mode & 0o077:

@@ -204,9 +204,15 @@ def _parse(pairs: Iterable[tuple[str, ...]], source: str) -> dict[str, bytes]:
             key = base64.b64decode(text.strip().replace("-", "+").replace("_", "/"), validate=True)
         except (binascii.Error, ValueError):
             raise ConfigurationError(f"{source}: entry {number} is not a name and a key in base64") from None
+        if len(key) != KEY_BYTES:
+            raise ConfigurationError(
+                f"{source}: the key of entry {number} has {len(key)} bytes, not {KEY_BYTES}; put it back from a copy"
+            )
         if name in keys:
             raise ConfigurationError(f"{source}: the name of entry {number} stands there twice")
         keys[name] = key
+    if not keys:
+        raise ConfigurationError(f"{source}: there is no key in it; put it back from a copy")
     return keys
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def serve(read: Callable[..., Settings], provider: str | None, model: str | None
 def _began(settings: Settings, options: ServerSettings, url: str, facts: dict[str, Any]) -> None:
     """Say on stderr what is served, how, and what is missing."""
     from cloister import doctor
+    from cloister.server.monitoring import is_counting
 
     _say(f"cloister serves {url}", "bold")
     _line("store", settings.connect().url)
@@ -71,11 +73,24 @@ def _began(settings: Settings, options: ServerSettings, url: str, facts: dict[st
             state = "" if finding.state in ("ok", "note") else f"{finding.state}: "
             _line(finding.what, state + finding.said, _STYLES.get(finding.state))
     _line("requests", _limits(options))
+    if options.metrics != "off" and not is_counting(options):
+        _line("metrics", "nothing is counted, and there is no /metrics: pip install 'cloister[metrics]'")
     if options.workers > 1:
         _line("workers", str(options.workers))
+    if unknown := facts.get("unknown"):
+        said = "set up here and never added; if the spelling is right, `cloister tenants add` adds it"
+        _line("tenants", f"{', '.join(unknown)}: {said}", "yellow")
     if not facts.get("keys", True):
         _line("keys", "there are none: nobody can ask anything yet. For a first one:", "yellow")
-        _say("             cloister tenants add acme && cloister tenants keys new acme", "yellow")
+        there = _there(settings)
+        _say(f"             cloister tenants add acme{there} && cloister tenants keys new acme{there}", "yellow")
+
+
+def _there(settings: Settings) -> str:
+    """Give the options by which another command finds what this one was told, but for the password of a store."""
+    given = click.get_current_context().params
+    told = {"store": settings.connect().url if given["store"] else None, "config": given["config"]}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in told.items() if value)
 
 
 def _limits(options: ServerSettings) -> str:

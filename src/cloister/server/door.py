@@ -21,7 +21,7 @@ import msgspec
 
 from cloister import scope as scopes
 from cloister.client import AsyncCloister
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, ProviderError
 from cloister.model import Owner
 from cloister.server import errors
 from cloister.server.headers import USER, Headers
@@ -307,9 +307,9 @@ class Reply:
 async def refuse(reply: Reply, error: Exception, route: Route | None) -> None:
     """Answer with what became of a request that failed; after the first byte there is nothing left to say."""
     refused = errors.refusal(error)
-    if refused.status >= 500:
-        expected = isinstance(error, CloisterError)
-        _log.error("%s failed: %s", reply.request_id, type(error).__name__, exc_info=None if expected else error)
+    if refused.status >= 500 or isinstance(error, ProviderError):  # its 429 may be an account that is empty
+        expected = isinstance(error, (CloisterError, Refused))
+        _log.error("%s failed: %s", reply.request_id, errors.reason(error), exc_info=None if expected else error)
     if reply.status:
         raise error
     style = route.style if route else "openai"

@@ -104,6 +104,14 @@ def refusal(error: Exception) -> Refused:
     return Refused(500, "server_error", "internal_error", "something went wrong here; it is in the log under this id")
 
 
+def reason(error: BaseException) -> str:
+    """Give what the log says of *error*: our own words, which are names and counts; of any other only its class."""
+    kind = type(error).__name__
+    if isinstance(error, Refused):
+        return error.code
+    return f"{kind}: {error}" if isinstance(error, CloisterError) else kind
+
+
 def _headers(error: CloisterError, status: int) -> Mapping[str, str]:
     after: float | None = None
     if isinstance(error, RateLimited):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -18,11 +19,14 @@ from typing import Literal
 
 import msgspec
 
+from cloister.server import errors
 from cloister.server.refusals import Refused
 from cloister.server.routes import ANYBODY, Answer, Call, Route, Scope
 from cloister.server.settings import ServerSettings
 from cloister.stores.base import Store
 from cloister.telemetry import Telemetry
+
+_log = logging.getLogger("cloister.server")
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _PATIENCE = 1.0
@@ -105,6 +109,7 @@ class Monitoring:
         # the middle is lost.
         if self._asked is None or self._asked.done():
             self._asked = asyncio.ensure_future(self._store().tenanted())
+            self._asked.add_done_callback(_say_why)  # it may end when nobody waits for it any more
         done, _ = await asyncio.wait({self._asked}, timeout=_PATIENCE)
         if not done or self._asked.cancelled() or self._asked.exception() is not None:
             return False
@@ -122,3 +127,8 @@ class Monitoring:
             return generate_latest(registry)
 
         return Answer(await asyncio.to_thread(added_up), kind=_TEXT)
+
+
+def _say_why(asked: asyncio.Task[object]) -> None:
+    if not asked.cancelled() and (error := asked.exception()) is not None:
+        _log.warning("the store does not answer: %s", errors.reason(error))

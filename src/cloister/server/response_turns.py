@@ -211,7 +211,7 @@ class Streaming:
             if self._events is None:
                 raise
             refused = errors.refusal(error)
-            _log.error("%s failed while it was streamed: %s", self._call.request_id, type(error).__name__)
+            _log.error("%s failed while it was streamed: %s", self._call.request_id, errors.reason(error))
             yield _said(self._events.fail(refused.code, refused.message))
 
     def _piece(self, turn: Turn[Session], text: str) -> Iterable[Event]:

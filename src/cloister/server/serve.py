@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import ipaddress
 import logging
 import os
@@ -92,13 +93,16 @@ def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Ser
     )
 
     async def look() -> Report:
-        keys = await application.behind().cloister.credentials.has_keys()
+        credentials = application.behind().cloister.credentials
+        keys = await credentials.has_keys()
         if not keys and not options.issuers and not alone:
             raise ConfigurationError(
                 f"{options.host} can be reached from elsewhere, and there is no key and no issuer yet: make one first, "
                 "with `cloister tenants add NAME` and `cloister tenants keys new NAME`, or listen on 127.0.0.1"
             )
-        return {"keys": keys or bool(options.issuers)}
+        named = {tenant for issuer in options.issuers for tenant in issuer.tenants} | set(options.policies)
+        unknown = named - {tenant.id for tenant in await credentials.tenants()}
+        return {"keys": keys or bool(options.issuers), "unknown": sorted(unknown)}
 
     return Service(application, look)
 
@@ -128,7 +132,10 @@ def check(settings: Settings, options: ServerSettings) -> None:
 @contextlib.contextmanager
 def listen(host: str, port: int) -> Iterator[socket.socket]:
     """Bind the socket that all workers take connections from; nobody is let in before one of them listens."""
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):  # the latter for what no name can be
+        raise ConfigurationError(f"{host} is no address or name of this machine; name one with --host") from None
     family, kind, protocol, _, address = found[0]
     listening = socket.socket(family, kind, protocol)
     try:
@@ -136,8 +143,9 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listening.bind(address)
         except OSError as error:
+            option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
             raise ConfigurationError(
-                f"{host} port {port} cannot be listened on: {error.strerror}; name another with --port"
+                f"{host} port {port} cannot be listened on: {error.strerror}; name another with {option}"
             ) from None
         yield listening
     finally:
@@ -164,7 +172,8 @@ def without_trace(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     if sys.platform == "linux" and environ is os.environ:
         getenv = ctypes.CDLL(None).getenv
         getenv.restype = ctypes.c_void_p
-        names = [name for name in environ if name.startswith("CLOISTER_") or name.endswith(("_KEY", "_SECRET"))]
+        secret = ("_KEY", "_SECRET", "PASSWORD")
+        names = [name for name in environ if name.startswith("CLOISTER_") or name.endswith(secret)]
         places = [(getenv(os.fsencode(name)), len(os.fsencode(environ[name]))) for name in names]
     try:
         yield

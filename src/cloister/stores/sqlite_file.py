@@ -104,7 +104,8 @@ def ours(error: sqlite3.Error, url: str) -> CloisterError:
     if name.startswith("SQLITE_FULL"):
         return StoreUnavailable(f"the disk of {url} is full; nothing was stored. Free some space, then try again")
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_IOERR")):
-        return StoreUnavailable(f"{url} cannot be read or written ({name}); check the disk and the file's permissions")
+        mend = "check the disk, and the permissions of the file, of those beside it and of their folder"
+        return StoreUnavailable(f"{url} cannot be read or written ({name}); {mend}")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return StoreError(f"{url} is damaged or not a database ({name}); restore it from a backup")
     return StoreError(f"{url} answered with {name}")
@@ -214,8 +215,14 @@ def migrate(db: sqlite3.Connection, url: str) -> None:
 
 
 def only_for_us(path: Path) -> None:
-    """Create a missing file so that only its owner can read it."""
+    """Create a missing file so that only its owner can read it.
+
+    One that is there is not opened: closing it again would take from this process every lock that SQLite has on it, and
+    then the next process that closes the database deletes the write-ahead log under this one.
+    """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass
     except OSError as error:
         raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from None
