@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import timedelta
@@ -426,15 +425,18 @@ async def test_who_goes_away_closes_the_stream(app: Application, raised: Raised)
 
 
 async def test_a_stopping_server_ends_it_too(app: Application, raised: Raised) -> None:
-    """Whoever cancels the request finds the handler ended when it is back."""
+    """Whoever cancels the request finds the handler ended when it is back; who asked is told to ask again."""
     leaving = Leaving(app, "POST", "/v1/search/a", raised)
     leaving.receive = asyncio.Event().wait  # type: ignore[assignment,method-assign]
     task = asyncio.create_task(app(leaving.scope, leaving.receive, leaving.send))
     await asyncio.wait_for(raised.begun.wait(), 5)
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError):
         await task
     assert raised.went == ["cancelled"]
+    begun, body = leaving.sent
+    assert (begun["status"], dict(begun["headers"])[b"retry-after"]) == (503, b"1")
+    assert b"stopping" in body["body"]
 
 
 async def test_calls_are_on_record_with_their_source(app: Application, client: httpx2.AsyncClient) -> None:

@@ -136,6 +136,10 @@ class Door:
                 await self._pass(scope, receive, reply, source)
         except Exception as error:  # noqa: BLE001 (the last resort: it says nothing and is in the log)
             await refuse(reply, error, route)
+        except asyncio.CancelledError:
+            if not reply.status:
+                await refuse(reply, _stopping(), route)
+            raise
         finally:
             if _log.isEnabledFor(logging.INFO):
                 took = (time.perf_counter() - began) * 1_000
@@ -314,6 +318,11 @@ async def refuse(reply: Reply, error: Exception, route: Route | None) -> None:
         raise error
     style = route.style if route else "openai"
     await reply.write(errors.encode(refused, style, reply.request_id), refused.status, refused.headers)
+
+
+def _stopping() -> Refused:
+    """Say to whom the server cuts off, because it stops and has waited for long enough."""
+    return Refused(503, "server_error", "stopping", "this server stops; ask again", headers={"retry-after": "1"})
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[None]) -> None:
