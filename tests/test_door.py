@@ -17,6 +17,7 @@ from cloister import errors
 from cloister.client import AsyncCloister
 from cloister.model import Owner
 from cloister.server.app import Application
+from cloister.server.errors import SAFE
 from cloister.server.headers import Headers
 from cloister.server.identity import Caller
 from cloister.server.refusals import Refused
@@ -470,6 +471,8 @@ async def test_pages_of_elsewhere_may_call_where_they_are_named() -> None:
                             origin if origin in allowed else None
                         )
                         assert "access-control-allow-credentials" not in said.headers
+                        assert SAFE.items() <= dict(said.headers).items()
+                        assert said.headers["x-request-id"].startswith("req_")
                     assert (before.status_code == 200) == (origin in allowed)
                     assert answer.status_code == 401
 

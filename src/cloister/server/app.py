@@ -8,14 +8,16 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route as Path
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
-from cloister.server import chat, conversation_items, conversations, messages, openapi, responses, tokens
+from cloister.server import chat, conversation_items, conversations, errors, messages, openapi, responses, tokens
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
 from cloister.server.door import Identities as Asks
 from cloister.server.identity import Identities
@@ -118,13 +120,22 @@ def _shared(router: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """
     if not origins:
         return router
-    return CORSMiddleware(
+    return _Shared(
         router,
         allow_origins=origins,
         allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=("cloister-session", "cloister-renewed", "x-request-id", "request-id", "retry-after"),
     )
+
+
+class _Shared(CORSMiddleware):
+    """Be what answers browsers that ask before they ask, as guarded as any other answer."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.headers.update({**errors.SAFE, "x-request-id": "req_" + secrets.token_hex(12)})
+        return response
 
 
 def _check(cloister: AsyncCloister) -> None:
