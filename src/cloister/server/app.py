@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
 
+import msgspec
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -24,7 +25,7 @@ from cloister.server.identity import Identities
 from cloister.server.rates import Rates
 from cloister.server.record import Record, into
 from cloister.server.refusals import Refused
-from cloister.server.routes import ANYBODY, Route
+from cloister.server.routes import ANYBODY, JSON, Answer, Route
 from cloister.server.settings import ServerSettings
 
 _log = logging.getLogger("cloister.server")
@@ -102,8 +103,13 @@ class Application:
                 self._behind = None
                 await identities.close()
 
-    async def _described(self, _: object) -> Mapping[str, Any]:
-        return openapi.document(self.routes)
+    async def _described(self, _: object) -> Answer:
+        return Answer(self._document, kind=JSON)
+
+    @functools.cached_property
+    def _document(self) -> bytes:
+        # Made once: anybody may ask for it, and it takes as long as a dozen turns.
+        return msgspec.json.encode(openapi.document(self.routes))
 
 
 def _identities_of(options: ServerSettings) -> Callable[[AsyncCloister], Asks]:
