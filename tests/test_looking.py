@@ -7,12 +7,13 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.fakes import opened
 from tests.test_masking import Rule
 
-from cloister import looking
+from cloister import looking, window
 from cloister.errors import RateLimited
 from cloister.model import Owner
 from cloister.scrub import Scrub, Span
@@ -184,3 +185,21 @@ async def test_a_turn_lets_others_go_on_between_its_parts() -> None:
         loop.call_soon(count)
         asked = int((await session.send("Hello again.")).text)
     assert (before, asked) == (0, 3)  # one of them is the provider's
+
+
+async def test_long_tools_are_counted_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of tools takes half a second to count for the window: nobody else waits for it."""
+    threads: list[bool] = []
+    counted = window.options_tokens
+
+    def count(*given: Any) -> int:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return counted(*given)
+
+    monkeypatch.setattr(window, "options_tokens", count)
+    async with opened("memory://", context_tokens=1 << 20) as house:
+        session = await house.ana.start()
+        for length in (100, LONG):
+            function = {"name": "look", "description": "a" * length, "parameters": {}}
+            await session.send("Hello.", options={"tools": [{"type": "function", "function": function}]})
+    assert threads == [True, False]
