@@ -14,7 +14,7 @@ from tests.serving import Listening, Served, served
 
 from cloister import sessions
 from cloister.model import Limits
-from cloister.server import ids
+from cloister.server import conversation_items, ids
 from cloister.server.settings import Policy, ServerSettings
 
 HELLO: Any = {"role": "user", "content": "hello"}
@@ -193,6 +193,30 @@ async def test_items_come_in_pages(house: Served) -> None:
     assert (len(page.data), page.has_more, page.last_id) == (11, True, page.data[-1].id)
     empty = await ana.conversations.items.list((await ana.conversations.create()).id)
     assert (empty.data, empty.has_more, empty.last_id) == ([], False, None)
+
+
+async def test_no_page_is_long(house: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long items come in short pages, and of many only some are read at once; joined, the pages are the whole."""
+    most = 2_000
+    monkeypatch.setattr(conversation_items, "MOST_BYTES", most)
+    ana = house.client()
+    made = await ana.conversations.create()
+    for start in range(0, 60, 20):
+        await ana.conversations.items.create(made.id, items=numbered(20, start))
+    long = "word " * most
+    await ana.conversations.items.create(made.id, items=[{"role": "user", "content": long}] * 2)
+    said = [*[f"number {n}" for n in range(60)], long, long]
+    house.store.calls.clear()
+    for order in ("asc", "desc"):
+        assert [text(item) for item in await all_items(ana, made.id, order=order, limit=100)] in (said, said[::-1])
+        page = await ana.conversations.items.list(made.id, order=order, limit=100)
+        lengths = [len(item.to_json(indent=None)) for item in page.data]
+        assert page.has_more
+        assert len(lengths) == 1 or sum(lengths) < 1.5 * most, lengths
+    asked = [options["limit"] for name, _, options in house.store.calls if name == "items"]
+    assert max(asked) <= 21
+    sizes = [len(await all_items(ana, made.id, limit=limit)) for limit in (1, 7, 100)]
+    assert sizes == [62] * 3
 
 
 async def test_twenty_are_listed_where_nobody_says_how_many(house: Served) -> None:

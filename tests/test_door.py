@@ -15,7 +15,9 @@ import pytest
 from cloister import errors
 from cloister.client import AsyncCloister
 from cloister.model import Owner
+from cloister.server import openapi
 from cloister.server.app import Application
+from cloister.server.errors import SAFE
 from cloister.server.headers import Headers
 from cloister.server.identity import Caller
 from cloister.server.refusals import Refused
@@ -472,14 +474,23 @@ async def test_pages_of_elsewhere_may_call_where_they_are_named() -> None:
                             origin if origin in allowed else None
                         )
                         assert "access-control-allow-credentials" not in said.headers
+                        assert SAFE.items() <= dict(said.headers).items()
+                        assert said.headers["x-request-id"].startswith("req_")
                     assert (before.status_code == 200) == (origin in allowed)
                     assert answer.status_code == 401
 
 
+async def test_the_document_is_made_once(client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for it, as often as they like: what takes long is done for the first of them."""
+    first = await client.get("/openapi.json")
+    assert first.headers["content-type"] == "application/json"
+    assert first.json()["openapi"]
+    monkeypatch.setattr(openapi, "document", None)
+    assert (await client.get("/openapi.json")).content == first.content
+
+
 def test_the_document_has_every_route(app: Application) -> None:
     """The OpenAPI document is made from the table of routes, with the types of bodies and queries."""
-    from cloister.server import openapi
-
     said = openapi.document(app.routes)
     assert set(said["paths"]) == {route.path for route in app.routes}
     assert said["paths"]["/v1/echo"]["post"]["requestBody"]["content"]["application/json"]["schema"]

@@ -489,6 +489,15 @@ async def test_claims_of_another_shape(claims: bytes) -> None:
     assert (await refusal(gate.caller(token(claims, gate.claims(), private_key("RS256"), "RS256")))).status == 401
 
 
+@pytest.mark.parametrize("moment", ["1e400", "-1e400", "-1", "1" + "0" * 400, f"{1 << 53}"])
+@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
+async def test_no_moment(name: str, moment: str) -> None:
+    """A time that no clock ever shows, even where a number has no room for it, is refused as any other wrong claim."""
+    gate = Gate()
+    claims = json.dumps({**gate.claims(), name: "moment"}).replace('"moment"', moment).encode()
+    assert (await refusal(gate.caller(token(HEADER, claims, private_key("RS256"), "RS256")))).status == 401
+
+
 async def test_something_said_twice() -> None:
     """A claim or header that stands there twice, of which another reader takes the other, is refused."""
     gate = Gate()

@@ -6,12 +6,15 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.fakes import opened
 from tests.test_masking import Rule
 
-from cloister import looking
+from cloister import looking, window
+from cloister.errors import RateLimited
 from cloister.model import Owner
 from cloister.scrub import Scrub, Span
 
@@ -93,6 +96,46 @@ async def test_who_leaves_while_waiting_is_not_looked_at(looks: Looks) -> None:
     assert looks.begun == ["first", "last"]
 
 
+async def test_what_waits_is_bounded(looks: Looks) -> None:
+    """Beyond so many characters of an owner's nothing new is taken; what was begun before goes on, and others do."""
+    size = looking._MOST // 2 + 1
+    begun = [asyncio.create_task(looking.beside(ANA, size, looks(name), begins=True)) for name in ("first", "second")]
+    await looks.until("first")
+    with pytest.raises(RateLimited) as refused:
+        await looking.beside(ANA, LONG, looks("third"), begins=True)
+    assert refused.value.retry_after > timedelta(0)
+    went_on = asyncio.create_task(looking.beside(ANA, LONG, looks("an answer")))
+    ben = asyncio.create_task(looking.beside(BEN, LONG, looks("ben"), begins=True))
+    await looks.until("ben")
+    looks.go.set()
+    assert [await task for task in (*begun, went_on, ben)] == ["first", "second", "an answer", "ben"]
+    assert await looking.beside(ANA, LONG, looks("again"), begins=True) == "again"
+
+
+async def test_long_texts_of_one_user_that_pile_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends more than is looked at is told to wait, before a model is asked; those before are looked at."""
+    monkeypatch.setattr(looking, "_MOST", 60_000)
+    asked, go = threading.Event(), threading.Event()
+
+    def find(text: str) -> Iterator[Span]:
+        asked.set()
+        assert go.wait(30)
+        return iter(())
+
+    async with opened("memory://", scrub=Scrub(detectors=[Rule(find)]), context_tokens=1 << 20) as house:
+        given = [{"role": "user", "content": "stuck " * 5_000}]
+        stuck = [asyncio.create_task(house.ana.start(items=given)) for _ in range(3)]
+        try:
+            assert await asyncio.to_thread(asked.wait, 10)
+            session = await house.ana.start()
+            for way in (house.ana.start(items=given), session.append(given), session.send("stuck " * 5_000)):
+                with pytest.raises(RateLimited):
+                    await way
+        finally:
+            go.set()
+        assert len(await asyncio.gather(*stuck)) == 3
+
+
 async def test_a_look_knows_where_it_is() -> None:
     """What it raises reaches the caller, and context variables are the caller's."""
     where = contextvars.ContextVar("where", default="nowhere")
@@ -142,3 +185,21 @@ async def test_a_turn_lets_others_go_on_between_its_parts() -> None:
         loop.call_soon(count)
         asked = int((await session.send("Hello again.")).text)
     assert (before, asked) == (0, 3)  # one of them is the provider's
+
+
+async def test_long_tools_are_counted_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of tools takes half a second to count for the window: nobody else waits for it."""
+    threads: list[bool] = []
+    counted = window.options_tokens
+
+    def count(*given: Any) -> int:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return counted(*given)
+
+    monkeypatch.setattr(window, "options_tokens", count)
+    async with opened("memory://", context_tokens=1 << 20) as house:
+        session = await house.ana.start()
+        for length in (100, LONG):
+            function = {"name": "look", "description": "a" * length, "parameters": {}}
+            await session.send("Hello.", options={"tools": [{"type": "function", "function": function}]})
+    assert threads == [True, False]

@@ -632,6 +632,31 @@ async def test_input_items_come_page_by_page() -> None:
             await client.responses.input_items.list(response.id, after="msg_1_0123456789ab")
 
 
+async def test_to_count_takes_no_more_from_the_store_than_a_turn() -> None:
+    """However long a conversation is: what a turn would not send is not read to count it."""
+    async with served(context_tokens=1_000) as server:
+        client = server.client()
+        made = await client.conversations.create()
+        for _ in range(5):
+            await client.conversations.items.create(made.id, items=[{"role": "user", "content": "word " * 300}] * 20)
+        given: list[int] = []
+
+        async def load(real: Any, args: Any, options: Any) -> Any:
+            loaded = await real(*args, **options)
+            given.append(len(loaded.items))
+            return loaded
+
+        server.store.answers["load"] = load
+        server.store.calls.clear()
+        counted = (await client.responses.input_tokens.count(input="Hello.", conversation=made.id)).input_tokens
+        assert "items" not in server.store.names
+        most = max(given)
+        told = await client.responses.create(model=MODEL, input="Hello.", conversation=made.id)
+        assert most == max(given) < 10
+        assert told.usage is not None
+        assert 300 < counted < 1_000
+
+
 async def test_tokens_are_counted_and_nothing_is_asked() -> None:
     """The count is what a turn would send, with what went before; no model hears of it, and nothing is stored."""
     async with served(context_tokens=4_000) as server:

@@ -28,11 +28,12 @@ class Fitting:
         check: Check,
         system: Item | None,
         budget: int,
+        beside: int,
     ) -> None:
         self._cloister, self._opened, self._mask, self._check = cloister, opened, mask, check
         self._model = question.model
         self._counter = cloister.counter(question.model)
-        self._beside = window.options_tokens(question.options or {}, self._counter)
+        self._beside = beside
         self._budget = budget
         self.system = system or opened.system
         self.new = list(said)

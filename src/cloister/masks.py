@@ -43,8 +43,11 @@ def counted(cloister: Counting, mask: Mask, item: Item, model: str | None = None
 async def masked(
     cloister: Counting, mask: Mask, owner: Owner, items: Sequence[Item], model: str | None = None
 ) -> list[Item]:
-    """Give *items* of *owner*'s as they are stored: with placeholders, and with their cost."""
-    return await looked(owner, items, lambda item: counted(cloister, mask, mask.hide(item), model))
+    """Give *items* of *owner*'s as they are stored: with placeholders, and with their cost.
+
+    Raises `RateLimited` where too many long ones wait already.
+    """
+    return await looked(owner, items, lambda item: counted(cloister, mask, mask.hide(item), model), begins=True)
 
 
 def said_before(opened: Opened) -> list[Item]:
@@ -69,11 +72,11 @@ async def ready(mask: Mask, opened: Opened, system: Item | None) -> None:
     await looked(opened.owner, [item for item in items if item.values is None], mask.sent)
 
 
-async def looked(owner: Owner, items: Sequence[Item], look: Callable[[Item], T]) -> list[T]:
+async def looked(owner: Owner, items: Sequence[Item], look: Callable[[Item], T], *, begins: bool = False) -> list[T]:
     """Look at *items* of *owner*'s; at long ones beside the loop: other tasks, and the renewing of leases, go on."""
     size = sum(map(_size, items))
     if size > _SHORT:
-        return await looking.beside(owner, size, lambda: [look(item) for item in items])
+        return await looking.beside(owner, size, lambda: [look(item) for item in items], begins=begins)
     return [look(item) for item in items]
 
 

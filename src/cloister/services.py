@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cloister import providers
+from cloister import looking, providers
 from cloister import window as windows
 from cloister.bills import Bill
 from cloister.costs import Budget, Prices
@@ -92,7 +92,8 @@ class Services:
             new = sum(
                 [self.counted(one, model).tokens if len(one.text) < _LONG else len(one.text) // 4 for one in said]
             )
-            beside = windows.options_tokens(options, self.counter(model))
+            size = windows.options_size(options)
+            beside = windows.options_tokens(options, self.counter(model)) if size < _LONG else size // 4
             tokens = min(before + new + beside, self.window(model))
         named = self.provider.name if self.provider else None
         return Bill(
@@ -105,6 +106,13 @@ class Services:
         if vocabulary is not None and vocabulary not in self._prepared:
             await asyncio.to_thread(self.counter, model)
             self._prepared.add(vocabulary)
+
+    async def beside(self, owner: Owner, options: Mapping[str, Any], model: str | None = None) -> int:
+        """Count what goes along with the messages of a turn: not on the loop where there is much of it."""
+        size, counter = windows.options_size(options), self.counter(model)
+        if size < _LONG:
+            return windows.options_tokens(options, counter)
+        return await looking.beside(owner, size, lambda: windows.options_tokens(options, counter), begins=True)
 
     def window(self, model: str | None = None) -> int:
         """Give how many tokens a turn may send to *model*, or to the provider's own."""

@@ -272,7 +272,7 @@ class Session:
         question = Question(content, model=model, options=options, system=system)
         taking = await Taking.of(self, question)
         self._cloister.vault.admit(self.owner)
-        opened = taking.made(passing=True) if self._seed is not None else (await self._opened())[0]
+        opened = taking.made(passing=True) if self._seed is not None else await self._newest(model)
         fitting, mask, check, _ = await taking.fitted(opened)
         try:
             return fitting.tokens()
@@ -280,6 +280,11 @@ class Session:
             opened.forget()
             mask.forget()
             check.forget()
+
+    async def _newest(self, model: str | None) -> Opened:
+        """Give the session with as many of its items as a turn would read, to look at it without taking it."""
+        vault = self._cloister.vault
+        return (await self._opened())[0] if vault.carries else await vault.newest(self, self._cloister.window(model))
 
     async def _opened(self) -> tuple[Opened, Mask]:
         """Give the session with its latest items, to look at it without taking it."""

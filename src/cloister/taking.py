@@ -323,7 +323,8 @@ class Taking(Generic[SessionT]):
         await ready(mask, opened, system or opened.system)
         new = await masked(cloister, mask, self._owner, asked, question.model)
         self._vault.check_room(opened, new)
-        return Fitting(cloister, opened, question, new, mask, check, system, self._budget), mask, check, prints
+        beside = await cloister.beside(self._owner, question.options or {}, question.model)
+        return Fitting(cloister, opened, question, new, mask, check, system, self._budget, beside), mask, check, prints
 
     async def heard(self) -> None:
         """Let the search for other users' details know what was said."""

@@ -129,6 +129,25 @@ class Vault(Leasing):
         row = await self._present(owner, session_id, loaded)
         return row if row.ended else await self._open(row, loaded, owner, session_id, budget=0, since=since)
 
+    async def newest(self, session: Handle, budget: int) -> Opened:
+        """Open a session without working on it, with as many of its newest items as *budget* tokens hold.
+
+        Raises `SessionExpired` if it is over.
+        """
+        owner, session_id, since = session.owner, session.id, self.moment
+        self.admit(owner)
+        loaded = await self.ask(self.store.load, owner, session_id, budget=budget)
+        row = await self._present(owner, session_id, loaded)
+        if row.ended:
+            raise SessionExpired(row.ended)
+        opened = await self._open(row, loaded, owner, session_id, budget=budget, since=since)
+        try:
+            sessions.check_alive(opened.head, self.now())
+        except SessionExpired:
+            await self.expire(opened)
+            raise
+        return opened
+
     async def check_id(self, owner: Owner, session_id: object) -> str:
         """Give *session_id* back if it has the shape of one; else refuse it as any other that is not the owner's."""
         self.admit(owner)

@@ -363,6 +363,12 @@ def tools_tokens(tools: Sequence[dict[str, Any]], counter: Counter) -> int:
     return TOOLS_TOKENS + sum(counter.count(_json(tool)) + 10 for tool in tools) if tools else 0
 
 
+def options_size(options: Mapping[str, Any]) -> int:
+    """Give how many characters there are of what `options_tokens` counts."""
+    form = options.get("response_format")
+    return len(_json([*(options.get("tools") or ()), *([form] if isinstance(form, Mapping) else ())]))
+
+
 def options_tokens(options: Mapping[str, Any], counter: Counter) -> int:
     """Count what goes along with the messages of a call: tools, and the form that the reply is to have."""
     form = options.get("response_format")

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
 
+import msgspec
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route as Path
 from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from cloister.client import AsyncCloister
 from cloister.errors import ConfigurationError
-from cloister.server import chat, conversation_items, conversations, messages, openapi, responses, tokens
+from cloister.server import chat, conversation_items, conversations, errors, messages, openapi, responses, tokens
 from cloister.server.door import Behind, Door, Receive, Reply, Scope, Send, refuse
 from cloister.server.door import Identities as Asks
 from cloister.server.identity import Identities
 from cloister.server.rates import Rates
 from cloister.server.record import Record, into
 from cloister.server.refusals import Refused
-from cloister.server.routes import ANYBODY, Route
+from cloister.server.routes import ANYBODY, JSON, Answer, Route
 from cloister.server.settings import ServerSettings
 
 _log = logging.getLogger("cloister.server")
@@ -100,8 +103,13 @@ class Application:
                 self._behind = None
                 await identities.close()
 
-    async def _described(self, _: object) -> Mapping[str, Any]:
-        return openapi.document(self.routes)
+    async def _described(self, _: object) -> Answer:
+        return Answer(self._document, kind=JSON)
+
+    @functools.cached_property
+    def _document(self) -> bytes:
+        # Made once: anybody may ask for it, and it takes as long as a dozen turns.
+        return msgspec.json.encode(openapi.document(self.routes))
 
 
 def _identities_of(options: ServerSettings) -> Callable[[AsyncCloister], Asks]:
@@ -118,13 +126,22 @@ def _shared(router: ASGIApp, origins: Sequence[str]) -> ASGIApp:
     """
     if not origins:
         return router
-    return CORSMiddleware(
+    return _Shared(
         router,
         allow_origins=origins,
         allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=("cloister-session", "cloister-renewed", "x-request-id", "request-id", "retry-after"),
     )
+
+
+class _Shared(CORSMiddleware):
+    """Be what answers browsers that ask before they ask, as guarded as any other answer."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.headers.update({**errors.SAFE, "x-request-id": "req_" + secrets.token_hex(12)})
+        return response
 
 
 def _check(cloister: AsyncCloister) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +13,10 @@ from cloister.server.refusals import Refused, invalid
 from cloister.server.routes import Call, Route
 from cloister.server.shapes import Body, Given, Item, Page, Paging, Query
 from cloister.session import Session
+
+MOST_BYTES = 4 << 20
+"""How long a page may be: behind that it ends, before its limit, and says that more follows."""
+_AT_ONCE = 21  # what is asked for where nobody says how many, and one more
 
 
 class NewItems(Body):
@@ -71,11 +76,28 @@ async def page(session: Session, paging: Paging) -> Page[Item]:
             raise invalid("there is no such item in this conversation to go on behind", "after") from None
         rest = _ordered(items.shown(item), newest_first)
         entries, after = rest[rest.index(last) + 1 :], item.id
-    wanted = paging.limit + 1 - len(entries)
-    if wanted > 0:
-        for item in await session.history(limit=wanted, after=after, order=paging.order):
+    fits = _fitting(entries)
+    while fits == len(entries) <= paging.limit:
+        at_once = min(paging.limit + 1 - len(entries), _AT_ONCE)
+        found = await session.history(limit=at_once, after=after, order=paging.order)
+        for item in found:
             entries += _ordered(items.shown(item), newest_first)
-    return _page(entries[: paging.limit], more=len(entries) > paging.limit)
+            after = item.id
+        fits = _fitting(entries)
+        if len(found) < at_once:
+            break
+    fits = min(fits, paging.limit)
+    return _page(entries[:fits], more=len(entries) > fits)
+
+
+def _fitting(entries: Sequence[Item]) -> int:
+    """Say how many of *entries* a page has room for: one at least."""
+    size = 0
+    for number, entry in enumerate(entries):
+        size += len(msgspec.json.encode(entry))
+        if size > MOST_BYTES and number:
+            return number
+    return len(entries)
 
 
 def _ordered(entries: list[dict[str, Any]], newest_first: bool) -> list[dict[str, Any]]:

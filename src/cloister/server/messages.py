@@ -138,7 +138,7 @@ async def count(call: Call, body: Counted) -> Count:
     model = turns.named(call, body.model) or call.model
     options = {"tools": _tools(body)} if body.tools else {}
     look = partial(_tokens, system, messages, options, model)
-    return Count(await looking.beside(call.user.owner, len(call.raw), look))
+    return Count(await looking.beside(call.user.owner, len(call.raw), look, begins=True))
 
 
 def _tokens(system: str | None, messages: list[dict[str, Any]], options: dict[str, Any], model: str | None) -> int:
