@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -37,6 +38,9 @@ from cloister.settings import Settings
 _log = logging.getLogger("cloister.server")
 
 _HANDSHAKE = 10.0
+_SWITCH = 0.0003
+"""After how many seconds a thread gives way to another. That which writes to SQLite asks for the interpreter a dozen
+times in a turn; at Python's 5 ms for each, commits under load took more than twice as long."""
 _LEFT = 5.0
 """How many seconds cancelled requests may take to leave: releasing a lease, closing what they had from a provider."""
 
@@ -246,6 +250,7 @@ class _Worker:
     def run(self) -> int:
         """Serve until told to stop; give the exit code."""
         server = _Server(self._config(), self._child, self._watched)
+        sys.setswitchinterval(_SWITCH)
         try:
             with asyncio.Runner(loop_factory=_Loop) as runner:
                 runner.run(server.serve(sockets=[self._listening]))
@@ -312,6 +317,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        # What is there now stays: to look through it again and again for what could go held everybody up for 40 ms.
+        gc.collect()
+        gc.freeze()
         asyncio.get_running_loop().add_reader(self._child.alive, self._orphaned)
         self._child.ready(self._watched.facts)
 

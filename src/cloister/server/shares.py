@@ -3,10 +3,11 @@
 All requests of a worker run on one event loop, in steps: each goes from one wait, for the store or a model, to the
 next. The loop by itself lets them go on in the order in which their waits end. So a tenant with sixty requests under
 way would take sixty steps for each step of somebody with one. Here steps go on as they come only until two milliseconds
-are used up in one round of the loop. The others wait, and in each round as many go on as take about that long, or one:
-of the tenant that has had least of the time, and of its requests the oldest, so that what holds connections or locks is
-through with them soon. Whoever has had less than all that wait does not wait behind them. As long as nobody else has
-come for a second, rounds are ten times as long: they cost a sixth of a turn, and one tenant alone has nothing of them.
+are used up in one round of the loop. The others wait, and in each round as many go on as fit into that if each takes as
+long as the tenant's longest lately, or one: of the tenant that has had least of the time, and of its requests the
+oldest, so that what holds connections or locks is through with them soon. Whoever has had less than all that wait does
+not wait behind them. As long as nobody else has come for a second, rounds are ten times as long: they cost a sixth of a
+turn, and one tenant alone has nothing of them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _COMPANY = 1.0
 """For how many seconds a tenant that has gone on is reckoned with."""
 _SHORT = 0.0002
 """Steps that are no longer make others wait later: to let them wait would take longer than they do."""
+_FORGOTTEN = 32
+"""Over how many steps a long one is forgotten."""
 _LEAD = 0.05
 """By how many seconds at most somebody is ahead who asked for nothing lately: what was not used is not saved up."""
 _MOST = 1_000
@@ -40,12 +43,12 @@ _MOST = 1_000
 class _Account:
     """Be what one tenant has had, in seconds, and which of its steps wait: by age of the request, then of the step."""
 
-    __slots__ = ("had", "usual", "waiting")
+    __slots__ = ("had", "longest", "waiting")
 
     def __init__(self) -> None:
         self.had = 0.0
-        self.usual = _ROUND
-        """What a step of it took lately."""
+        self.longest = _ROUND
+        """What a step of it took at most lately: one that was longer counts at once, and is forgotten over dozens."""
         self.waiting: list[tuple[int, int, asyncio.Future[None]]] = []
 
 
@@ -94,7 +97,7 @@ class Shares:
             # It would be next: then it need not wait for another round, in which one of those would go on before it.
             at_once = not account.waiting and all(account.had < other.had for other in self._waiting)
         else:
-            most = 1 if account.usual > _SHORT else 4
+            most = 1 if account.longest > _SHORT else 4
             at_once = self.used < _ROUND * most or self.used < self._round() * most
         if at_once:
             return None
@@ -115,7 +118,7 @@ class Shares:
         while self._waiting and left > 0:
             account = min(self._waiting, key=lambda account: account.had)
             self._let_go(account)
-            left -= account.usual
+            left -= account.longest
         if self._in_round:  # behind those that go on now
             asyncio.get_running_loop().call_soon(self._begin_round)
 
@@ -160,7 +163,7 @@ class Share:
                 finally:
                     took = ticks() - since
                     account.had += took
-                    account.usual += (took - account.usual) / 8
+                    account.longest = max(took, account.longest + (took - account.longest) / _FORGOTTEN)
                     shares.used += took
                 try:
                     yield waits_for
