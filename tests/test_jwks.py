@@ -286,13 +286,19 @@ Answering = Callable[[asyncio.StreamWriter], Awaitable[None]]
 async def serving(answering: Answering, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
     """Serve what *answering* writes, on a free port of this machine; give its address and the requests it got."""
     requests: list[bytes] = []
+    serving = set[asyncio.Task[Any]]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            requests.append(await reader.readuntil(b"\r\n\r\n"))
-            await answering(writer)
-            await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                requests.append(await reader.readuntil(b"\r\n\r\n"))
+                await answering(writer)
+                await writer.drain()
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
@@ -300,6 +306,9 @@ async def serving(answering: Answering, tls: ssl.SSLContext | None = None) -> As
         yield f"http{'s' if tls else ''}://127.0.0.1:{port}/jwks", requests
     finally:
         server.close()
+        for task in serving:  # whoever asked may be gone before the answer is
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
         await server.wait_closed()
 
 

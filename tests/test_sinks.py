@@ -447,8 +447,10 @@ async def test_a_certificate_that_is_not_trusted_is_refused(tmp_path: Path) -> N
     posted = bytearray()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        posted.extend(await reader.read(1_000))
-        writer.close()
+        try:
+            posted.extend(await reader.read(1_000))
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     sink = Webhook(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/", SECRET)
