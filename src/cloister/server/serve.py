@@ -105,7 +105,8 @@ def of_cloister(settings: Settings, options: ServerSettings, alone: bool) -> Ser
                 "with `cloister tenants add NAME` and `cloister tenants keys new NAME`, or listen on 127.0.0.1"
             )
         named = {tenant for issuer in options.issuers for tenant in issuer.tenants} | set(options.policies)
-        unknown = named - {tenant.id for tenant in await credentials.tenants()}
+        # Most name none, and need not wait until every tenant is listed.
+        unknown = named - {tenant.id for tenant in await credentials.tenants()} if named else named
         return {"keys": keys or bool(options.issuers), "unknown": sorted(unknown)}
 
     return Service(application, look)
