@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 import msgspec
@@ -140,7 +139,7 @@ class _Shared(CORSMiddleware):
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
-        response.headers.update({**errors.SAFE, "x-request-id": "req_" + secrets.token_hex(12)})
+        response.headers.update({**errors.SAFE, "x-request-id": errors.new_request_id()})
         return response
 
 
@@ -185,6 +184,6 @@ async def _no_route(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _turned_away(scope: Scope, send: Send, refused: Refused) -> None:
     """Answer what reaches no door, and log it without its path, which may be anything."""
-    reply = Reply(send, "req_" + secrets.token_hex(12), secure=scope.get("scheme") == "https")
+    reply = Reply(send, errors.new_request_id(), secure=scope.get("scheme") == "https")
     await refuse(reply, refused, None)
     _log.info("%s %s %s", refused.code, refused.status, reply.request_id)

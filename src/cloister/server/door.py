@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -21,7 +20,6 @@ import msgspec
 
 from cloister import scope as scopes
 from cloister.client import AsyncCloister
-from cloister.errors import CloisterError, ProviderError
 from cloister.model import Owner
 from cloister.server import errors
 from cloister.server.headers import USER, Headers
@@ -128,7 +126,7 @@ class Door:
         self._lists = _lists(route.query)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = "req_" + os.urandom(12).hex()
+        request_id = errors.new_request_id()
         route, source, began = self._route, _source(scope), time.perf_counter()
         reply = Reply(send, request_id, secure=scope.get("scheme") == "https", style=route.style)
         try:
@@ -311,9 +309,7 @@ class Reply:
 async def refuse(reply: Reply, error: Exception, route: Route | None) -> None:
     """Answer with what became of a request that failed; after the first byte there is nothing left to say."""
     refused = errors.refusal(error)
-    if refused.status >= 500 or isinstance(error, ProviderError):  # its 429 may be an account that is empty
-        expected = isinstance(error, (CloisterError, Refused))
-        _log.error("%s failed: %s", reply.request_id, errors.reason(error), exc_info=None if expected else error)
+    errors.log(error, reply.request_id, refused.status)
     if reply.status:
         raise error
     style = route.style if route else "openai"

@@ -6,7 +6,9 @@ log, under the request's id.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -35,6 +37,8 @@ from cloister.errors import (
     TokenInvalid,
 )
 from cloister.server.refusals import Refused
+
+_log = logging.getLogger("cloister.server")
 
 Style = Literal["openai", "anthropic"]
 
@@ -110,6 +114,20 @@ def reason(error: BaseException) -> str:
     if isinstance(error, Refused):
         return error.code
     return f"{kind}: {error}" if isinstance(error, CloisterError) else kind
+
+
+def log(error: Exception, request_id: str, status: int, *, streamed: bool = False) -> None:
+    """Put in the log why a request failed, where an operator can do something about it; `reason` says what of it."""
+    if status < 500 and not isinstance(error, ProviderError):  # its 429 may be an account that is empty
+        return
+    foreseen = isinstance(error, (CloisterError, Refused))
+    when = " while it was streamed" if streamed else ""
+    _log.error("%s failed%s: %s", request_id, when, reason(error), exc_info=None if foreseen else error)
+
+
+def new_request_id() -> str:
+    """Name a request, for its caller and the log."""
+    return "req_" + os.urandom(12).hex()
 
 
 def _headers(error: CloisterError, status: int) -> Mapping[str, str]:

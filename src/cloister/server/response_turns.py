@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,8 +32,6 @@ from cloister.stream import ReplyStream
 from cloister.turn import Turn
 
 ResultT = TypeVar("ResultT")
-
-_log = logging.getLogger("cloister.server")
 
 
 @dataclass(slots=True)
@@ -211,7 +208,7 @@ class Streaming:
             if self._events is None:
                 raise
             refused = errors.refusal(error)
-            _log.error("%s failed while it was streamed: %s", self._call.request_id, errors.reason(error))
+            errors.log(error, self._call.request_id, refused.status, streamed=True)
             yield _said(self._events.fail(refused.code, refused.message))
 
     def _piece(self, turn: Turn[Session], text: str) -> Iterable[Event]:

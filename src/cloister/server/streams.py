@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncGenerator
 
-from cloister.errors import CloisterError, ProviderError
 from cloister.server import errors
 from cloister.server.door import sse
 from cloister.server.errors import Style
-from cloister.server.refusals import Refused
-
-_log = logging.getLogger("cloister.server")
 
 
 async def told(pieces: AsyncGenerator[bytes, None], request_id: str, style: Style) -> AsyncGenerator[bytes, None]:
@@ -28,7 +23,5 @@ async def told(pieces: AsyncGenerator[bytes, None], request_id: str, style: Styl
             if not begun:
                 raise
             refused = errors.refusal(error)
-            if refused.status >= 500 or isinstance(error, ProviderError):
-                unforeseen = None if isinstance(error, (CloisterError, Refused)) else error
-                _log.error("%s failed while it was streamed: %s", request_id, errors.reason(error), exc_info=unforeseen)
+            errors.log(error, request_id, refused.status, streamed=True)
     yield sse(errors.shape(refused, style, request_id), "error" if style == "anthropic" else None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -350,7 +349,7 @@ def bounded(bounds: Bounds) -> type[Strict]:
 
 
 def _written(refused: Refused, target: bytes) -> bytes:
-    request_id = "req_" + secrets.token_hex(12)
+    request_id = errors.new_request_id()
     body = errors.encode(refused, "anthropic" if target.startswith(b"/v1/messages") else "openai", request_id)
     headers = {
         **errors.SAFE,
