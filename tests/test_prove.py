@@ -205,7 +205,7 @@ async def test_what_goes_unnoticed_fails(forgiven: str, monkeypatch: pytest.Monk
     for check in CHECKS:
         forgiving = check.name == forgiven
         found.append(await judged(check, attack_on(MemoryStore())))
-    assert list(failed(found)) == [forgiven]
+    assert list(failed(found)) == [forgiven], failed(found)
 
 
 async def test_words_in_a_file_are_found(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
